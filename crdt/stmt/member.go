@@ -1,0 +1,164 @@
+package stmt
+
+import (
+	"crypto/ed25519"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+)
+
+// Role is what a member may do.
+type Role string
+
+// The roles. RoleOperator includes RoleOwner: whoever may run nodes may ship.
+const (
+	RoleNode     Role = "node"     // runs instances, publishes node and claim registers
+	RoleOperator Role = "operator" // administers nodes
+	RoleOwner    Role = "owner"    // owns instances
+)
+
+func (r Role) valid() bool { return r == RoleNode || r == RoleOperator || r == RoleOwner }
+
+// Errors of membership and session checks.
+var (
+	// ErrAuthority: well-formed and signed, but by a key that may not say it.
+	ErrAuthority = errors.New("stmt: author has no authority for this statement")
+	// ErrExpired: an invite or a session is over.
+	ErrExpired = errors.New("stmt: expired")
+)
+
+// MemberBody is the body of a [KindMember] statement. Exactly one form:
+//
+//   - admission: Key and Role; author the root, or an invite key with the
+//     root's invite in Via;
+//   - revocation: Key and Revoked, Role the one withdrawn or "" for all; author
+//     the root; it wins over every admission, whenever that was made. Revoking
+//     an invite key revokes whoever it admitted;
+//   - wildcard: AnyOwner with RoleOwner and no Key; author the root; the latest
+//     by (Epoch, Seq) holds, and Revoked ends it. While it holds every key that
+//     is not revoked is a member with RoleOwner.
+type MemberBody struct {
+	Key      Key  `cbor:"key,omitzero"`
+	Role     Role `cbor:"role,omitempty"`
+	AnyOwner bool `cbor:"any,omitempty"`
+	Revoked  bool `cbor:"revoked,omitempty"`
+	// Operator is the operator key a node belongs to, for the allow-lists of
+	// specs. It counts only in statements by the root.
+	Operator Key `cbor:"operator,omitzero"`
+}
+
+// InviteBody is the body of a [KindInvite] statement: the root lets the holder
+// of the private half of Invite admit keys to Roles until Expires.
+type InviteBody struct {
+	Invite  Key    `cbor:"invite"`
+	Roles   []Role `cbor:"roles"`
+	Expires int64  `cbor:"expires"` // Unix seconds
+}
+
+// Member is a checked member statement.
+type Member struct {
+	MemberBody
+	Statement *Statement
+	Invite    Key   // the invite key that admitted, zero if the root did
+	Expires   int64 // Unix seconds until which the invite admits; 0 if the root did
+}
+
+// NewInvite makes an invite key from seed (32 bytes) and the root's statement
+// that delegates to it.
+func NewInvite(root ed25519.PrivateKey, net NetworkID, seed []byte, roles []Role, expires time.Time) ([]byte, error) {
+	if len(seed) != ed25519.SeedSize {
+		return nil, fmt.Errorf("%w: invite seed of %d bytes", ErrShape, len(seed))
+	}
+	body, err := Marshal(InviteBody{
+		Invite: KeyOf(ed25519.NewKeyFromSeed(seed)), Roles: roles, Expires: expires.Unix(),
+	})
+	if err != nil {
+		return nil, err
+	}
+	return Sign(root, Statement{Kind: KindInvite, Network: net, Body: body})
+}
+
+// SignMember signs a member statement: priv is the root's key (via nil) or an
+// invite key (via the root's raw invite). epoch and seq order wildcards and are
+// 0 otherwise.
+func SignMember(priv ed25519.PrivateKey, net NetworkID, m MemberBody, via []byte, epoch, seq uint64) ([]byte, error) {
+	body, err := Marshal(m)
+	if err != nil {
+		return nil, err
+	}
+	return Sign(priv, Statement{Kind: KindMember, Network: net, Epoch: epoch, Seq: seq, Via: via, Body: body})
+}
+
+// CheckMember verifies a member statement offline, with the network's root key
+// alone. Expiry and revocation are not decided here: the caller compares
+// Expires with its clock when it meets the joiner first, and knows revocations.
+// Errors wrap those of [Verify] or ErrAuthority.
+func CheckMember(raw []byte, net NetworkID, root Key) (*Member, error) {
+	s, err := Verify(raw, net)
+	if err != nil {
+		return nil, err
+	}
+	return MemberOf(s, root)
+}
+
+// MemberOf is [CheckMember] for a statement that [Verify] returned.
+func MemberOf(s *Statement, root Key) (*Member, error) {
+	m := &Member{Statement: s}
+	if s.Kind != KindMember {
+		return nil, fmt.Errorf("%w: %s is no member statement", ErrShape, s.Kind)
+	}
+	if err := Unmarshal(s.Body, &m.MemberBody); err != nil {
+		return nil, err
+	}
+	if err := m.check(); err != nil {
+		return nil, err
+	}
+	if s.Author == root && !root.IsZero() {
+		return m, nil
+	}
+	if len(s.Via) == 0 || m.Revoked || m.AnyOwner {
+		return nil, fmt.Errorf("%w: member statement by %s", ErrAuthority, s.Author)
+	}
+	inv, err := checkInvite(s, root)
+	if err != nil {
+		return nil, fmt.Errorf("invite: %w", err)
+	}
+	if !slices.Contains(inv.Roles, m.Role) {
+		return nil, fmt.Errorf("%w: the invite does not admit to %q", ErrAuthority, m.Role)
+	}
+	m.Invite, m.Expires, m.Operator = inv.Invite, inv.Expires, Key{}
+	return m, nil
+}
+
+func checkInvite(s *Statement, root Key) (*InviteBody, error) {
+	v, err := Verify(s.Via, s.Network)
+	if err != nil {
+		return nil, err
+	}
+	if v.Kind != KindInvite || v.Author != root || root.IsZero() {
+		return nil, fmt.Errorf("%w: not the root's invite", ErrAuthority)
+	}
+	var inv InviteBody
+	if err := Unmarshal(v.Body, &inv); err != nil {
+		return nil, err
+	}
+	if inv.Invite != s.Author {
+		return nil, fmt.Errorf("%w: the invite is for %s", ErrAuthority, inv.Invite)
+	}
+	return &inv, nil
+}
+
+func (m *Member) check() error {
+	switch {
+	case m.AnyOwner:
+		if !m.Key.IsZero() || m.Role != RoleOwner {
+			return fmt.Errorf("%w: wildcard with a key or a role other than owner", ErrShape)
+		}
+	case m.Key.IsZero():
+		return fmt.Errorf("%w: member without a key", ErrShape)
+	case !m.Role.valid() && (m.Role != "" || !m.Revoked):
+		return fmt.Errorf("%w: role %q", ErrShape, m.Role)
+	}
+	return nil
+}

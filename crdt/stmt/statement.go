@@ -1,0 +1,217 @@
+package stmt
+
+import (
+	"crypto/ed25519"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+)
+
+// Limits on every statement.
+const (
+	// MaxStatement is the largest raw statement in bytes (CONTRACT, Limits).
+	MaxStatement = 8 << 10
+	// MaxDeps is the largest number of dependencies.
+	MaxDeps = 64
+	// MaxTime bounds [Statement.Time]: 2100-01-01T00:00:00Z. An unbounded
+	// time poisons the Automerge engine, and a date past this one is a lie.
+	MaxTime = 4102444800
+	// maxKind is the longest kind in bytes.
+	maxKind = 16
+)
+
+// Errors of [Verify] and [Sign]; returned errors wrap one of them or
+// [ErrEncoding].
+var (
+	// ErrTooLarge: the statement exceeds a limit of this package.
+	ErrTooLarge = errors.New("stmt: statement too large")
+	// ErrShape: canonical, but not a statement.
+	ErrShape = errors.New("stmt: malformed statement")
+	// ErrNetwork: a statement of another network.
+	ErrNetwork = errors.New("stmt: statement of another network")
+	// ErrSignature: the signature does not verify.
+	ErrSignature = errors.New("stmt: bad signature")
+)
+
+// Kind says what a statement is about. It is part of what is signed.
+type Kind string
+
+// The kinds. A verifier accepts other kinds, so that newer members' statements
+// can be relayed; package crdt stores only those that it has a rule for.
+const (
+	KindMember  Kind = "member"  // admits or revokes a key
+	KindInvite  Kind = "invite"  // the root's delegation to an invite key
+	KindOwner   Kind = "owner"   // which instances of an owner live
+	KindSpec    Kind = "spec"    // a change of one instance's desired state
+	KindNode    Kind = "node"    // what a node is and has
+	KindClaim   Kind = "claim"   // what a node does with one slot
+	KindHint    Kind = "hint"    // suspicion or refutation; gossip only
+	KindSession Kind = "session" // binds a connection to an owner; never stored
+	KindBase    Kind = "base"    // a publisher's name for a base
+)
+
+// Statement is one verified or to be signed sentence.
+type Statement struct {
+	Kind    Kind
+	Network NetworkID
+	Author  Key
+	Epoch   uint64 // meaning by kind: boot epoch of a register, epoch of a spec
+	Seq     uint64 // meaning by kind: strictly increasing per author or actor
+	Time    int64  // Unix seconds, 0…MaxTime; display only, never authority
+	Deps    []ID   // statements this one has seen; at most MaxDeps
+	Via     []byte // raw statement that delegates to Author, or nil
+	Body    []byte // canonical DAG-CBOR map of the kind
+
+	// Set by Verify, ignored by Sign.
+	ID  ID
+	Raw []byte // the verified bytes; shared with the caller of Verify
+}
+
+// payload is the signed map. Keys are one letter: statements are many and small.
+type payload struct {
+	Kind    string    `cbor:"k"`
+	Network NetworkID `cbor:"n"`
+	Author  Key       `cbor:"a"`
+	Epoch   uint64    `cbor:"e,omitempty"`
+	Seq     uint64    `cbor:"s,omitempty"`
+	Time    int64     `cbor:"t,omitempty"`
+	Deps    []ID      `cbor:"d,omitempty"`
+	Via     []byte    `cbor:"v,omitempty"`
+	Body    Raw       `cbor:"b"`
+}
+
+// envelope is a raw statement: a CBOR array of two byte strings.
+type envelope struct {
+	_       struct{} `cbor:",toarray"`
+	Payload []byte
+	Sig     []byte
+}
+
+// signedBytes is what the signature covers and the ID hashes.
+func signedBytes(k Kind, payload []byte) []byte {
+	b := make([]byte, 0, len(domain)+len(k)+1+len(payload))
+	b = append(b, domain...)
+	b = append(b, k...)
+	b = append(b, 0)
+	return append(b, payload...)
+}
+
+const domain = "formation/stmt/1\x00"
+
+// Sign encodes and signs s. s.Author may be zero (it becomes priv's key) and
+// must be priv's key otherwise; s.ID and s.Raw are ignored. Errors wrap
+// ErrShape, ErrTooLarge or ErrEncoding.
+func Sign(priv ed25519.PrivateKey, s Statement) ([]byte, error) {
+	if len(priv) != ed25519.PrivateKeySize {
+		return nil, fmt.Errorf("%w: private key of %d bytes", ErrShape, len(priv))
+	}
+	author := KeyOf(priv)
+	if s.Author.IsZero() {
+		s.Author = author
+	}
+	if s.Author != author {
+		return nil, fmt.Errorf("%w: author %s is not the signing key %s", ErrShape, s.Author, author)
+	}
+	if err := s.check(); err != nil {
+		return nil, err
+	}
+	p, err := Marshal(payload{
+		Kind: string(s.Kind), Network: s.Network, Author: s.Author, Epoch: s.Epoch, Seq: s.Seq,
+		Time: s.Time, Deps: s.Deps, Via: s.Via, Body: Raw(s.Body),
+	})
+	if err != nil {
+		return nil, err
+	}
+	raw, err := Marshal(envelope{Payload: p, Sig: ed25519.Sign(priv, signedBytes(s.Kind, p))})
+	if err != nil {
+		return nil, err
+	}
+	if len(raw) > MaxStatement {
+		return nil, fmt.Errorf("%w: %d bytes, at most %d", ErrTooLarge, len(raw), MaxStatement)
+	}
+	return raw, nil
+}
+
+// Peek decodes raw without checking its signature: size, then shape, then
+// network. What it returns is hostile input; use it to drop the stale and the
+// unwanted cheaply, and [Verify] before believing anything.
+func Peek(raw []byte, net NetworkID) (*Statement, error) {
+	s, _, _, err := decode(raw, net)
+	return s, err
+}
+
+// Verify decodes raw and checks, in this order, size, shape, network and
+// signature. Errors wrap ErrTooLarge, ErrEncoding, ErrShape, ErrNetwork or
+// ErrSignature. The statement shares memory with raw, which must not change
+// afterwards. Whether Author may say it is not checked here.
+func Verify(raw []byte, net NetworkID) (*Statement, error) {
+	s, signed, sig, err := decode(raw, net)
+	if err != nil {
+		return nil, err
+	}
+	if !ed25519.Verify(s.Author[:], signed, sig) {
+		return nil, fmt.Errorf("%w: %s statement of %s", ErrSignature, s.Kind, s.Author)
+	}
+	return s, nil
+}
+
+func decode(raw []byte, net NetworkID) (s *Statement, signed, sig []byte, err error) {
+	if len(raw) > MaxStatement {
+		return nil, nil, nil, fmt.Errorf("%w: %d bytes, at most %d", ErrTooLarge, len(raw), MaxStatement)
+	}
+	var e envelope
+	if err := Unmarshal(raw, &e); err != nil {
+		return nil, nil, nil, err
+	}
+	if len(e.Sig) != ed25519.SignatureSize {
+		return nil, nil, nil, fmt.Errorf("%w: signature of %d bytes", ErrShape, len(e.Sig))
+	}
+	if len(e.Payload) == 0 || e.Payload[0]>>5 != majorMap {
+		return nil, nil, nil, fmt.Errorf("%w: payload is no map", ErrShape)
+	}
+	var p payload
+	if err := Unmarshal(e.Payload, &p); err != nil {
+		return nil, nil, nil, err
+	}
+	s = &Statement{
+		Kind: Kind(p.Kind), Network: p.Network, Author: p.Author, Epoch: p.Epoch, Seq: p.Seq,
+		Time: p.Time, Deps: p.Deps, Via: p.Via, Body: p.Body, Raw: raw,
+	}
+	if err := s.check(); err != nil {
+		return nil, nil, nil, err
+	}
+	if s.Author.IsZero() {
+		return nil, nil, nil, fmt.Errorf("%w: no author", ErrShape)
+	}
+	if s.Network != net {
+		return nil, nil, nil, fmt.Errorf("%w: %s", ErrNetwork, s.Network.Short())
+	}
+	signed = signedBytes(s.Kind, e.Payload)
+	s.ID = sha256.Sum256(signed)
+	return s, signed, e.Sig, nil
+}
+
+// check holds what is true of every statement, on both sides of the wire.
+func (s *Statement) check() error {
+	switch {
+	case s.Kind == "" || len(s.Kind) > maxKind:
+		return fmt.Errorf("%w: kind of %d bytes", ErrShape, len(s.Kind))
+	case s.Time < 0 || s.Time > MaxTime:
+		return fmt.Errorf("%w: time %d", ErrShape, s.Time)
+	case len(s.Deps) > MaxDeps:
+		return fmt.Errorf("%w: %d dependencies, at most %d", ErrTooLarge, len(s.Deps), MaxDeps)
+	case len(s.Body) == 0 || s.Body[0]>>5 != majorMap:
+		return fmt.Errorf("%w: body is no map", ErrShape)
+	}
+	for _, c := range []byte(s.Kind) {
+		if c < 'a' || c > 'z' {
+			return fmt.Errorf("%w: kind %q", ErrShape, s.Kind)
+		}
+	}
+	for i := 1; i < len(s.Deps); i++ {
+		if s.Deps[i-1].Compare(s.Deps[i]) >= 0 {
+			return fmt.Errorf("%w: dependencies out of order or repeated", ErrShape)
+		}
+	}
+	return nil
+}
