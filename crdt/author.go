@@ -1,0 +1,280 @@
+package crdt
+
+import (
+	"crypto/ed25519"
+	"crypto/rand"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/formthefog/formation/crdt/stmt"
+)
+
+// Author makes an owner's statements. It needs no daemon: it starts from the
+// owner's raw statements (Replica.OwnerStatements, GET /v1/owners/{key}/statements)
+// and returns new ones to submit to any peer. Several Authors of one owner, on
+// several devices, may work at once; their changes merge.
+//
+// An Author is not safe for concurrent use. It lives for one piece of work:
+// load, change, submit. Every Author writes as an actor and a device of its own.
+type Author struct {
+	// Now gives the display time of statements; time.Now unless replaced.
+	Now func() time.Time
+
+	key     ed25519.PrivateKey
+	owner   stmt.Key
+	state   *State
+	device  stmt.Key
+	actor   ActorID
+	counter uint64
+}
+
+// NewAuthor returns an author for the owner whose private key is key. raws are
+// the owner's statements; statements of others and stale ones are ignored, a
+// malformed or forged one is an error.
+func NewAuthor(key ed25519.PrivateKey, network stmt.NetworkID, raws [][]byte) (*Author, error) {
+	return newAuthor(key, network, raws, rand.Reader)
+}
+
+func newAuthor(key ed25519.PrivateKey, network stmt.NetworkID, raws [][]byte, random io.Reader) (*Author, error) {
+	a := &Author{
+		Now: time.Now, key: key, owner: stmt.KeyOf(key),
+		// A state of an open network: membership is for the peers to judge.
+		state: NewState(network, stmt.Key{}, NewModel()),
+	}
+	if _, err := io.ReadFull(random, a.device[:]); err != nil {
+		return nil, fmt.Errorf("author: device: %w", err)
+	}
+	if _, err := io.ReadFull(random, a.actor[:]); err != nil {
+		return nil, fmt.Errorf("author: actor: %w", err)
+	}
+	for i, raw := range raws {
+		st, err := stmt.Verify(raw, network)
+		if err != nil {
+			return nil, fmt.Errorf("author: statement %d: %w", i, err)
+		}
+		if st.Author == a.owner && (st.Kind == stmt.KindOwner || st.Kind == stmt.KindSpec) {
+			// Stale or early ones are no error: peers hold different sets.
+			_, _ = a.state.applyVerified(st, time.Time{})
+		}
+	}
+	return a, nil
+}
+
+// Owner returns the owner's public key.
+func (a *Author) Owner() stmt.Key { return a.owner }
+
+// Instances returns the owner's live instances by ID, as the statements known
+// to this Author have them.
+func (a *Author) Instances() []Spec { return a.state.View().InstancesOf(a.owner) }
+
+// Create makes a new instance from spec, whose ID, Owner and Generation are
+// ignored. The statements belong together: submit all of them. Errors wrap
+// ErrInvalid, ErrQuota or stmt.ErrTooLarge.
+func (a *Author) Create(spec Spec) (id string, raws [][]byte, err error) {
+	if err := spec.validate(); err != nil {
+		return "", nil, fmt.Errorf("create: %w", err)
+	}
+	if o := a.state.owners[a.owner]; o != nil && len(o.live) >= MaxInstances {
+		return "", nil, fmt.Errorf("create: %w: %d instances", ErrQuota, MaxInstances)
+	}
+	counter := a.counter
+	doc := InstanceID(a.owner, a.device, counter)
+	root, err := a.signRoot(&spec, a.device, counter, 1, 1, nil)
+	if err != nil {
+		return "", nil, fmt.Errorf("create: %w", err)
+	}
+	page, err := a.signPage(doc, false)
+	if err != nil {
+		return "", nil, fmt.Errorf("create: %w", err)
+	}
+	a.counter++
+	if err := a.apply(page, root); err != nil {
+		return "", nil, fmt.Errorf("create: %w", err)
+	}
+	return doc.String(), [][]byte{page, root}, nil
+}
+
+// Set changes instance id by what mutate does to a copy of its spec; ID, Owner,
+// Generation, Epoch and Frozen are not for mutate to change. Keys that mutate
+// leaves alone keep what other devices set at the same time. A change of nothing
+// gives no statements. When the document's history has grown, or it is frozen,
+// the statement re-roots it; of two devices that do that at once only one is
+// heard, and the other's Submit fails with ErrStale: load again and repeat. Errors wrap ErrNotFound, ErrInvalid or
+// stmt.ErrTooLarge.
+func (a *Author) Set(id string, mutate func(*Spec)) (raws [][]byte, err error) {
+	old, ok := a.state.View().Instance(id)
+	if !ok || old.Owner != a.owner {
+		return nil, fmt.Errorf("set %s: %w", id, ErrNotFound)
+	}
+	spec := old.clone()
+	mutate(&spec)
+	if err := spec.validate(); err != nil {
+		return nil, fmt.Errorf("set %s: %w", id, err)
+	}
+	before, err := old.values()
+	if err != nil {
+		return nil, fmt.Errorf("set %s: %w", id, err)
+	}
+	after, err := spec.values()
+	if err != nil {
+		return nil, fmt.Errorf("set %s: %w", id, err)
+	}
+	ops := diffValues(before, after)
+	if len(ops) == 0 {
+		return nil, nil
+	}
+	raw, err := a.signSet(id, &spec, old.Generation, ops)
+	if err != nil {
+		return nil, fmt.Errorf("set %s: %w", id, err)
+	}
+	if err := a.apply(raw); err != nil {
+		return nil, fmt.Errorf("set %s: %w", id, err)
+	}
+	return [][]byte{raw}, nil
+}
+
+func (a *Author) signSet(id string, spec *Spec, generation uint64, ops map[string]stmt.Raw) ([]byte, error) {
+	docID, err := ParseDocID(id)
+	if err != nil {
+		return nil, err
+	}
+	d := a.state.docs[docID]
+	device, counter, err := a.origin(d)
+	if err != nil {
+		return nil, err
+	}
+	heads := slices.SortedFunc(maps.Keys(d.heads), stmt.ID.Compare)
+	// A change that would not fit a root must not be signed either, or the
+	// document could never be re-rooted again.
+	root, err := a.signRoot(spec, device, counter, d.epoch+1, generation+1, heads[:min(len(heads), stmt.MaxDeps)])
+	if err != nil {
+		return nil, err
+	}
+	if d.proof != nil || len(d.order) >= RerootChanges || d.bytes >= RerootBytes || len(heads) > stmt.MaxDeps || len(ops) > MaxOps {
+		return root, nil
+	}
+	var seq uint64
+	for _, h := range heads {
+		seq = max(seq, d.changes[h].past[a.actor])
+	}
+	body, err := stmt.Marshal(specBody{Device: device, Counter: counter, Actor: a.actor, Root: d.root.id, Ops: ops})
+	if err != nil {
+		return nil, err
+	}
+	return stmt.Sign(a.key, stmt.Statement{
+		Kind: stmt.KindSpec, Network: a.state.network, Epoch: d.epoch, Seq: seq + 1,
+		Time: a.Now().Unix(), Deps: heads, Body: body,
+	})
+}
+
+// origin returns the device and counter that the document's ID is made of.
+func (a *Author) origin(d *document) (stmt.Key, uint64, error) {
+	st, err := stmt.Peek(d.root.raw, a.state.network)
+	if err != nil {
+		return stmt.Key{}, 0, err
+	}
+	b, _, err := decodeSpec(st)
+	if err != nil {
+		return stmt.Key{}, 0, err
+	}
+	return b.Device, b.Counter, nil
+}
+
+func (a *Author) signRoot(spec *Spec, device stmt.Key, counter, epoch, generation uint64, heads []stmt.ID) ([]byte, error) {
+	vals, err := spec.values()
+	if err != nil {
+		return nil, err
+	}
+	ops := make(map[string]stmt.Raw, len(vals)+1)
+	for k, v := range vals {
+		ops[k] = v
+	}
+	if ops[keyGeneration], err = stmt.Marshal(generation); err != nil {
+		return nil, err
+	}
+	if len(ops) > MaxOps {
+		return nil, fmt.Errorf("%w: %d keys, at most %d (environment and labels count one each)", ErrInvalid, len(ops), MaxOps)
+	}
+	body, err := stmt.Marshal(specBody{Device: device, Counter: counter, Actor: a.actor, Ops: ops})
+	if err != nil {
+		return nil, err
+	}
+	return stmt.Sign(a.key, stmt.Statement{
+		Kind: stmt.KindSpec, Network: a.state.network, Epoch: epoch, Seq: 1,
+		Time: a.Now().Unix(), Deps: heads, Body: body,
+	})
+}
+
+// Delete deletes instance id for good. Errors wrap ErrNotFound.
+func (a *Author) Delete(id string) (raws [][]byte, err error) {
+	doc, err := ParseDocID(id)
+	if err != nil {
+		return nil, fmt.Errorf("delete %s: %w", id, ErrNotFound)
+	}
+	if o := a.state.owners[a.owner]; o == nil || !o.live[doc] {
+		return nil, fmt.Errorf("delete %s: %w", id, ErrNotFound)
+	}
+	page, err := a.signPage(doc, true)
+	if err != nil {
+		return nil, fmt.Errorf("delete %s: %w", id, err)
+	}
+	if err := a.apply(page); err != nil {
+		return nil, fmt.Errorf("delete %s: %w", id, err)
+	}
+	return [][]byte{page}, nil
+}
+
+// pageOf spreads an owner's instances over 64 pages, one owner statement each,
+// so that tombstones (21 bytes each, kept for good) stay within a statement's
+// size for more than twenty thousand deletions.
+func pageOf(d DocID) byte { return d[0] >> 2 }
+
+// signPage signs the page of doc with doc added or, when dead, buried. It
+// subsumes every statement about the page that this Author knows.
+func (a *Author) signPage(doc DocID, dead bool) ([]byte, error) {
+	live, buried := map[DocID]bool{}, map[DocID]bool{}
+	if o := a.state.owners[a.owner]; o != nil {
+		for _, st := range o.stmts {
+			for _, d := range st.body.Live {
+				live[d] = pageOf(d) == pageOf(doc)
+			}
+		}
+		for d := range o.dead {
+			buried[d] = pageOf(d) == pageOf(doc)
+		}
+	}
+	live[doc] = true
+	if dead {
+		buried[doc] = true
+	}
+	var b ownerBody
+	for _, d := range slices.SortedFunc(maps.Keys(buried), compareDocs) {
+		if buried[d] {
+			b.Dead = append(b.Dead, d)
+		}
+	}
+	for _, d := range slices.SortedFunc(maps.Keys(live), compareDocs) {
+		if live[d] && !buried[d] {
+			b.Live = append(b.Live, d)
+		}
+	}
+	body, err := stmt.Marshal(b)
+	if err != nil {
+		return nil, err
+	}
+	return stmt.Sign(a.key, stmt.Statement{
+		Kind: stmt.KindOwner, Network: a.state.network, Time: a.Now().Unix(), Body: body,
+	})
+}
+
+func (a *Author) apply(raws ...[]byte) error {
+	for _, raw := range raws {
+		if _, err := a.state.Apply(raw, time.Time{}); err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,108 @@
+package crdt
+
+import (
+	"cmp"
+	"slices"
+	"strings"
+
+	"github.com/formthefog/formation/crdt/stmt"
+)
+
+// View returns the merged state. It is cheap when nothing changed, and else
+// costs about what changed since the last call.
+func (s *State) View() *View {
+	if s.view != nil && !s.dirty {
+		return s.view
+	}
+	for key := range s.dirtyNode { // any order: each entry is rebuilt by itself
+		s.buildNode(key)
+		for k := range s.byNode[key] {
+			s.dirtyInst[k.doc] = struct{}{} // its membership may have changed
+		}
+	}
+	for id := range s.dirtyInst { // any order: each entry is rebuilt by itself
+		s.buildInst(id)
+	}
+	s.version++
+	s.members.shared = true
+	mv := s.members.memberView
+	v := &View{
+		network: s.network, root: s.root, version: s.version,
+		insts: s.insts.freeze(), nodes: s.nodeViews.freeze(), members: &mv,
+	}
+	if s.view != nil && !s.dirtyBases {
+		v.bases = s.view.bases
+	} else {
+		v.bases = s.buildBases()
+	}
+	clear(s.dirtyInst)
+	clear(s.dirtyNode)
+	s.dirty, s.dirtyBases = false, false
+	s.view = v
+	return v
+}
+
+func (s *State) buildNode(key stmt.Key) {
+	nv := &nodeView{}
+	if n := s.nodes[key]; n != nil {
+		c := *n.node
+		c.Operator = s.members.operator[key]
+		nv.node = &c
+	}
+	for k := range s.byNode[key] {
+		if c := s.claims[k]; !c.gone {
+			nv.claims = append(nv.claims, c.claim)
+		}
+	}
+	if nv.node == nil && nv.claims == nil {
+		s.nodeViews.delete(key)
+		return
+	}
+	slices.SortFunc(nv.claims, compareClaims)
+	s.nodeViews.set(key, nv)
+}
+
+func (s *State) buildInst(id DocID) {
+	iv := &instView{}
+	if d := s.docs[id]; d != nil {
+		if o := s.owners[d.owner]; o != nil && o.live[id] {
+			iv.spec = s.buildSpec(d)
+		}
+	}
+	for k := range s.byDoc[id] {
+		c := s.claims[k]
+		if !c.gone && (iv.spec == nil || iv.spec.Owner == k.owner) {
+			iv.claims = append(iv.claims, c.claim)
+		}
+	}
+	if iv.spec == nil && iv.claims == nil {
+		s.insts.delete(id.String())
+		return
+	}
+	slices.SortFunc(iv.claims, compareClaims)
+	s.insts.set(id.String(), iv)
+}
+
+// buildSpec returns nil when the engine cannot read the document, which is a
+// fault of this machine and must not stop the others' instances.
+func (s *State) buildSpec(d *document) *Spec {
+	vals, err := s.engine.Values(d.id)
+	if err != nil {
+		return nil
+	}
+	spec := &Spec{ID: d.id.String(), Owner: d.owner, Frozen: d.proof != nil, Epoch: d.epoch}
+	spec.setValues(vals)
+	spec.Generation += uint64(len(d.order) - 1)
+	return spec
+}
+
+func (s *State) buildBases() []Base {
+	out := make([]Base, 0, len(s.bases))
+	for k, b := range s.bases {
+		out = append(out, Base{Publisher: k.publisher, Name: k.name, CID: b.cid, Epoch: b.epoch, Seq: b.seq})
+	}
+	slices.SortFunc(out, func(a, b Base) int {
+		return cmp.Or(strings.Compare(a.Name, b.Name), a.Publisher.Compare(b.Publisher))
+	})
+	return out
+}

@@ -1,0 +1,309 @@
+package crdt
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"math/rand/v2"
+	"testing"
+	"time"
+
+	"github.com/formthefog/formation/crdt/stmt"
+)
+
+// memFS is a disk in memory that fails at a chosen operation and, when the
+// machine crashes, forgets what was not synced.
+type memFS struct {
+	dir, durable map[string]*inode // names as seen, and as on disk
+	rng          *rand.Rand
+
+	ops    int // operations so far: every write, sync, truncate, rename, dir sync
+	failAt int // the operation that fails; 0 = none
+	fault  fault
+	down   bool // after a crash nothing works
+}
+
+type inode struct {
+	data   []byte
+	synced int // bytes certainly on disk
+}
+
+type fault int
+
+const (
+	faultCrash      fault = iota // the machine stops before the operation
+	faultCrashAfter              // the machine stops after the operation
+	faultShort                   // half of a write happens, then ENOSPC; other operations fail once
+	faultError                   // the operation fails once and does nothing
+	faultCount
+)
+
+var (
+	errCrashed = errors.New("the machine is down")
+	errDisk    = errors.New("no space left on device")
+)
+
+func newMemFS(seed uint64) *memFS {
+	return &memFS{dir: map[string]*inode{}, durable: map[string]*inode{}, rng: rand.New(rand.NewPCG(seed, 0))}
+}
+
+// op runs one operation, or what is left of it under the planned fault. whole
+// does it all and half does part of it.
+func (m *memFS) op(whole, half func()) error {
+	if m.down {
+		return errCrashed
+	}
+	m.ops++
+	if m.ops != m.failAt {
+		whole()
+		return nil
+	}
+	switch m.fault {
+	case faultCrash:
+		half()
+		m.down = true
+		return errCrashed
+	case faultCrashAfter:
+		whole()
+		m.down = true
+		return errCrashed
+	case faultShort:
+		half()
+	}
+	return errDisk
+}
+
+// reboot is the disk as a new boot finds it: of what was not synced any part may
+// be there, and its last bytes may be wrong.
+func (m *memFS) reboot() *memFS {
+	n := newMemFS(m.rng.Uint64())
+	dir := m.durable
+	if m.rng.IntN(2) == 0 {
+		dir = m.dir
+	}
+	for name, ino := range dir {
+		keep := ino.synced
+		if tail := len(ino.data) - keep; tail > 0 {
+			keep += m.rng.IntN(tail + 1)
+		}
+		data := append([]byte{}, ino.data[:keep]...)
+		switch tail := keep - ino.synced; {
+		case tail > 0 && m.rng.IntN(2) == 0: // a flipped bit in what was not synced
+			data[ino.synced+m.rng.IntN(tail)] ^= 1 << m.rng.IntN(8)
+		case len(ino.data) > ino.synced && m.rng.IntN(4) == 0: // the file was extended, its blocks never written
+			data = append(data, make([]byte, m.rng.IntN(40))...)
+		}
+		f := &inode{data: data, synced: len(data)}
+		n.dir[name], n.durable[name] = f, f
+	}
+	return n
+}
+
+func (m *memFS) Open(name string, truncate bool) (file, error) {
+	if m.down {
+		return nil, errCrashed
+	}
+	ino := m.dir[name]
+	if ino == nil || truncate {
+		ino = &inode{}
+		m.dir[name] = ino
+	}
+	return &memFile{fs: m, ino: ino}, nil
+}
+
+func (m *memFS) Rename(from, to string) error {
+	return m.op(func() {
+		m.dir[to] = m.dir[from]
+		delete(m.dir, from)
+	}, func() {})
+}
+
+func (m *memFS) SyncDir() error {
+	return m.op(func() { m.durable = maps.Clone(m.dir) }, func() {})
+}
+
+type memFile struct {
+	fs  *memFS
+	ino *inode
+	pos int
+}
+
+func (f *memFile) Read(b []byte) (int, error) {
+	if f.fs.down {
+		return 0, errCrashed
+	}
+	if f.pos >= len(f.ino.data) {
+		return 0, io.EOF
+	}
+	n := copy(b, f.ino.data[f.pos:])
+	f.pos += n
+	return n, nil
+}
+
+func (f *memFile) Write(b []byte) (n int, err error) {
+	write := func(k int) func() {
+		return func() { f.ino.data = append(f.ino.data, b[:k]...); n = k }
+	}
+	err = f.fs.op(write(len(b)), write(len(b)/2))
+	return n, err
+}
+
+func (f *memFile) Sync() error {
+	return f.fs.op(func() { f.ino.synced = len(f.ino.data) }, func() {})
+}
+
+func (f *memFile) Truncate(size int64) error {
+	return f.fs.op(func() {
+		f.ino.data = f.ino.data[:size]
+		f.ino.synced = min(f.ino.synced, int(size))
+	}, func() {})
+}
+
+func (f *memFile) Close() error { return nil }
+
+// workload does one of everything a replica writes and returns the statements
+// that were acknowledged, all that were tried, and the last published epoch.
+func workload(t *testing.T, fsys fileSystem, w *world, steps [][][]byte) (acked, tried [][]byte, epoch uint64) {
+	t.Helper()
+	ctx := context.Background()
+	for _, s := range steps {
+		tried = append(tried, s...)
+	}
+	r, err := openReplica(ReplicaConfig{Key: keyOf("n1"), Network: w.net, Root: w.root, Engine: NewModel(), Now: func() time.Time { return testNow }}, fsys)
+	if err != nil {
+		return nil, tried, 0
+	}
+	published := func() (raws [][]byte) {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		if n := r.state.nodes[r.key]; n != nil {
+			raws = append(raws, n.raw)
+		}
+		for k := range r.state.byNode[r.key] {
+			raws = append(raws, r.state.claims[k].raw)
+		}
+		return raws
+	}
+	for i, s := range steps {
+		if _, err := r.Submit(ctx, s...); err == nil {
+			acked = append(acked, s...)
+		}
+		err := r.SetNode(ctx, Node{Version: fmt.Sprint(i)})
+		if err == nil {
+			err = r.SetClaims(ctx, []Claim{{Instance: DocID{1}.String(), Owner: pub("olga"), Reason: fmt.Sprint(i)}})
+		}
+		own := published()
+		tried = append(tried, own...)
+		if err == nil {
+			acked = append(acked, own...)
+			epoch = r.own.epoch
+		}
+		if i == len(steps)/2 {
+			r.mu.Lock()
+			err := r.log.compact(r.state.index().statements())
+			r.mu.Unlock()
+			if err != nil && !errors.Is(err, errLogFailed) {
+				t.Errorf("compact: %v does not say that the log has failed", err)
+			}
+		}
+	}
+	return acked, tried, epoch
+}
+
+// A crash, a short write, a failed write, sync, truncation or rename at every
+// single point: what was acknowledged is there after the next boot, and nothing
+// that was never written is.
+func TestFaultAtEveryWrite(t *testing.T) {
+	w := newWorld(t)
+	steps := [][][]byte{{w.admit("n1", stmt.RoleNode), w.admit("olga", stmt.RoleOwner)}}
+	a := w.author("olga", nil)
+	id, raws, err := a.Create(Spec{Name: "hello"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	steps = append(steps, raws)
+	for i := range 4 {
+		raws, err := a.Set(id, func(s *Spec) { s.Replicas = i + 1 })
+		if err != nil {
+			t.Fatal(err)
+		}
+		steps = append(steps, raws)
+	}
+	clean := newMemFS(0)
+	if acked, _, _ := workload(t, clean, w, steps); len(acked) < len(steps) {
+		t.Fatalf("only %d statements acknowledged without a fault", len(acked))
+	}
+	for at := 1; at <= clean.ops; at++ {
+		for kind := range faultCount {
+			seed := uint64(at)*100 + uint64(kind)
+			fsys := newMemFS(seed)
+			fsys.failAt, fsys.fault = at, kind
+			acked, tried, epoch := workload(t, fsys, w, steps)
+			checkRecovered(t, fmt.Sprintf("operation %d, fault %d, seed %d", at, kind, seed), fsys.reboot(), w, acked, tried, epoch)
+		}
+	}
+	t.Logf("%d operations, %d faults each", clean.ops, faultCount)
+}
+
+func checkRecovered(t *testing.T, what string, disk *memFS, w *world, acked, tried [][]byte, epoch uint64) {
+	t.Helper()
+	r, err := openReplica(ReplicaConfig{Key: keyOf("n1"), Network: w.net, Root: w.root, Engine: NewModel()}, disk)
+	if err != nil {
+		t.Fatalf("%s: reopen: %v", what, err)
+	}
+	for _, raw := range r.state.index().statements() {
+		known := false
+		for _, k := range tried {
+			known = known || string(k) == string(raw)
+		}
+		if !known {
+			t.Fatalf("%s: a statement that nobody made is held", what)
+		}
+	}
+	for _, raw := range acked {
+		if changed, err := r.state.Apply(raw, testNow); changed || (err != nil && !errors.Is(err, ErrStale)) {
+			st, _ := stmt.Peek(raw, w.net)
+			t.Fatalf("%s: acknowledged %s statement is lost (%v)", what, st.Kind, err)
+		}
+	}
+	if err := r.SetNode(context.Background(), Node{Version: "after"}); err == nil && r.own.epoch <= epoch {
+		t.Fatalf("%s: epoch %d after %d was published", what, r.own.epoch, epoch)
+	}
+}
+
+// A bit flipped anywhere in a synced log: nothing wrong is accepted, and what was
+// before the damage is there.
+func TestBitRot(t *testing.T) {
+	w := newWorld(t)
+	raws := [][]byte{w.admit("n1", stmt.RoleNode), w.admit("n2", stmt.RoleNode), w.admit("n3", stmt.RoleNode)}
+	whole := []byte(logMagic)
+	ends := []int{}
+	for _, raw := range raws {
+		whole = appendFrame(whole, raw)
+		ends = append(ends, len(whole))
+	}
+	for i := range whole {
+		fsys := newMemFS(1)
+		data := append([]byte{}, whole...)
+		data[i] ^= 0x10
+		fsys.dir[logName] = &inode{data: data, synced: len(data)}
+		r, err := openReplica(ReplicaConfig{Key: keyOf("n1"), Network: w.net, Root: w.root, Engine: NewModel()}, fsys)
+		if err != nil {
+			t.Fatalf("byte %d: %v", i, err)
+		}
+		want := 0
+		for _, e := range ends {
+			if e <= i && i >= len(logMagic) {
+				want++
+			}
+		}
+		if got := len(r.View().Members()); got != want {
+			t.Fatalf("byte %d: %d members, want the %d before it", i, got, want)
+		}
+		if err := r.SetNode(context.Background(), Node{}); err != nil && !errors.Is(err, ErrNotMember) {
+			t.Fatalf("byte %d: the log does not go on: %v", i, err)
+		}
+	}
+}

@@ -1,0 +1,186 @@
+package crdt
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/peer"
+
+	"github.com/formthefog/formation/crdt/stmt"
+)
+
+// Gossip is what a Replica needs of a pubsub. Topics are bare names; the
+// implementation adds the network. p2p.Node is one.
+type Gossip interface {
+	Publish(ctx context.Context, topic string, msg []byte) error
+	// Subscribe shows every message of a peer to validate, which receives it;
+	// false keeps it from being passed on. It returns at once and ends with ctx.
+	Subscribe(ctx context.Context, topic string, validate func(ctx context.Context, from peer.ID, msg []byte) bool) error
+}
+
+// Streams is what a Replica needs of a host. Protocol names are bare.
+type Streams interface {
+	Peers() []peer.ID
+	Open(ctx context.Context, p peer.ID, proto string) (net.Conn, error)
+	Handle(proto string, h func(ctx context.Context, from peer.ID, c net.Conn))
+}
+
+// Bounds of gossip.
+const (
+	// MaxGossip is the largest gossip message in bytes (CONTRACT, Limits).
+	MaxGossip       = 64 << 10
+	gossipBatch     = 48 << 10
+	maxGossipStmts  = 64
+	topicShards     = 1
+	peerRate        = 1000 // messages a second one neighbour may pass on
+	peerBurst       = 4000
+	authorRate      = 50 // statements a second of one author that are passed on
+	authorBurst     = 500
+	maxRateCounters = 4096
+)
+
+// topicOf returns the topic of statements by author: sharded by key hash.
+func topicOf(author stmt.Key) string {
+	return fmt.Sprintf("state/%d", subjectOf("topic", author[:])%topicShards)
+}
+
+func topics() []string {
+	out := make([]string, topicShards)
+	for i := range out {
+		out[i] = fmt.Sprintf("state/%d", i)
+	}
+	return out
+}
+
+// gossipMsg is a gossip message: raw statements of one topic.
+type gossipMsg struct {
+	Raws [][]byte `cbor:"r"`
+}
+
+func encodeGossip(raws [][]byte) ([]byte, error) { return stmt.Marshal(gossipMsg{raws}) }
+
+// decodeGossip returns the statements of a message, which it does not share.
+func decodeGossip(msg []byte) ([][]byte, error) {
+	if len(msg) > MaxGossip {
+		return nil, fmt.Errorf("%w: gossip message of %d bytes", stmt.ErrTooLarge, len(msg))
+	}
+	if len(msg) == 0 || msg[0]>>5 != 5 {
+		return nil, fmt.Errorf("%w: gossip message is no map", stmt.ErrShape)
+	}
+	var m gossipMsg
+	if err := stmt.Unmarshal(msg, &m); err != nil {
+		return nil, err
+	}
+	if len(m.Raws) == 0 || len(m.Raws) > maxGossipStmts {
+		return nil, fmt.Errorf("%w: gossip message of %d statements", stmt.ErrShape, len(m.Raws))
+	}
+	return m.Raws, nil
+}
+
+// batches splits statements into gossip messages by topic, order kept within
+// each.
+func batches(sts []*stmt.Statement) map[string][][][]byte {
+	out := map[string][][][]byte{}
+	size := map[string]int{}
+	for _, st := range sts {
+		t := topicOf(st.Author)
+		n := len(out[t])
+		if n == 0 || size[t]+len(st.Raw) > gossipBatch || len(out[t][n-1]) == maxGossipStmts {
+			out[t] = append(out[t], nil)
+			size[t] = 0
+			n++
+		}
+		out[t][n-1] = append(out[t][n-1], st.Raw)
+		size[t] += len(st.Raw) + 4
+	}
+	return out
+}
+
+// rates are token buckets by name, bounded in number: when there are too many,
+// all start anew.
+type rates[K comparable] struct {
+	mu     sync.Mutex
+	rate   float64 // tokens a second
+	burst  float64
+	tokens map[K]bucket
+}
+
+type bucket struct {
+	left float64
+	at   time.Time
+}
+
+func newRates[K comparable](rate, burst float64) *rates[K] {
+	return &rates[K]{rate: rate, burst: burst, tokens: map[K]bucket{}}
+}
+
+// take takes one token of k and says whether there was one.
+func (r *rates[K]) take(k K, now time.Time) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	b, ok := r.tokens[k]
+	if !ok {
+		if len(r.tokens) >= maxRateCounters {
+			clear(r.tokens)
+		}
+		b = bucket{r.burst, now}
+	}
+	b.left = min(r.burst, b.left+max(0, now.Sub(b.at).Seconds())*r.rate)
+	b.at = now
+	ok = b.left >= 1
+	if ok {
+		b.left--
+	}
+	r.tokens[k] = b
+	return ok
+}
+
+// validate receives a gossip message and says whether to pass it on: only when
+// every statement in it is in order and one at least was news.
+func (r *Replica) validate(_ context.Context, from peer.ID, msg []byte) bool {
+	if from == r.self {
+		return true // published here; the state has it
+	}
+	now := r.cfg.Now()
+	if len(msg) > MaxGossip || !r.peerRates.take(from, now) {
+		r.stats.refused.Add(1)
+		return false
+	}
+	raws, err := decodeGossip(msg)
+	if err != nil {
+		r.refuse(from, err)
+		return false
+	}
+	news, err := r.merge(raws, now)
+	if err != nil {
+		r.refuse(from, err)
+		return false
+	}
+	for _, st := range news {
+		if !r.authorRates.take(st.Author, now) {
+			r.stats.refused.Add(1)
+			return false // held here, but not spread faster than this
+		}
+	}
+	return len(news) > 0
+}
+
+func (r *Replica) refuse(from peer.ID, err error) {
+	r.stats.refused.Add(1)
+	r.cfg.Logger.Debug("statement refused", "peer", from, "err", err)
+}
+
+// benign says whether an error in a peer's statement may happen between honest
+// replicas: they hold different things, or one is newer.
+func benign(err error) bool {
+	for _, e := range []error{ErrStale, ErrNotMember, ErrPending, ErrQuota, ErrFrozen, ErrInvalid, stmt.ErrExpired, stmt.ErrAuthority} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
+}

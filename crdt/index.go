@@ -1,0 +1,209 @@
+package crdt
+
+import (
+	"cmp"
+	"crypto/sha256"
+	"encoding/binary"
+	"slices"
+
+	"github.com/formthefog/formation/crdt/stmt"
+)
+
+// Classes of entries: how a peer can tell from an entry that it does not need
+// the statement.
+const (
+	classSet      = 0 // wanted unless held
+	classRegister = 1 // not wanted when a newer (epoch, seq) of the subject is held
+	classDoc      = 2 // not wanted when a higher epoch of the subject is held
+)
+
+// shortID is the part of a statement's ID that anti-entropy sends.
+type shortID [16]byte
+
+// UnmarshalCBOR accepts a byte string of exactly 16 bytes.
+func (i *shortID) UnmarshalCBOR(b []byte) error {
+	var a ActorID
+	err := a.UnmarshalCBOR(b)
+	*i = shortID(a)
+	return err
+}
+
+// entry tells a peer of one held statement.
+type entry struct {
+	_       struct{} `cbor:",toarray"`
+	Subject uint64   // hash of what it is about: the register, document or key
+	ID      shortID
+	Class   uint8
+	Epoch   uint64
+	Seq     uint64
+}
+
+func (e entry) compare(o entry) int {
+	return cmp.Or(cmp.Compare(e.Subject, o.Subject), slices.Compare(e.ID[:], o.ID[:]))
+}
+
+// indexed is an entry with its statements: one, or a frozen document's root and
+// proof.
+type indexed struct {
+	entry
+	raws [][]byte
+	rank int // statements of a lower rank come first when they are sent
+}
+
+// index is everything a State holds at one moment, by (Subject, ID). It is
+// immutable; anti-entropy compares two of them.
+type index struct {
+	items []indexed
+	byID  map[shortID]int
+}
+
+// ranks: an order in which a receiver can accept each statement at once.
+const (
+	rankMember = iota
+	rankBase
+	rankOwner
+	rankSpec // plus the change's position in its document
+	rankNode = 1 << 20
+	rankClaim
+)
+
+func subjectOf(kind stmt.Kind, parts ...[]byte) uint64 {
+	h := sha256.New()
+	h.Write([]byte(kind))
+	for _, p := range parts {
+		h.Write([]byte{byte(len(p))})
+		h.Write(p)
+	}
+	return binary.BigEndian.Uint64(h.Sum(nil))
+}
+
+// index returns the current index; it costs O(n log n) after a change. Its maps
+// are read in any order: the items are sorted at the end.
+func (s *State) index() *index {
+	if s.idx != nil && s.idxChanges == s.changes {
+		return s.idx
+	}
+	x := &index{items: make([]indexed, 0, len(s.ids))}
+	add := func(subject uint64, class uint8, rank int, r rec) {
+		x.items = append(x.items, indexed{
+			entry: entry{Subject: subject, ID: shortID(r.id[:16]), Class: class, Epoch: r.epoch, Seq: r.seq},
+			raws:  [][]byte{r.raw}, rank: rank,
+		})
+	}
+	ms := &s.members
+	for key, as := range ms.admitted {
+		for _, a := range as {
+			add(subjectOf(stmt.KindMember, key[:]), classSet, rankMember, a.rec)
+		}
+	}
+	for k, r := range ms.revokes {
+		add(subjectOf(stmt.KindMember, k.key[:]), classSet, rankMember, r)
+	}
+	if ms.wildcard.raw != nil {
+		add(subjectOf(stmt.KindMember), classRegister, rankMember, ms.wildcard)
+	}
+	for k, b := range s.bases {
+		add(subjectOf(stmt.KindBase, k.publisher[:], []byte(k.name)), classRegister, rankBase, b.rec)
+	}
+	for key, o := range s.owners {
+		for _, st := range o.stmts {
+			add(subjectOf(stmt.KindOwner, key[:]), classSet, rankOwner, st.rec)
+		}
+	}
+	for id, d := range s.docs {
+		s.indexDoc(x, subjectOf(stmt.KindSpec, id[:]), d, add)
+	}
+	for key, n := range s.nodes {
+		add(subjectOf(stmt.KindNode, key[:]), classRegister, rankNode, n.rec)
+	}
+	for k, c := range s.claims {
+		add(subjectOf(stmt.KindClaim, k.node[:], k.doc[:], k.owner[:], []byte{byte(k.slot)}), classRegister, rankClaim, c.rec)
+	}
+	slices.SortFunc(x.items, func(a, b indexed) int { return a.compare(b.entry) })
+	x.byID = make(map[shortID]int, len(x.items))
+	for i, it := range x.items {
+		x.byID[it.ID] = i
+	}
+	s.idx, s.idxChanges = x, s.changes
+	return x
+}
+
+func (s *State) indexDoc(x *index, subject uint64, d *document, add func(uint64, uint8, int, rec)) {
+	if d.proof == nil {
+		for i, c := range d.order {
+			add(subject, classDoc, rankSpec+i, c.rec)
+		}
+		return
+	}
+	// Any proof freezes: two replicas frozen by different pairs hold the same.
+	h := sha256.Sum256(append([]byte("formation/frozen/1\x00"), d.root.id[:]...))
+	it := indexed{entry: entry{Subject: subject, ID: shortID(h[:16]), Class: classDoc, Epoch: d.epoch}, rank: rankSpec}
+	for _, r := range d.held() {
+		it.raws = append(it.raws, r.raw)
+	}
+	x.items = append(x.items, it)
+}
+
+// statements returns every held raw statement in an order in which they can be
+// applied.
+func (x *index) statements() [][]byte {
+	order := slices.Clone(x.items)
+	sortForSending(order)
+	var out [][]byte
+	for _, it := range order {
+		out = append(out, it.raws...)
+	}
+	return out
+}
+
+func sortForSending(items []indexed) {
+	slices.SortStableFunc(items, func(a, b indexed) int { return cmp.Compare(a.rank, b.rank) })
+}
+
+// bucket returns the items whose subject begins with the given bits.
+func (x *index) bucket(bits, n int) []indexed {
+	lo, _ := slices.BinarySearchFunc(x.items, n, func(it indexed, n int) int { return cmp.Compare(bucketOf(it.Subject, bits), n) })
+	hi, _ := slices.BinarySearchFunc(x.items, n+1, func(it indexed, n int) int { return cmp.Compare(bucketOf(it.Subject, bits), n) })
+	return x.items[lo:hi]
+}
+
+func bucketOf(subject uint64, bits int) int {
+	if bits == 0 {
+		return 0
+	}
+	return int(subject >> (64 - bits))
+}
+
+// digest hashes the IDs of items, which are sorted.
+func digest(items []indexed) [sha256.Size]byte {
+	h := sha256.New()
+	for _, it := range items {
+		h.Write(it.ID[:])
+	}
+	return [sha256.Size]byte(h.Sum(nil))
+}
+
+// wants says whether a peer's entry is news here.
+func (x *index) wants(e entry) bool {
+	if _, have := x.byID[e.ID]; have {
+		return false
+	}
+	i, _ := slices.BinarySearchFunc(x.items, e.Subject, func(it indexed, s uint64) int { return cmp.Compare(it.Subject, s) })
+	for ; i < len(x.items) && x.items[i].Subject == e.Subject; i++ {
+		have := x.items[i].entry
+		if have.Class != e.Class {
+			continue
+		}
+		switch e.Class {
+		case classRegister:
+			if cmp.Or(cmp.Compare(have.Epoch, e.Epoch), cmp.Compare(have.Seq, e.Seq), slices.Compare(have.ID[:], e.ID[:])) > 0 {
+				return false
+			}
+		case classDoc:
+			if have.Epoch > e.Epoch {
+				return false
+			}
+		}
+	}
+	return true
+}

@@ -1,0 +1,249 @@
+package crdt
+
+import (
+	"bytes"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/formthefog/formation/crdt/stmt"
+)
+
+// maxPerInvite is how many keys one invite may admit.
+const maxPerInvite = 4096
+
+// memberState holds the member statements and the view they make.
+type memberState struct {
+	memberView
+	shared    bool // a View refers to the maps of memberView
+	admitted  map[stmt.Key]map[admitKey]*admission
+	perInvite map[stmt.Key]int
+	revokes   map[revokeKey]rec
+	wildcard  rec // zero: none
+}
+
+// admitKey: of several statements that admit a key to a role by one invite, the
+// one with the lowest ID is held.
+type admitKey struct {
+	role   stmt.Role
+	invite stmt.Key // zero: by the root
+}
+
+type admission struct {
+	rec
+	operator stmt.Key
+}
+
+type revokeKey struct {
+	key  stmt.Key
+	role stmt.Role // "" = all
+}
+
+func (m *memberState) init(open bool) {
+	m.open = open
+	m.roles, m.revoked, m.operator = map[stmt.Key][]stmt.Role{}, map[stmt.Key]bool{}, map[stmt.Key]stmt.Key{}
+	m.admitted, m.perInvite, m.revokes = map[stmt.Key]map[admitKey]*admission{}, map[stmt.Key]int{}, map[revokeKey]rec{}
+}
+
+func (m *memberState) isRevoked(key stmt.Key, role stmt.Role) bool {
+	_, all := m.revokes[revokeKey{key, ""}]
+	_, one := m.revokes[revokeKey{key, role}]
+	return all || one
+}
+
+func (m *memberState) hasAny(root, key stmt.Key) bool {
+	return m.has(root, key, stmt.RoleNode) || m.has(root, key, stmt.RoleOwner)
+}
+
+func (s *State) applyMember(st *stmt.Statement, now time.Time) (bool, error) {
+	if s.members.open {
+		return false, fmt.Errorf("%w: an open network has no members", ErrInvalid)
+	}
+	m, err := stmt.MemberOf(st, s.root)
+	if err != nil {
+		return false, err
+	}
+	switch {
+	case m.AnyOwner:
+		return s.applyWildcard(m)
+	case m.Revoked:
+		return s.applyRevocation(m)
+	default:
+		return s.applyAdmission(m, now)
+	}
+}
+
+func (s *State) applyWildcard(m *stmt.Member) (bool, error) {
+	ms := &s.members
+	r := recOf(m.Statement)
+	if !r.beats(ms.wildcard) {
+		return false, fmt.Errorf("%w: wildcard", ErrStale)
+	}
+	delete(s.ids, ms.wildcard.id)
+	ms.wildcard = r
+	if ms.anyOwner == !m.Revoked {
+		return true, nil
+	}
+	ms.anyOwner = !m.Revoked
+	if ms.anyOwner {
+		s.pending.wakeAuthors()
+	} else {
+		for _, k := range slices.SortedFunc(maps.Keys(s.owners), stmt.Key.Compare) {
+			s.demote(k)
+		}
+		for _, k := range slices.SortedFunc(maps.Keys(s.docsOf), stmt.Key.Compare) {
+			s.demote(k)
+		}
+	}
+	return true, nil
+}
+
+func (s *State) applyRevocation(m *stmt.Member) (bool, error) {
+	ms := &s.members
+	k := revokeKey{m.Key, m.Role}
+	r := recOf(m.Statement)
+	if old, ok := ms.revokes[k]; ok {
+		if old.id.Compare(r.id) < 0 {
+			return false, fmt.Errorf("%w: revocation of %s", ErrStale, m.Key)
+		}
+		delete(s.ids, old.id)
+	}
+	ms.revokes[k] = r
+	affected := []stmt.Key{m.Key}
+	for key, as := range ms.admitted { // any order: sorted below
+		for ak := range as { // any order: one is enough
+			if ak.invite == m.Key && !m.Key.IsZero() {
+				affected = append(affected, key)
+				break
+			}
+		}
+	}
+	slices.SortFunc(affected, stmt.Key.Compare)
+	for _, key := range affected {
+		s.dropRevoked(key)
+		s.refreshMember(key)
+	}
+	return true, nil
+}
+
+// dropRevoked forgets the admissions of key that a revocation has ended.
+func (s *State) dropRevoked(key stmt.Key) {
+	for ak, a := range s.members.admitted[key] {
+		if s.members.ended(key, ak) {
+			delete(s.ids, a.id)
+			delete(s.members.admitted[key], ak)
+			s.members.perInvite[ak.invite]--
+		}
+	}
+}
+
+func (m *memberState) ended(key stmt.Key, ak admitKey) bool {
+	return m.isRevoked(key, ak.role) || (!ak.invite.IsZero() && m.isRevoked(ak.invite, ""))
+}
+
+func (s *State) applyAdmission(m *stmt.Member, now time.Time) (bool, error) {
+	ms := &s.members
+	ak := admitKey{m.Role, m.Invite}
+	if ms.ended(m.Key, ak) {
+		return false, fmt.Errorf("%w: %s or its invite is revoked", ErrStale, m.Key)
+	}
+	r := recOf(m.Statement)
+	old := ms.admitted[m.Key][ak]
+	switch {
+	case old != nil && old.id.Compare(r.id) < 0:
+		return false, fmt.Errorf("%w: %s is admitted already", ErrStale, m.Key)
+	case old == nil && m.Expires != 0 && !now.IsZero() && m.Expires <= now.Unix():
+		return false, fmt.Errorf("%w: the invite of %s", stmt.ErrExpired, m.Key)
+	case old == nil && !m.Invite.IsZero() && ms.perInvite[m.Invite] >= maxPerInvite:
+		return false, fmt.Errorf("%w: %d members by one invite", ErrQuota, maxPerInvite)
+	}
+	if old != nil {
+		delete(s.ids, old.id)
+	} else {
+		ms.perInvite[m.Invite]++
+	}
+	if ms.admitted[m.Key] == nil {
+		ms.admitted[m.Key] = map[admitKey]*admission{}
+	}
+	ms.admitted[m.Key][ak] = &admission{rec: r, operator: m.Operator}
+	s.refreshMember(m.Key)
+	return true, nil
+}
+
+// refreshMember recomputes what the view says of key, and lets its statements
+// in or out accordingly.
+func (s *State) refreshMember(key stmt.Key) {
+	ms := &s.members
+	if ms.shared {
+		ms.roles, ms.revoked, ms.operator = maps.Clone(ms.roles), maps.Clone(ms.revoked), maps.Clone(ms.operator)
+		ms.shared = false
+	}
+	var roles []stmt.Role
+	var operator stmt.Key
+	for ak, a := range ms.admitted[key] { // any order: the highest operator, roles sorted below
+		if ak.role == stmt.RoleNode && operator.Compare(a.operator) < 0 {
+			operator = a.operator // the root named several: the highest, so that all agree
+		}
+		if !slices.Contains(roles, ak.role) {
+			roles = append(roles, ak.role)
+		}
+	}
+	slices.Sort(roles)
+	ms.roles[key] = roles
+	if len(roles) == 0 {
+		delete(ms.roles, key)
+	}
+	ms.operator[key] = operator
+	if operator.IsZero() {
+		delete(ms.operator, key)
+	}
+	for _, role := range []stmt.Role{"", stmt.RoleNode, stmt.RoleOperator, stmt.RoleOwner} {
+		if _, ok := ms.revokes[revokeKey{key, role}]; ok {
+			ms.revoked[key] = true
+		}
+	}
+	s.dirtyNode[key] = struct{}{}
+	s.demote(key)
+	s.pending.wake(waitAuthor(key))
+}
+
+// demote takes out every statement of key that it may not make any more. What
+// was not revoked for good waits within the bounds of pending, so that the order
+// of statements about membership does not matter.
+func (s *State) demote(key stmt.Key) {
+	var out [][]byte
+	if s.nodes[key] != nil && s.authorise(key, stmt.KindNode) != nil {
+		n := s.nodes[key]
+		out = append(out, n.raw)
+		delete(s.ids, n.id)
+		delete(s.nodes, key)
+		s.dirtyNode[key] = struct{}{}
+	}
+	if s.authorise(key, stmt.KindClaim) != nil {
+		for k := range s.byNode[key] { // any order: sorted below
+			out = append(out, s.claims[k].raw)
+			s.dropClaim(k)
+		}
+	}
+	if s.authorise(key, stmt.KindBase) != nil {
+		for k, b := range s.bases { // any order: sorted below
+			if k.publisher == key {
+				out = append(out, b.raw)
+				delete(s.ids, b.id)
+				delete(s.bases, k)
+				s.dirtyBases = true
+			}
+		}
+	}
+	slices.SortFunc(out, bytes.Compare) // what the bounds of pending let wait must not depend on map order
+	if s.authorise(key, stmt.KindSpec) != nil {
+		out = append(out, s.takeOwner(key)...)
+	}
+	for _, raw := range out {
+		st, err := stmt.Peek(raw, s.network) // its signature was verified when it came
+		if err == nil && !s.members.isRevoked(key, roleOf(st.Kind)) {
+			s.pending.add(waitAuthor(key), st)
+		}
+	}
+}

@@ -1,0 +1,297 @@
+package crdt
+
+import (
+	"cmp"
+	"context"
+	"crypto/ed25519"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/formthefog/formation/crdt/stmt"
+)
+
+// ownRegisters is what this node writes: its node register and its claims.
+type ownRegisters struct {
+	epoch  uint64 // boot epoch; 0 until the first publication of this run
+	seq    uint64
+	stored uint64  // the last epoch that was persisted
+	seen   uint64  // highest epoch anybody holds of this node
+	node   []byte  // body last wanted
+	claims []Claim // last wanted, nil before the first SetClaims
+}
+
+// load reads the epoch of earlier runs.
+func (o *ownRegisters) load(fsys fileSystem) error {
+	b, err := readSmall(fsys, epochName, 64)
+	if err != nil {
+		return fmt.Errorf("read epoch: %w", err)
+	}
+	text := strings.TrimSpace(string(b))
+	if text == "" {
+		return nil
+	}
+	if o.stored, err = strconv.ParseUint(text, 10, 64); err != nil {
+		return fmt.Errorf("read epoch: %w", err)
+	}
+	return nil
+}
+
+// bootEpoch returns the epoch of this run, choosing and persisting it first: one
+// above every epoch that this disk or, as far as is known, any peer has seen.
+// Under mu.
+func (r *Replica) bootEpoch() (uint64, error) {
+	o := &r.own
+	if o.epoch > 0 && o.epoch > o.seen {
+		return o.epoch, nil
+	}
+	next := max(o.stored, o.epoch, o.seen)
+	if n := r.state.nodes[r.key]; n != nil {
+		next = max(next, n.epoch)
+	}
+	for k := range r.state.byNode[r.key] {
+		next = max(next, r.state.claims[k].epoch)
+	}
+	next++
+	err := writeAtomic(r.fsys, epochName, func(w io.Writer) error {
+		_, err := io.WriteString(w, strconv.FormatUint(next, 10)+"\n")
+		return err
+	})
+	if err != nil {
+		return 0, fmt.Errorf("persist boot epoch: %w", err)
+	}
+	o.stored, o.epoch, o.seq = next, next, 0
+	return next, nil
+}
+
+// noticeOwn looks at a statement by this node that came from outside. When it is
+// of this run's epoch or a later one and not this run's work, an earlier life of
+// the node got further than its disk remembers: the run takes a higher epoch and
+// says everything again. Under mu.
+func (r *Replica) noticeOwn(st *stmt.Statement, err error) {
+	o := &r.own
+	if st.Author != r.key || (st.Kind != stmt.KindNode && st.Kind != stmt.KindClaim) || (err != nil && !transient(err)) {
+		return
+	}
+	if o.epoch > 0 && (st.Epoch < o.epoch || (st.Epoch == o.epoch && st.Seq <= o.seq)) {
+		return
+	}
+	o.seen = max(o.seen, st.Epoch)
+	if o.epoch > 0 {
+		select {
+		case r.readopt <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// sign signs one own register with the next number. Under mu.
+func (r *Replica) sign(kind stmt.Kind, body []byte) (*stmt.Statement, error) {
+	epoch, err := r.bootEpoch()
+	if err != nil {
+		return nil, err
+	}
+	r.own.seq++
+	raw, err := stmt.Sign(r.cfg.Key, stmt.Statement{
+		Kind: kind, Network: r.cfg.Network, Epoch: epoch, Seq: r.own.seq,
+		Time: r.cfg.Now().Unix(), Body: body,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return stmt.Peek(raw, r.cfg.Network) // signed a line above: only decoded
+}
+
+// SetNode publishes this node's register; Key, Operator, Epoch and Seq of n are
+// ignored. The same register again does nothing. When it returns nil the
+// register is on disk and on its way. Errors wrap ErrNotMember while the node is
+// not admitted, and stmt.ErrTooLarge.
+func (r *Replica) SetNode(ctx context.Context, n Node) error {
+	body, err := encodeNode(n)
+	if err != nil {
+		return fmt.Errorf("set node: %w", err)
+	}
+	if err := r.setOwn(ctx, func() ([]*stmt.Statement, error) {
+		r.own.node = body
+		return r.nodeChanges()
+	}); err != nil {
+		return fmt.Errorf("set node: %w", err)
+	}
+	return nil
+}
+
+// SetClaims publishes the full set of this node's claims. What differs from what
+// is published is signed anew, and what is missing from claims becomes a
+// tombstone; the same set again does nothing. Node, Epoch and Seq are ignored;
+// a zero Owner is filled from the spec. Claims on instances that are unknown and
+// name no owner, or that are deleted, are left out. When it returns nil the set
+// is on disk and on its way. Errors wrap ErrInvalid for a claim over MaxClaim
+// and ErrNotMember while the node is not admitted.
+func (r *Replica) SetClaims(ctx context.Context, claims []Claim) error {
+	if err := r.setOwn(ctx, func() ([]*stmt.Statement, error) {
+		r.own.claims = slices.Clone(claims)
+		if r.own.claims == nil {
+			r.own.claims = []Claim{}
+		}
+		return r.claimChanges()
+	}); err != nil {
+		return fmt.Errorf("set claims: %w", err)
+	}
+	return nil
+}
+
+// readoptOwn says everything again after a higher epoch of this node appeared.
+func (r *Replica) readoptOwn(ctx context.Context) error {
+	return r.setOwn(ctx, func() ([]*stmt.Statement, error) {
+		var out []*stmt.Statement
+		if r.own.node != nil {
+			sts, err := r.nodeChanges()
+			if err != nil {
+				return nil, err
+			}
+			out = sts
+		}
+		if r.own.claims != nil {
+			sts, err := r.claimChanges()
+			if err != nil {
+				return nil, err
+			}
+			out = append(out, sts...)
+		}
+		return out, nil
+	})
+}
+
+// setOwn commits the statements that changes makes under mu.
+func (r *Replica) setOwn(ctx context.Context, changes func() ([]*stmt.Statement, error)) error {
+	r.ownMu.Lock() // keeps the order of signing and committing
+	defer r.ownMu.Unlock()
+	r.mu.Lock()
+	err := r.state.authorise(r.key, stmt.KindNode)
+	var sts []*stmt.Statement
+	if err == nil {
+		sts, err = changes()
+	}
+	r.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	return r.commit(ctx, sts)
+}
+
+// nodeChanges signs the node register unless it is published already. Under mu.
+func (r *Replica) nodeChanges() ([]*stmt.Statement, error) {
+	if n := r.state.nodes[r.key]; n != nil && n.epoch == r.own.epoch && n.epoch >= r.own.seen {
+		if st, err := stmt.Peek(n.raw, r.cfg.Network); err == nil && string(st.Body) == string(r.own.node) {
+			return nil, nil
+		}
+	}
+	st, err := r.sign(stmt.KindNode, r.own.node)
+	if err != nil {
+		return nil, err
+	}
+	return []*stmt.Statement{st}, nil
+}
+
+// claimChanges signs what differs between the wanted and the published claims.
+// Under mu.
+func (r *Replica) claimChanges() ([]*stmt.Statement, error) {
+	bodies := map[claimKey][]byte{}
+	for _, c := range r.own.claims {
+		doc, err := ParseDocID(c.Instance)
+		if err != nil {
+			return nil, err
+		}
+		if c.Owner.IsZero() {
+			if d := r.state.docs[doc]; d != nil {
+				c.Owner = d.owner
+			}
+		}
+		if o := r.state.owners[c.Owner]; c.Owner.IsZero() || (o != nil && o.dead[doc]) {
+			continue
+		}
+		body, err := encodeClaim(c, false)
+		if err != nil {
+			return nil, err
+		}
+		bodies[claimKey{r.key, doc, c.Owner, c.Slot}] = body
+	}
+	for k := range r.state.byNode[r.key] {
+		c := r.state.claims[k]
+		if _, wanted := bodies[k]; wanted {
+			st, err := stmt.Peek(c.raw, r.cfg.Network)
+			if err == nil && string(st.Body) == string(bodies[k]) && c.epoch >= r.own.seen {
+				delete(bodies, k)
+			}
+			continue
+		}
+		if c.gone && c.epoch >= r.own.seen {
+			continue
+		}
+		body, err := encodeClaim(Claim{Instance: k.doc.String(), Slot: k.slot, Owner: k.owner}, true)
+		if err != nil {
+			return nil, err
+		}
+		bodies[k] = body
+	}
+	var out []*stmt.Statement
+	keys := slices.SortedFunc(maps.Keys(bodies), func(a, b claimKey) int {
+		return cmp.Or(compareDocs(a.doc, b.doc), a.owner.Compare(b.owner), cmp.Compare(a.slot, b.slot))
+	})
+	for _, k := range keys {
+		st, err := r.sign(stmt.KindClaim, bodies[k])
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, st)
+	}
+	return out, nil
+}
+
+// errNoRoot: this node does not hold the network's root key.
+var errNoRoot = errors.New("crdt: this node does not hold the network's root key")
+
+// signMember signs and commits a member statement by the root key.
+func (r *Replica) signMember(ctx context.Context, m stmt.MemberBody, epoch, seq uint64) error {
+	if len(r.cfg.RootKey) != ed25519.PrivateKeySize {
+		return fmt.Errorf("%s: %w", m.Key, errNoRoot)
+	}
+	raw, err := stmt.SignMember(r.cfg.RootKey, r.cfg.Network, m, nil, epoch, seq)
+	if err != nil {
+		return err
+	}
+	_, err = r.Submit(ctx, raw)
+	return err
+}
+
+// AdmitMember admits key to role by the root key, which this node must hold.
+// Admitting a member again does nothing.
+func (r *Replica) AdmitMember(ctx context.Context, key stmt.Key, role stmt.Role) error {
+	v := r.View()
+	if v.Open() || slices.Contains(v.Roles(key), role) {
+		return nil
+	}
+	return r.signMember(ctx, stmt.MemberBody{Key: key, Role: role}, 0, 0)
+}
+
+// RevokeMember revokes key for good by the root key, which this node must hold.
+func (r *Replica) RevokeMember(ctx context.Context, key stmt.Key) error {
+	return r.signMember(ctx, stmt.MemberBody{Key: key, Revoked: true}, 0, 0)
+}
+
+// SetAnyOwner makes every key an owner by the root key, which this node must
+// hold, or ends that. What holds already is not said again.
+func (r *Replica) SetAnyOwner(ctx context.Context, on bool) error {
+	v := r.View()
+	if v.Open() || v.AnyOwner() == on {
+		return nil
+	}
+	r.mu.Lock()
+	seq := r.state.members.wildcard.seq + 1
+	r.mu.Unlock()
+	return r.signMember(ctx, stmt.MemberBody{Role: stmt.RoleOwner, AnyOwner: true, Revoked: !on}, 1, seq)
+}

@@ -1,0 +1,153 @@
+package crdt
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+
+	"github.com/formthefog/formation/crdt/stmt"
+)
+
+// maxOwnerStatements is how many owner statements of one owner are held at once.
+// An Author's statements subsume their predecessors, so that an honest owner
+// stays below the number of its pages times that of its devices at work at once.
+const maxOwnerStatements = 256
+
+// ownerState holds an owner's statements that no other one subsumes. That set
+// depends on what has arrived and not on the order, because subsumption is a
+// partial order.
+type ownerState struct {
+	stmts map[stmt.ID]*ownerStmt
+	live  map[DocID]bool // listed live, none dead, the first MaxInstances
+	dead  map[DocID]bool
+}
+
+type ownerStmt struct {
+	rec
+	body   ownerBody
+	opaque bool // holds fields this version does not know: never subsumed
+}
+
+func (s *State) applyOwner(st *stmt.Statement) (bool, error) {
+	if err := s.authorise(st.Author, st.Kind); err != nil {
+		return false, err
+	}
+	body, opaque, err := decodeOwner(st)
+	if err != nil {
+		return false, err
+	}
+	o := s.owners[st.Author]
+	if o == nil {
+		o = &ownerState{stmts: map[stmt.ID]*ownerStmt{}}
+	}
+	add := &ownerStmt{rec: recOf(st), body: body, opaque: opaque}
+	var drop []stmt.ID
+	for id, have := range o.stmts { // any order: any that covers refuses, all that are covered go
+		if have.covers(add) {
+			return false, fmt.Errorf("%w: owner statement of %s", ErrStale, st.Author)
+		}
+		if add.covers(have) {
+			drop = append(drop, id)
+		}
+	}
+	if len(o.stmts)-len(drop) >= maxOwnerStatements {
+		return false, fmt.Errorf("%w: %d owner statements of %s", ErrQuota, maxOwnerStatements, st.Author)
+	}
+	for _, id := range drop {
+		delete(o.stmts, id)
+		delete(s.ids, id)
+	}
+	o.stmts[st.ID] = add
+	s.owners[st.Author] = o
+	s.refreshOwner(st.Author, o)
+	return true, nil
+}
+
+// covers says whether o need not be held beside s.
+func (s *ownerStmt) covers(o *ownerStmt) bool {
+	if o.opaque || !s.body.subsumes(o.body) {
+		return false
+	}
+	return s.opaque || !o.body.subsumes(s.body) || s.id.Compare(o.id) < 0 // equal facts: the lowest ID stays
+}
+
+// refreshOwner recomputes which instances live and forgets those that died.
+func (s *State) refreshOwner(owner stmt.Key, o *ownerState) {
+	before := o.live
+	o.live, o.dead = map[DocID]bool{}, map[DocID]bool{}
+	for _, st := range o.stmts {
+		for _, d := range st.body.Dead {
+			o.dead[d] = true
+		}
+	}
+	for _, st := range o.stmts {
+		for _, d := range st.body.Live {
+			if !o.dead[d] {
+				o.live[d] = true
+			}
+		}
+	}
+	if len(o.live) > MaxInstances {
+		for _, d := range slices.SortedFunc(maps.Keys(o.live), compareDocs)[MaxInstances:] {
+			delete(o.live, d)
+		}
+	}
+	for _, d := range slices.SortedFunc(maps.Keys(o.live), compareDocs) {
+		if !before[d] {
+			s.dirtyInst[d] = struct{}{}
+			s.pending.wake(waitDoc(d))
+		}
+	}
+	for d := range before {
+		if !o.live[d] {
+			s.dirtyInst[d] = struct{}{}
+		}
+	}
+	for d := range o.dead { // any order: each is dropped by itself
+		if doc := s.docs[d]; doc != nil && doc.owner == owner {
+			s.dropDoc(doc)
+		}
+		for k := range s.byDoc[d] { // any order: each is dropped by itself
+			if k.owner == owner {
+				s.dropClaim(k)
+			}
+		}
+	}
+}
+
+// takeOwner removes everything of an owner and returns its raw statements in an
+// order in which they can be applied.
+func (s *State) takeOwner(owner stmt.Key) [][]byte {
+	out := s.OwnerStatements(owner)
+	if o := s.owners[owner]; o != nil {
+		for id := range o.stmts {
+			delete(s.ids, id)
+		}
+		for d := range o.live {
+			s.dirtyInst[d] = struct{}{}
+		}
+		delete(s.owners, owner)
+	}
+	for d := range s.docsOf[owner] { // any order: each is dropped by itself
+		s.dropDoc(s.docs[d])
+	}
+	return out
+}
+
+// OwnerStatements returns every raw statement of owner that is held, in an order
+// in which they can be applied: what an [Author] starts from. The byte slices
+// are shared; do not modify them.
+func (s *State) OwnerStatements(owner stmt.Key) [][]byte {
+	var out [][]byte
+	if o := s.owners[owner]; o != nil {
+		for _, id := range slices.SortedFunc(maps.Keys(o.stmts), stmt.ID.Compare) {
+			out = append(out, o.stmts[id].raw)
+		}
+	}
+	for _, d := range slices.SortedFunc(maps.Keys(s.docsOf[owner]), compareDocs) {
+		for _, r := range s.docs[d].held() {
+			out = append(out, r.raw)
+		}
+	}
+	return out
+}

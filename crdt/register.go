@@ -1,0 +1,220 @@
+package crdt
+
+import (
+	"bytes"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/formthefog/formation/crdt/stmt"
+)
+
+// rec is a held statement without what can be decoded again.
+type rec struct {
+	id     stmt.ID
+	raw    []byte
+	author stmt.Key
+	epoch  uint64
+	seq    uint64
+}
+
+func recOf(st *stmt.Statement) rec {
+	return rec{id: st.ID, raw: st.Raw, author: st.Author, epoch: st.Epoch, seq: st.Seq}
+}
+
+// beats says whether a register's statement r replaces old: the higher (epoch,
+// seq), and of two with the same, which only an equivocating author makes, the
+// higher ID, so that everyone still ends with the same one.
+func (r rec) beats(old rec) bool {
+	if r.epoch != old.epoch {
+		return r.epoch > old.epoch
+	}
+	if r.seq != old.seq {
+		return r.seq > old.seq
+	}
+	return r.id.Compare(old.id) > 0
+}
+
+// nodeBody is the body of a node statement.
+type nodeBody struct {
+	Addrs    []string          `cbor:"addrs,omitempty"`
+	CPUs     int               `cbor:"cpus,omitempty"`
+	Memory   uint64            `cbor:"mem,omitempty"`
+	Disk     uint64            `cbor:"disk,omitempty"`
+	Labels   map[string]string `cbor:"labels,omitempty"`
+	Region   string            `cbor:"region,omitempty"`
+	Version  string            `cbor:"version,omitempty"`
+	Accel    string            `cbor:"accel,omitempty"`
+	GPU      string            `cbor:"gpu,omitempty"`
+	Draining bool              `cbor:"draining,omitempty"`
+	Restarts uint64            `cbor:"restarts,omitempty"`
+	Holds    []string          `cbor:"holds,omitempty"`
+}
+
+func encodeNode(n Node) ([]byte, error) {
+	return stmt.Marshal(nodeBody{
+		Addrs: n.Addrs, CPUs: n.Total.CPUs, Memory: n.Total.Memory, Disk: n.Total.Disk,
+		Labels: n.Labels, Region: n.Region, Version: n.Version, Accel: n.Accel, GPU: n.GPU,
+		Draining: n.Draining, Restarts: n.Restarts, Holds: n.Holds[:min(len(n.Holds), MaxHolds)],
+	})
+}
+
+func decodeNode(st *stmt.Statement) (*Node, error) {
+	var b nodeBody
+	if err := stmt.Unmarshal(st.Body, &b); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrInvalid, err)
+	}
+	if b.CPUs < 0 || len(b.Holds) > MaxHolds {
+		return nil, fmt.Errorf("%w: %d CPUs, %d holds", ErrInvalid, b.CPUs, len(b.Holds))
+	}
+	return &Node{
+		Key: st.Author, Addrs: b.Addrs, Total: Resources{b.CPUs, b.Memory, b.Disk}, Labels: b.Labels,
+		Region: b.Region, Version: b.Version, Accel: b.Accel, GPU: b.GPU, Draining: b.Draining,
+		Restarts: b.Restarts, Holds: b.Holds, Epoch: st.Epoch, Seq: st.Seq,
+	}, nil
+}
+
+// claimBody is the body of a claim statement. Gone makes it a tombstone, whose
+// further fields mean nothing.
+type claimBody struct {
+	Instance       DocID      `cbor:"inst"`
+	Slot           int        `cbor:"slot"`
+	Owner          stmt.Key   `cbor:"owner"`
+	Gone           bool       `cbor:"gone,omitempty"`
+	Generation     uint64     `cbor:"gen,omitempty"`
+	Phase          ClaimPhase `cbor:"phase,omitempty"`
+	Ready          bool       `cbor:"ready,omitempty"`
+	Reason         string     `cbor:"reason,omitempty"`
+	Pack           string     `cbor:"pack,omitempty"`
+	Address        string     `cbor:"addr,omitempty"`
+	Address6       string     `cbor:"addr6,omitempty"`
+	MeshKey        string     `cbor:"mesh,omitempty"`
+	SSHHostKey     string     `cbor:"ssh,omitempty"`
+	Endpoint       string     `cbor:"endpoint,omitempty"`
+	Accel          string     `cbor:"accel,omitempty"`
+	SpecGeneration uint64     `cbor:"specgen,omitempty"`
+	StartedAt      int64      `cbor:"started,omitempty"`
+	ReadyAt        int64      `cbor:"readyat,omitempty"`
+}
+
+// claimKey names a claim register. The owner is part of it because claims on a
+// deleted instance are dropped by what their owner says: a claim that lies about
+// the owner must not displace, before it is dropped, one that does not.
+type claimKey struct {
+	node  stmt.Key
+	doc   DocID
+	owner stmt.Key
+	slot  int
+}
+
+const maxReason = 256
+
+func encodeClaim(c Claim, gone bool) ([]byte, error) {
+	doc, err := ParseDocID(c.Instance)
+	if err != nil {
+		return nil, err
+	}
+	b := claimBody{Instance: doc, Slot: c.Slot, Owner: c.Owner, Gone: gone}
+	if !gone {
+		b = claimBody{
+			Instance: doc, Slot: c.Slot, Owner: c.Owner, Generation: c.Generation, Phase: c.Phase,
+			Ready: c.Ready, Reason: cutText(c.Reason, maxReason), Pack: c.Pack, Address: c.Address,
+			Address6: c.Address6, MeshKey: c.MeshKey, SSHHostKey: c.SSHHostKey, Endpoint: c.Endpoint,
+			Accel: c.Accel, SpecGeneration: c.SpecGeneration, StartedAt: c.StartedAt, ReadyAt: c.ReadyAt,
+		}
+	}
+	out, err := stmt.Marshal(b)
+	if err != nil {
+		return nil, err
+	}
+	if len(out) > MaxClaim || c.Slot < 0 || c.Slot >= MaxReplicas {
+		return nil, fmt.Errorf("%w: claim of %d bytes on slot %d", ErrInvalid, len(out), c.Slot)
+	}
+	return out, nil
+}
+
+func decodeClaim(st *stmt.Statement) (*claimBody, error) {
+	if len(st.Body) > MaxClaim {
+		return nil, fmt.Errorf("%w: claim of %d bytes", ErrInvalid, len(st.Body))
+	}
+	var b claimBody
+	if err := stmt.Unmarshal(st.Body, &b); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrInvalid, err)
+	}
+	if b.Slot < 0 || b.Slot >= MaxReplicas || b.Owner.IsZero() {
+		return nil, fmt.Errorf("%w: claim on slot %d", ErrInvalid, b.Slot)
+	}
+	return &b, nil
+}
+
+func (b *claimBody) claim(r rec) Claim {
+	return Claim{
+		Node: r.author, Instance: b.Instance.String(), Owner: b.Owner, Slot: b.Slot, Generation: b.Generation,
+		Phase: b.Phase, Ready: b.Ready, Reason: b.Reason, Pack: b.Pack, Address: b.Address,
+		Address6: b.Address6, MeshKey: b.MeshKey, SSHHostKey: b.SSHHostKey, Endpoint: b.Endpoint,
+		Accel: b.Accel, SpecGeneration: b.SpecGeneration, StartedAt: b.StartedAt, ReadyAt: b.ReadyAt,
+		Epoch: r.epoch, Seq: r.seq,
+	}
+}
+
+// cutText makes s valid UTF-8 of at most n bytes.
+func cutText(s string, n int) string {
+	s = strings.ToValidUTF8(s, "?")
+	if len(s) <= n {
+		return s
+	}
+	for n > 0 && s[n]&0xc0 == 0x80 {
+		n--
+	}
+	return s[:n]
+}
+
+// ownerBody is the body of an owner statement: instances of the author that it
+// knows to live and to be dead, each list strictly ascending, no ID in both.
+// An instance lives when some held statement lists it live and none dead.
+type ownerBody struct {
+	Live []DocID `cbor:"live,omitempty"`
+	Dead []DocID `cbor:"dead,omitempty"`
+}
+
+func decodeOwner(st *stmt.Statement) (b ownerBody, opaque bool, err error) {
+	if err := stmt.Unmarshal(st.Body, &b); err != nil {
+		return b, false, fmt.Errorf("%w: %w", ErrInvalid, err)
+	}
+	for _, list := range [][]DocID{b.Live, b.Dead} {
+		for i := 1; i < len(list); i++ {
+			if compareDocs(list[i-1], list[i]) >= 0 {
+				return b, false, fmt.Errorf("%w: instances out of order or repeated", ErrInvalid)
+			}
+		}
+	}
+	for _, d := range b.Live {
+		if _, both := slices.BinarySearchFunc(b.Dead, d, compareDocs); both {
+			return b, false, fmt.Errorf("%w: instance %s both live and dead", ErrInvalid, d)
+		}
+	}
+	again, err := stmt.Marshal(b)
+	return b, string(again) != string(st.Body), err
+}
+
+// subsumes says whether every fact of o is also one of b, so that o need not be
+// kept: b knows the same deaths, and knows of every instance that o lists live.
+func (b ownerBody) subsumes(o ownerBody) bool {
+	has := func(list []DocID, d DocID) bool {
+		_, ok := slices.BinarySearchFunc(list, d, compareDocs)
+		return ok
+	}
+	for _, d := range o.Dead {
+		if !has(b.Dead, d) {
+			return false
+		}
+	}
+	for _, d := range o.Live {
+		if !has(b.Live, d) && !has(b.Dead, d) {
+			return false
+		}
+	}
+	return true
+}
+
+func compareDocs(a, b DocID) int { return bytes.Compare(a[:], b[:]) }

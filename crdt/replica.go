@@ -1,0 +1,385 @@
+package crdt
+
+import (
+	"context"
+	"crypto/ed25519"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/peer"
+
+	"github.com/formthefog/formation/crdt/stmt"
+)
+
+// ReplicaConfig configures [Open]. Dir, Key, Network and Engine are required.
+type ReplicaConfig struct {
+	// Dir holds the log; one process at a time. It is made when missing.
+	Dir string
+	// Key is this node's key, the author of its registers.
+	Key     ed25519.PrivateKey
+	Network stmt.NetworkID
+	// Root is the network's root key, zero for an open network.
+	Root stmt.Key
+	// RootKey is the private root key when this node holds it, else nil. Only
+	// RevokeMember, AdmitMember and SetAnyOwner use it.
+	RootKey ed25519.PrivateKey
+	// Engine merges specs: NewModel or automerge.New. The Replica owns it.
+	Engine SpecEngine
+	// Gossip and Streams connect the replica; nil for one that stands alone.
+	// SetTransport may give them later, before Run.
+	Gossip  Gossip
+	Streams Streams
+	// Now is the wall clock (default time.Now). It decides the expiry of
+	// invites and fills the display time of statements, nothing else.
+	Now func() time.Time
+	// SyncInterval is the mean time between anti-entropy sessions (default 20 s,
+	// jittered by half to either side).
+	SyncInterval time.Duration
+	// Logger defaults to discarding.
+	Logger *slog.Logger
+}
+
+// Replica drives a [State]: it keeps it on disk, spreads it by gossip, repairs
+// it by anti-entropy, and writes this node's own registers. Its methods are safe
+// for concurrent use.
+//
+// A Replica reads and accepts statements from Open until Close; Run, which
+// closes it at its end, connects it to others.
+type Replica struct {
+	cfg  ReplicaConfig
+	self peer.ID
+	key  stmt.Key
+	fsys fileSystem
+	lock io.Closer
+
+	ownMu    sync.Mutex // one writer of own registers at a time; before mu
+	mu       sync.Mutex // guards state, own and the order of log appends
+	state    *State
+	own      ownRegisters
+	log      *stateLog
+	unlogged [][]byte      // in the state, but not yet in the log
+	changed  chan struct{} // closed and replaced at every change
+	liveSize int64         // log bytes right after the last compaction
+	closed   bool
+
+	synced      chan struct{}
+	syncedOnce  sync.Once
+	readopt     chan struct{} // someone holds a newer register of this node
+	peerRates   *rates[peer.ID]
+	authorRates *rates[stmt.Key]
+	serving     chan struct{}
+	stats       counters
+}
+
+// counters are what Stats returns.
+type counters struct {
+	applied, refused, sessions, failedSessions, sent, received atomic.Uint64
+}
+
+// Stats are counts since Open, and sizes now.
+type Stats struct {
+	Applied        uint64 // statements merged
+	Refused        uint64 // gossip messages refused: malformed, forged, too many
+	Sessions       uint64 // anti-entropy sessions ended well, both sides
+	FailedSessions uint64
+	Sent, Received uint64 // statements moved by anti-entropy
+	Held, Pending  int
+	LogBytes       int64
+}
+
+// Open loads the state in cfg.Dir. A damaged log is cut at its first bad frame,
+// with a warning; what was behind comes back from peers. Errors are those of the
+// file system, and of a directory in use.
+func Open(cfg ReplicaConfig) (*Replica, error) {
+	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
+		return nil, fmt.Errorf("open replica: %w", err)
+	}
+	lock, err := lockDir(cfg.Dir)
+	if err != nil {
+		return nil, fmt.Errorf("open replica: %w", err)
+	}
+	r, err := openReplica(cfg, osDir(cfg.Dir))
+	if err != nil {
+		return nil, errors.Join(err, lock.Close())
+	}
+	r.lock = lock
+	return r, nil
+}
+
+func openReplica(cfg ReplicaConfig, fsys fileSystem) (*Replica, error) {
+	if len(cfg.Key) != ed25519.PrivateKeySize || cfg.Engine == nil {
+		return nil, errors.New("open replica: Key and Engine are required")
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	if cfg.SyncInterval <= 0 {
+		cfg.SyncInterval = 20 * time.Second
+	}
+	key := stmt.KeyOf(cfg.Key)
+	r := &Replica{
+		cfg: cfg, key: key, self: peer.ID(key.PeerID()), fsys: fsys,
+		state:   NewState(cfg.Network, cfg.Root, cfg.Engine),
+		changed: make(chan struct{}), synced: make(chan struct{}), readopt: make(chan struct{}, 1),
+		peerRates:   newRates[peer.ID](peerRate, peerBurst),
+		authorRates: newRates[stmt.Key](authorRate, authorBurst),
+		serving:     make(chan struct{}, maxServing),
+	}
+	bad := 0
+	var cut error
+	var err error
+	r.log, cut, err = openLog(fsys, func(raw []byte) error {
+		if _, err := r.state.Apply(raw, time.Time{}); err != nil && !benign(err) {
+			bad++
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("open replica: %w", err)
+	}
+	r.state.collect = true
+	if cut != nil {
+		cfg.Logger.Warn("state log was damaged and is cut there; peers will fill in what is missing", "at", r.log.bytes(), "err", cut)
+	}
+	if bad > 0 {
+		cfg.Logger.Warn("state log held statements that do not verify in this network", "count", bad)
+	}
+	r.liveSize = r.log.bytes()
+	if err := r.own.load(fsys); err != nil {
+		return nil, fmt.Errorf("open replica: %w", errors.Join(err, r.log.close()))
+	}
+	return r, nil
+}
+
+// SetTransport connects the replica; call it before Run, if the configuration
+// did not.
+func (r *Replica) SetTransport(g Gossip, s Streams) { r.cfg.Gossip, r.cfg.Streams = g, s }
+
+// Close ends a Replica that does not Run: what was merged is flushed to disk.
+// Further calls do nothing.
+func (r *Replica) Close() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.closed {
+		return nil
+	}
+	r.closed = true
+	err := r.log.close()
+	if r.lock != nil {
+		err = errors.Join(err, r.lock.Close())
+	}
+	return err
+}
+
+// View returns the current state.
+func (r *Replica) View() *View {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.state.View()
+}
+
+// Watch yields the current View and then, after changes, the latest one: a slow
+// reader misses what lies between and never gets an older View. The channel is
+// closed when ctx ends.
+func (r *Replica) Watch(ctx context.Context) <-chan *View {
+	out := make(chan *View, 1)
+	go func() {
+		defer close(out)
+		for {
+			r.mu.Lock()
+			v, changed := r.state.View(), r.changed
+			r.mu.Unlock()
+			select { // drop the one not yet read
+			case <-out:
+			default:
+			}
+			out <- v // this goroutine alone sends: there is room
+			select {
+			case <-changed:
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+	return out
+}
+
+// Synced is closed once the first anti-entropy session has ended well, or when
+// Run found nobody to hold one with for some seconds (30 at most). Until then a node that
+// restarted knows only what its disk remembers.
+func (r *Replica) Synced() <-chan struct{} { return r.synced }
+
+// Stats returns counts for metrics.
+func (r *Replica) Stats() Stats {
+	r.mu.Lock()
+	held, pending := len(r.state.ids), r.state.Pending()
+	r.mu.Unlock()
+	return Stats{
+		Applied: r.stats.applied.Load(), Refused: r.stats.refused.Load(),
+		Sessions: r.stats.sessions.Load(), FailedSessions: r.stats.failedSessions.Load(),
+		Sent: r.stats.sent.Load(), Received: r.stats.received.Load(),
+		Held: held, Pending: pending, LogBytes: r.log.bytes(),
+	}
+}
+
+// OwnerStatements returns the raw statements of an owner: what an [Author]
+// starts from. Do not modify the byte slices.
+func (r *Replica) OwnerStatements(owner stmt.Key) [][]byte {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.state.OwnerStatements(owner)
+}
+
+// merge applies statements from a peer and appends the news to the log, to be
+// synced in a group. news are those that changed the state, and those that had
+// waited for them; err is the first error that is more than a difference of
+// knowledge. The rest is applied anyway.
+func (r *Replica) merge(raws [][]byte, now time.Time) (news []*stmt.Statement, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, raw := range raws {
+		// The state keeps the bytes, and the message they come in is larger.
+		if aerr := r.apply(slices.Clone(raw), now); aerr != nil && err == nil && !transient(aerr) {
+			err = aerr
+		}
+	}
+	news, _, lerr := r.record()
+	if lerr != nil {
+		r.cfg.Logger.Error("state log", "err", lerr)
+	}
+	return news, err
+}
+
+// apply applies one statement; under mu.
+func (r *Replica) apply(raw []byte, now time.Time) error {
+	_, err := r.state.Apply(raw, now)
+	if st, perr := stmt.Peek(raw, r.cfg.Network); perr == nil {
+		r.noticeOwn(st, err)
+	}
+	return err
+}
+
+// record appends what the state has accepted to the log and wakes the watchers;
+// pos is what to sync to. What could not be appended is tried again with the
+// next statements: those may depend on it, and must not be acknowledged without
+// it. Under mu.
+func (r *Replica) record() (news []*stmt.Statement, pos int64, err error) {
+	news = r.state.takeNews()
+	if len(news) > 0 {
+		r.stats.applied.Add(uint64(len(news)))
+		close(r.changed)
+		r.changed = make(chan struct{})
+	}
+	for _, st := range news {
+		r.unlogged = append(r.unlogged, st.Raw)
+	}
+	if pos, err = r.log.append(r.unlogged...); err == nil {
+		r.unlogged = nil
+	}
+	return news, pos, err
+}
+
+func transient(err error) bool {
+	for _, e := range []error{ErrStale, ErrNotMember, ErrPending, ErrQuota, ErrFrozen} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
+}
+
+// Submit merges statements that somebody brought, puts them on disk and gossips
+// them; it returns their IDs in the order given. Statements that are held
+// already are no error. All are verified before the first is merged; an error
+// names the statement, and then those before it may have been merged. When
+// Submit returns nil, all are on disk.
+func (r *Replica) Submit(ctx context.Context, raws ...[]byte) ([]stmt.ID, error) {
+	ids := make([]stmt.ID, len(raws))
+	sts := make([]*stmt.Statement, len(raws))
+	for i, raw := range raws {
+		st, err := stmt.Verify(raw, r.cfg.Network)
+		if err != nil {
+			return nil, fmt.Errorf("submit statement %d: %w", i, err)
+		}
+		ids[i], sts[i] = st.ID, st
+	}
+	slices.SortStableFunc(sts, func(a, b *stmt.Statement) int { return byRank(a.Kind, b.Kind) })
+	if err := r.commit(ctx, sts); err != nil {
+		return nil, fmt.Errorf("submit: %w", err)
+	}
+	return ids, nil
+}
+
+// commit applies statements, syncs them to disk and publishes what was news.
+func (r *Replica) commit(ctx context.Context, sts []*stmt.Statement) error {
+	now := r.cfg.Now()
+	var failed error
+	r.mu.Lock()
+	for _, st := range sts {
+		if err := r.apply(st.Raw, now); err != nil {
+			failed = fmt.Errorf("%s statement %.8s: %w", st.Kind, st.ID, err)
+			break
+		}
+	}
+	news, pos, err := r.record()
+	r.mu.Unlock()
+	if err == nil {
+		err = r.log.syncTo(pos)
+	}
+	if err != nil {
+		return errors.Join(err, failed)
+	}
+	r.publish(ctx, news)
+	return failed
+}
+
+// publish gossips statements. A failure is not the caller's concern: whoever
+// missed them gets them by anti-entropy.
+func (r *Replica) publish(ctx context.Context, sts []*stmt.Statement) {
+	if r.cfg.Gossip == nil || len(sts) == 0 {
+		return
+	}
+	for topic, msgs := range batches(sts) {
+		for _, raws := range msgs {
+			msg, err := encodeGossip(raws)
+			if err == nil {
+				err = r.cfg.Gossip.Publish(ctx, topic, msg)
+			}
+			if err != nil {
+				r.cfg.Logger.Debug("gossip", "topic", topic, "err", err)
+			}
+		}
+	}
+}
+
+// Admit is for the admission check of a connection: it verifies the member
+// statement that a peer presents, including that its invite is not over, merges
+// and gossips it, and returns which key it admits to which role. A statement
+// that is held already is admitted whatever the clock says. Errors wrap those of
+// [State.Apply].
+func (r *Replica) Admit(ctx context.Context, raw []byte) (stmt.Key, stmt.Role, error) {
+	m, err := stmt.CheckMember(raw, r.cfg.Network, r.cfg.Root)
+	if err != nil {
+		return stmt.Key{}, "", fmt.Errorf("admit: %w", err)
+	}
+	if r.View().IsMember(m.Key, m.Role) {
+		return m.Key, m.Role, nil
+	}
+	if err := r.commit(ctx, []*stmt.Statement{m.Statement}); err != nil {
+		return stmt.Key{}, "", fmt.Errorf("admit: %w", err)
+	}
+	if !r.View().IsMember(m.Key, m.Role) {
+		return stmt.Key{}, "", fmt.Errorf("admit: %w: %s", ErrNotMember, m.Key)
+	}
+	return m.Key, m.Role, nil
+}

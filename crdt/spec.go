@@ -1,0 +1,249 @@
+package crdt
+
+import (
+	"bytes"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/formthefog/formation/crdt/stmt"
+)
+
+// The keys of a spec document. A document is flat so that two devices can set
+// different keys at once and both are kept; lists are one value each.
+const (
+	keyName       = "name"
+	keyPack       = "pack"
+	keyGeneration = "gen" // written by roots only
+	keyReplicas   = "replicas"
+	keyPhase      = "phase"
+	keyRestart    = "restart"
+	keyRecreate   = "recreate"
+	keyVCPU       = "vcpu"
+	keyMemory     = "mem"
+	keyDisk       = "disk"
+	keySSH        = "ssh"
+	keyExpose     = "expose"
+	keyRegion     = "region"
+	keyOperators  = "operators"
+	keyPartition  = "partition"
+	keyGPU        = "gpu"
+	keyCritical   = "critical" // list of keys a node must know to claim
+	prefixEnv     = "env/"
+	prefixLabel   = "label/"
+)
+
+const maxKey = 160 // bytes of one key of a document
+
+// specBody is the body of a spec statement. Envelope: Epoch is the document's
+// epoch (from 1), Seq the actor's number in it (from 1, without gaps), Deps the
+// changes it has seen; in a root, the heads it replaces.
+type specBody struct {
+	Device  stmt.Key            `cbor:"dev"`
+	Counter uint64              `cbor:"ctr"`
+	Actor   ActorID             `cbor:"act"`
+	Root    stmt.ID             `cbor:"root,omitzero"` // the epoch's root; absent in a root
+	Ops     map[string]stmt.Raw `cbor:"ops"`
+}
+
+func (b *specBody) isRoot() bool { return b.Root == stmt.ID{} }
+
+// decodeSpec checks everything about a spec statement that needs no state.
+func decodeSpec(st *stmt.Statement) (*specBody, Change, error) {
+	var b specBody
+	if err := stmt.Unmarshal(st.Body, &b); err != nil {
+		return nil, Change{}, fmt.Errorf("%w: %w", ErrInvalid, err)
+	}
+	switch {
+	case st.Epoch < 1 || st.Seq < 1:
+		return nil, Change{}, fmt.Errorf("%w: epoch %d, seq %d", ErrInvalid, st.Epoch, st.Seq)
+	case b.isRoot() && st.Seq != 1:
+		return nil, Change{}, fmt.Errorf("%w: root with seq %d", ErrInvalid, st.Seq)
+	case !b.isRoot() && len(st.Deps) == 0:
+		return nil, Change{}, fmt.Errorf("%w: change without dependencies", ErrInvalid)
+	case len(b.Ops) == 0 || len(b.Ops) > MaxOps:
+		return nil, Change{}, fmt.Errorf("%w: %d ops", ErrInvalid, len(b.Ops))
+	}
+	c := Change{ID: st.ID, Actor: b.Actor, Seq: st.Seq, Time: st.Time}
+	if !b.isRoot() {
+		c.Deps = st.Deps
+	}
+	for k, v := range b.Ops { // any order: sorted below
+		if k == "" || len(k) > maxKey || len(v) > MaxValue {
+			return nil, Change{}, fmt.Errorf("%w: op %.32q with %d bytes", ErrInvalid, k, len(v))
+		}
+		c.Ops = append(c.Ops, Op{Key: k, Value: v})
+	}
+	slices.SortFunc(c.Ops, func(a, b Op) int {
+		if len(a.Key) != len(b.Key) {
+			return len(a.Key) - len(b.Key)
+		}
+		return strings.Compare(a.Key, b.Key)
+	})
+	return &b, c, nil
+}
+
+// values encodes s as the keys of a document, without the zero ones and without
+// the generation.
+func (s *Spec) values() (map[string][]byte, error) {
+	out := make(map[string][]byte, 16+len(s.Env)+len(s.Labels))
+	var err error
+	for k, v := range s.Unknown { // any order: into a map
+		if err == nil && stmt.CheckCanonical(v) != nil {
+			err = fmt.Errorf("%w: %.32q is not canonical CBOR", ErrInvalid, k)
+		}
+		out[k] = v
+	}
+	put := func(key string, zero bool, v any) {
+		if zero || err != nil {
+			return
+		}
+		b, e := stmt.Marshal(v)
+		if e != nil {
+			err = fmt.Errorf("%w: %s: %w", ErrInvalid, key, e)
+			return
+		}
+		if len(key) > maxKey || len(b) > MaxValue {
+			err = fmt.Errorf("%w: %.32q is too large (%d bytes, at most %d)", ErrInvalid, key, len(b), MaxValue)
+		}
+		out[key] = b
+	}
+	put(keyName, s.Name == "", s.Name)
+	put(keyPack, s.Pack == "", s.Pack)
+	put(keyReplicas, s.Replicas == 0, s.Replicas)
+	put(keyPhase, s.Phase == "" || s.Phase == PhaseRunning, string(s.Phase))
+	put(keyRestart, s.Restart == 0, s.Restart)
+	put(keyRecreate, s.Recreate == 0, s.Recreate)
+	put(keyVCPU, s.VCPU == 0, s.VCPU)
+	put(keyMemory, s.MemoryBytes == 0, s.MemoryBytes)
+	put(keyDisk, s.DiskBytes == 0, s.DiskBytes)
+	put(keySSH, len(s.SSHKeys) == 0, s.SSHKeys)
+	put(keyExpose, len(s.Expose) == 0, s.Expose)
+	put(keyRegion, s.Region == "", s.Region)
+	put(keyOperators, len(s.Operators) == 0, s.Operators)
+	put(keyPartition, s.Partition == "", s.Partition)
+	put(keyGPU, s.GPU == "", s.GPU)
+	for k, v := range s.Env { // any order: into a map
+		put(prefixEnv+k, false, v)
+	}
+	for k, v := range s.Labels { // any order: into a map
+		put(prefixLabel+k, false, v)
+	}
+	return out, err
+}
+
+// setValues fills s from the keys of a document. A known key with a value of a
+// wrong type reads as absent and is kept in Unknown: one bad key of an owner's
+// newer tool must not hide the instance.
+func (s *Spec) setValues(vals map[string][]byte) {
+	var phase string
+	fields := map[string]any{
+		keyName: &s.Name, keyPack: &s.Pack, keyGeneration: &s.Generation, keyReplicas: &s.Replicas,
+		keyPhase: &phase, keyRestart: &s.Restart, keyRecreate: &s.Recreate, keyVCPU: &s.VCPU,
+		keyMemory: &s.MemoryBytes, keyDisk: &s.DiskBytes, keySSH: &s.SSHKeys, keyExpose: &s.Expose,
+		keyRegion: &s.Region, keyOperators: &s.Operators, keyPartition: &s.Partition, keyGPU: &s.GPU,
+	}
+	for _, k := range slices.Sorted(maps.Keys(vals)) {
+		raw := vals[k]
+		if p, ok := fields[k]; ok {
+			if stmt.Unmarshal(raw, p) == nil {
+				continue
+			}
+		} else if name, ok := strings.CutPrefix(k, prefixEnv); ok && setText(&s.Env, name, raw) {
+			continue
+		} else if name, ok := strings.CutPrefix(k, prefixLabel); ok && setText(&s.Labels, name, raw) {
+			continue
+		}
+		if s.Unknown == nil {
+			s.Unknown = map[string][]byte{}
+		}
+		s.Unknown[k] = raw
+	}
+	s.Phase = Phase(phase)
+	if s.Phase == "" {
+		s.Phase = PhaseRunning
+	}
+	s.Replicas = min(max(s.Replicas, 0), MaxReplicas)
+	s.setCritical()
+}
+
+func (s *Spec) setCritical() {
+	raw, ok := s.Unknown[keyCritical]
+	if !ok {
+		return
+	}
+	var keys []string
+	if stmt.Unmarshal(raw, &keys) != nil {
+		s.Critical = []string{keyCritical} // unreadable: better not to claim
+		return
+	}
+	for _, k := range keys {
+		if _, unknown := s.Unknown[k]; unknown && k != keyCritical {
+			s.Critical = append(s.Critical, k)
+		}
+	}
+}
+
+func setText(m *map[string]string, key string, raw []byte) bool {
+	var v string
+	if stmt.Unmarshal(raw, &v) != nil {
+		return false
+	}
+	if *m == nil {
+		*m = map[string]string{}
+	}
+	(*m)[key] = v
+	return true
+}
+
+// clone returns a copy that shares nothing which a caller may modify.
+func (s *Spec) clone() Spec {
+	c := *s
+	c.Env, c.Labels, c.Unknown = maps.Clone(s.Env), maps.Clone(s.Labels), maps.Clone(s.Unknown)
+	c.SSHKeys, c.Expose, c.Operators = slices.Clone(s.SSHKeys), slices.Clone(s.Expose), slices.Clone(s.Operators)
+	return c
+}
+
+// validate refuses what no Author should sign.
+func (s *Spec) validate() error {
+	switch {
+	case !isLabel(s.Name):
+		return fmt.Errorf("%w: name %q is no DNS label", ErrInvalid, s.Name)
+	case s.Replicas < 0 || s.Replicas > MaxReplicas:
+		return fmt.Errorf("%w: %d replicas (0 to %d)", ErrInvalid, s.Replicas, MaxReplicas)
+	case s.VCPU < 0:
+		return fmt.Errorf("%w: %d vCPUs", ErrInvalid, s.VCPU)
+	case s.Phase != "" && s.Phase != PhaseRunning && s.Phase != PhaseStopped:
+		return fmt.Errorf("%w: phase %q", ErrInvalid, s.Phase)
+	}
+	return nil
+}
+
+func isLabel(s string) bool {
+	if s == "" || len(s) > 63 || s[0] == '-' || s[len(s)-1] == '-' {
+		return false
+	}
+	for _, c := range []byte(s) {
+		if (c < 'a' || c > 'z') && (c < '0' || c > '9') && c != '-' {
+			return false
+		}
+	}
+	return true
+}
+
+// diffValues returns the ops that turn old into want.
+func diffValues(old, want map[string][]byte) map[string]stmt.Raw {
+	ops := map[string]stmt.Raw{}
+	for k, v := range want {
+		if !bytes.Equal(old[k], v) {
+			ops[k] = v
+		}
+	}
+	for k := range old {
+		if _, ok := want[k]; !ok {
+			ops[k] = stmt.Raw{0xf6}
+		}
+	}
+	return ops
+}

@@ -1,0 +1,352 @@
+package crdt
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/formthefog/formation/crdt/stmt"
+)
+
+// State is the pure core of a replica: verified statements in, Views out. It
+// holds no clock, randomness, goroutine or file, and equal sets of statements
+// give equal Views in whatever order and however often they are applied.
+//
+// A State is not safe for concurrent use; the Views it returns are.
+type State struct {
+	network stmt.NetworkID
+	root    stmt.Key
+	engine  SpecEngine
+	version uint64
+
+	ids     map[stmt.ID]struct{} // every held statement
+	members memberState
+	owners  map[stmt.Key]*ownerState
+	docs    map[DocID]*document
+	docsOf  map[stmt.Key]map[DocID]struct{}
+	nodes   map[stmt.Key]*nodeReg
+	claims  map[claimKey]*claimReg
+	byNode  map[stmt.Key]map[claimKey]struct{}
+	byDoc   map[DocID]map[claimKey]struct{}
+	bases   map[baseKey]*baseReg
+	pending pending
+	changes uint64 // raised by every change
+	collect bool   // append to news
+	news    []*stmt.Statement
+
+	idx        *index // of idxChanges
+	idxChanges uint64
+
+	view       *View
+	insts      shards[string, *instView]
+	nodeViews  shards[stmt.Key, *nodeView]
+	dirtyInst  map[DocID]struct{}
+	dirtyNode  map[stmt.Key]struct{}
+	dirtyBases bool
+	dirty      bool
+}
+
+type nodeReg struct {
+	rec
+	node *Node
+}
+
+type claimReg struct {
+	rec
+	gone  bool
+	claim Claim
+}
+
+type baseKey struct {
+	publisher stmt.Key
+	name      string
+}
+
+type baseReg struct {
+	rec
+	cid string
+}
+
+// NewState returns the empty state of a network. A zero root makes it open:
+// everyone is a member of every role. The State owns engine from now on.
+func NewState(network stmt.NetworkID, root stmt.Key, engine SpecEngine) *State {
+	s := &State{
+		network: network, root: root, engine: engine,
+		ids:    map[stmt.ID]struct{}{},
+		owners: map[stmt.Key]*ownerState{}, docs: map[DocID]*document{}, docsOf: map[stmt.Key]map[DocID]struct{}{},
+		nodes: map[stmt.Key]*nodeReg{}, claims: map[claimKey]*claimReg{},
+		byNode: map[stmt.Key]map[claimKey]struct{}{}, byDoc: map[DocID]map[claimKey]struct{}{},
+		bases: map[baseKey]*baseReg{}, dirtyInst: map[DocID]struct{}{}, dirtyNode: map[stmt.Key]struct{}{},
+		dirty: true,
+	}
+	s.members.init(root.IsZero())
+	s.pending.init()
+	return s
+}
+
+// Apply verifies and merges one statement: size, shape and staleness first, then
+// the signature, then authority. changed says whether it is held now and was not
+// before, so that it is worth storing and relaying.
+//
+// A statement that is held already is (false, nil). ErrNotMember and ErrPending
+// mean that it was set aside, within bounds, and counts as soon as what it waits
+// for arrives. Every other error is final and leaves the state as it was.
+//
+// now decides one thing: whether the invite of a member statement is over. A
+// zero now leaves that out; it is for statements whose first acceptance was
+// decided elsewhere: one's own log, and what a member relays by anti-entropy.
+//
+// The State keeps raw: it must not change afterwards.
+func (s *State) Apply(raw []byte, now time.Time) (changed bool, err error) {
+	st, err := stmt.Peek(raw, s.network)
+	if err != nil {
+		return false, err
+	}
+	if _, held := s.ids[st.ID]; held {
+		return false, nil
+	}
+	if err := s.precheck(st); err != nil {
+		return false, err
+	}
+	if st, err = stmt.Verify(raw, s.network); err != nil {
+		return false, err
+	}
+	return s.applyVerified(st, now)
+}
+
+// Pending is how many statements are set aside.
+func (s *State) Pending() int { return s.pending.count }
+
+// precheck finds cheap reasons to refuse a statement before its signature is
+// looked at. It only reads.
+func (s *State) precheck(st *stmt.Statement) error {
+	r := recOf(st)
+	switch st.Kind {
+	case stmt.KindNode:
+		if old := s.nodes[st.Author]; old != nil && !r.beats(old.rec) {
+			return fmt.Errorf("%w: node register of %s", ErrStale, st.Author)
+		}
+	case stmt.KindClaim:
+		b, err := decodeClaim(st)
+		if err != nil {
+			return err
+		}
+		if old := s.claims[claimKey{st.Author, b.Instance, b.Owner, b.Slot}]; old != nil && !r.beats(old.rec) {
+			return fmt.Errorf("%w: claim of %s", ErrStale, st.Author)
+		}
+	case stmt.KindSpec:
+		b, _, err := decodeSpec(st)
+		if err != nil {
+			return err
+		}
+		id := InstanceID(st.Author, b.Device, b.Counter)
+		if d := s.docs[id]; d != nil && st.Epoch < d.epoch {
+			return fmt.Errorf("%w: epoch %d of %s", ErrStale, st.Epoch, id)
+		}
+	case stmt.KindMember, stmt.KindOwner, stmt.KindBase:
+	default:
+		return fmt.Errorf("%w: %q is not a kind of state", ErrInvalid, st.Kind)
+	}
+	return nil
+}
+
+// applyVerified merges st and then whatever waited for it.
+func (s *State) applyVerified(st *stmt.Statement, now time.Time) (bool, error) {
+	changed, err := s.applyOne(st, now)
+	if !changed {
+		return false, err
+	}
+	s.accepted(st)
+	for {
+		w := s.pending.ready()
+		if w == nil {
+			return true, nil
+		}
+		if _, held := s.ids[w.ID]; held {
+			continue
+		}
+		if ok, _ := s.applyOne(w, time.Time{}); ok { // its error was told when it came first
+			s.accepted(w)
+		}
+	}
+}
+
+func (s *State) accepted(st *stmt.Statement) {
+	s.ids[st.ID] = struct{}{}
+	s.dirty = true
+	s.changes++
+	if s.collect {
+		s.news = append(s.news, st)
+	}
+}
+
+// takeNews returns what has been accepted since the last call, once collect is
+// set: the statements given to Apply and those that had waited for them.
+func (s *State) takeNews() []*stmt.Statement {
+	news := s.news
+	s.news = nil
+	return news
+}
+
+func (s *State) applyOne(st *stmt.Statement, now time.Time) (changed bool, err error) {
+	switch st.Kind {
+	case stmt.KindMember:
+		return s.applyMember(st, now)
+	case stmt.KindBase:
+		changed, err = s.applyBase(st)
+	case stmt.KindOwner:
+		changed, err = s.applyOwner(st)
+	case stmt.KindSpec:
+		changed, err = s.applySpec(st)
+	case stmt.KindNode:
+		changed, err = s.applyNode(st)
+	case stmt.KindClaim:
+		changed, err = s.applyClaim(st)
+	default:
+		return false, fmt.Errorf("%w: %q is not a kind of state", ErrInvalid, st.Kind)
+	}
+	if errors.Is(err, ErrNotMember) {
+		s.pending.add(waitAuthor(st.Author), st)
+	}
+	return changed, err
+}
+
+// roleOf is the role that an author of kind needs.
+func roleOf(kind stmt.Kind) stmt.Role {
+	switch kind {
+	case stmt.KindNode, stmt.KindClaim:
+		return stmt.RoleNode
+	default:
+		return stmt.RoleOwner
+	}
+}
+
+// authorise says whether author may make statements of kind: nil, ErrStale when
+// it never may again, or ErrNotMember.
+func (s *State) authorise(author stmt.Key, kind stmt.Kind) error {
+	if kind == stmt.KindBase && s.members.hasAny(s.root, author) {
+		return nil
+	}
+	role := roleOf(kind)
+	switch {
+	case s.members.has(s.root, author, role):
+		return nil
+	case s.members.isRevoked(author, role):
+		return fmt.Errorf("%w: %s is revoked", ErrStale, author)
+	}
+	return fmt.Errorf("%w: %s as %s", ErrNotMember, author, role)
+}
+
+func (s *State) applyNode(st *stmt.Statement) (bool, error) {
+	if err := s.authorise(st.Author, st.Kind); err != nil {
+		return false, err
+	}
+	n, err := decodeNode(st)
+	if err != nil {
+		return false, err
+	}
+	r := recOf(st)
+	old := s.nodes[st.Author]
+	if old != nil {
+		if !r.beats(old.rec) {
+			return false, fmt.Errorf("%w: node register of %s", ErrStale, st.Author)
+		}
+		delete(s.ids, old.id)
+	}
+	s.nodes[st.Author] = &nodeReg{rec: r, node: n}
+	s.dirtyNode[st.Author] = struct{}{}
+	return true, nil
+}
+
+func (s *State) applyClaim(st *stmt.Statement) (bool, error) {
+	if err := s.authorise(st.Author, st.Kind); err != nil {
+		return false, err
+	}
+	b, err := decodeClaim(st)
+	if err != nil {
+		return false, err
+	}
+	if o := s.owners[b.Owner]; o != nil && o.dead[b.Instance] {
+		return false, fmt.Errorf("%w: claim on deleted instance %s", ErrStale, b.Instance)
+	}
+	k := claimKey{st.Author, b.Instance, b.Owner, b.Slot}
+	r := recOf(st)
+	if old := s.claims[k]; old != nil {
+		if !r.beats(old.rec) {
+			return false, fmt.Errorf("%w: claim of %s", ErrStale, st.Author)
+		}
+		delete(s.ids, old.id)
+	} else if len(s.byNode[st.Author]) >= MaxClaimsPerNode {
+		return false, fmt.Errorf("%w: %d claims of %s", ErrQuota, MaxClaimsPerNode, st.Author)
+	}
+	s.claims[k] = &claimReg{rec: r, gone: b.Gone, claim: b.claim(r)}
+	addTo(s.byNode, st.Author, k)
+	addTo(s.byDoc, b.Instance, k)
+	s.dirtyNode[st.Author] = struct{}{}
+	s.dirtyInst[b.Instance] = struct{}{}
+	return true, nil
+}
+
+func (s *State) applyBase(st *stmt.Statement) (bool, error) {
+	if err := s.authorise(st.Author, st.Kind); err != nil {
+		return false, err
+	}
+	var b stmt.BaseBody
+	if err := stmt.Unmarshal(st.Body, &b); err != nil {
+		return false, fmt.Errorf("%w: %w", ErrInvalid, err)
+	}
+	if b.Name == "" || len(b.Name) > stmt.MaxBaseName || b.CID == "" || len(b.CID) > stmt.MaxBaseName {
+		return false, fmt.Errorf("%w: base name or CID missing or too long", ErrInvalid)
+	}
+	k := baseKey{st.Author, b.Name}
+	r := recOf(st)
+	if old := s.bases[k]; old != nil {
+		if !r.beats(old.rec) {
+			return false, fmt.Errorf("%w: base %q of %s", ErrStale, b.Name, st.Author)
+		}
+		delete(s.ids, old.id)
+	} else if n := s.basesOf(st.Author); n >= MaxBasesPerPublisher {
+		return false, fmt.Errorf("%w: %d bases of %s", ErrQuota, n, st.Author)
+	}
+	s.bases[k] = &baseReg{rec: r, cid: b.CID}
+	s.dirtyBases = true
+	return true, nil
+}
+
+func (s *State) basesOf(publisher stmt.Key) int {
+	n := 0
+	for k := range s.bases {
+		if k.publisher == publisher {
+			n++
+		}
+	}
+	return n
+}
+
+// dropClaim forgets a claim register.
+func (s *State) dropClaim(k claimKey) {
+	c := s.claims[k]
+	if c == nil {
+		return
+	}
+	delete(s.ids, c.id)
+	delete(s.claims, k)
+	removeFrom(s.byNode, k.node, k)
+	removeFrom(s.byDoc, k.doc, k)
+	s.dirtyNode[k.node] = struct{}{}
+	s.dirtyInst[k.doc] = struct{}{}
+}
+
+func addTo[K, V comparable](m map[K]map[V]struct{}, k K, v V) {
+	if m[k] == nil {
+		m[k] = map[V]struct{}{}
+	}
+	m[k][v] = struct{}{}
+}
+
+func removeFrom[K, V comparable](m map[K]map[V]struct{}, k K, v V) {
+	delete(m[k], v)
+	if len(m[k]) == 0 {
+		delete(m, k)
+	}
+}

@@ -1,0 +1,146 @@
+package crdt
+
+import (
+	"bytes"
+	"encoding/hex"
+	"encoding/json"
+	"net"
+	"os"
+	"testing"
+	"time"
+
+	"github.com/formthefog/formation/crdt/stmt"
+)
+
+// vector is one example of docs/wire.md for a second implementation.
+type vector struct {
+	Name   string `json:"name"`
+	Author string `json:"author_seed,omitempty"` // Ed25519 seed, hex
+	ID     string `json:"id,omitempty"`          // statement ID, hex
+	Bytes  string `json:"bytes"`                 // hex, or text of a ticket
+}
+
+type vectorFile struct {
+	Network string   `json:"network"` // name "test" under the root key
+	Root    string   `json:"root"`
+	Short   string   `json:"short"`
+	Vectors []vector `json:"vectors"`
+}
+
+const vectorPath = "testdata/vectors.json"
+
+// The vectors in testdata are what this version writes; -rewrite makes them
+// anew, which is a change of the wire format and needs a reason.
+func TestVectors(t *testing.T) {
+	want, err := json.MarshalIndent(makeVectors(t), "", "\t")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want = append(want, '\n')
+	if *rewrite {
+		if err := os.WriteFile(vectorPath, want, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got, err := os.ReadFile(vectorPath)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(got, want) {
+		t.Fatalf("%s differs from what this version writes (see -rewrite)", vectorPath)
+	}
+}
+
+func makeVectors(t *testing.T) vectorFile {
+	w := newWorld(t)
+	f := vectorFile{Network: hex.EncodeToString(w.net[:]), Root: w.root.String(), Short: w.net.Short()}
+	add := func(name, author string, raw []byte) {
+		st, err := stmt.Verify(raw, w.net)
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		f.Vectors = append(f.Vectors, vector{
+			Name: name, Author: hex.EncodeToString(keyOf(author).Seed()), ID: st.ID.String(), Bytes: hex.EncodeToString(raw),
+		})
+	}
+	plain := func(name string, b []byte) {
+		f.Vectors = append(f.Vectors, vector{Name: name, Bytes: hex.EncodeToString(b)})
+	}
+	must := func(raw []byte, err error) []byte {
+		if err != nil {
+			t.Fatal(err)
+		}
+		return raw
+	}
+	invite := must(stmt.NewInvite(keyOf("root"), w.net, keyOf("invite").Seed(), []stmt.Role{stmt.RoleNode}, testNow))
+	ticket := stmt.Ticket{Name: "test", Root: w.root, Bootstrap: []string{"/ip4/192.0.2.1/tcp/51820"}, InviteSeed: keyOf("invite").Seed(), Invite: invite}
+	add("invite", "root", invite)
+	f.Vectors = append(f.Vectors, vector{Name: "ticket", Bytes: ticket.String()})
+	member := must(ticket.Join(pub("n1"), stmt.RoleNode, testNow.Add(-time.Hour)))
+	add("member by invite", "invite", member)
+	add("member by the root", "root", w.admit("olga", stmt.RoleOwner))
+	add("revocation", "root", w.member(stmt.MemberBody{Key: pub("eve"), Revoked: true}))
+	add("any owner", "root", w.member(stmt.MemberBody{AnyOwner: true, Role: stmt.RoleOwner}))
+	a := w.author("olga", nil)
+	id, raws, err := a.Create(Spec{
+		Name: "hello", Pack: "bafyreib", Replicas: 2, VCPU: 1, MemoryBytes: 512 << 20, DiskBytes: 5 << 30,
+		Env: map[string]string{"A": "1"}, Expose: []string{"8080/tcp"}, Operators: []stmt.Key{pub("n1")},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	add("owner page", "olga", raws[0])
+	add("spec root", "olga", raws[1])
+	set, err := a.Set(id, func(s *Spec) { s.Replicas, s.Env = 3, nil })
+	if err != nil {
+		t.Fatal(err)
+	}
+	add("spec change", "olga", set[0])
+	add("node", "n1", w.node("n1", 1, 1, Node{
+		Addrs: []string{"/ip4/192.0.2.1/tcp/51820"}, Total: Resources{4, 8 << 30, 100 << 30}, Labels: map[string]string{"disk": "ssd"}, Accel: "kvm",
+	}))
+	claim := Claim{Instance: id, Owner: pub("olga"), Slot: 1, Generation: 1, Phase: ClaimRunning, Ready: true, Pack: "bafyreib", SpecGeneration: 2, StartedAt: 1_750_000_000}
+	add("claim", "n1", w.claim("n1", 1, 2, claim, false))
+	add("claim tombstone", "n1", w.claim("n1", 1, 3, claim, true))
+	add("base", "root", must(stmt.SignBase(keyOf("root"), w.net, stmt.BaseBody{Name: "debian:12", CID: "bafyreia"}, 1, 1)))
+	session := must(stmt.SignSession(keyOf("olga"), w.net, stmt.SessionBody{Client: pub("client"), Server: pub("n1"), Expires: testNow.Unix()}))
+	add("session", "olga", session)
+	plain("hello", must(stmt.EncodeHello(stmt.Hello{Member: member, Session: session})))
+	plain("gossip message", must(encodeGossip([][]byte{raws[0], raws[1]})))
+	plain("log", appendFrame(appendFrame([]byte(logMagic), raws[0]), raws[1]))
+	one, two := w.state(), w.state()
+	applyAll(one, w.raws)
+	applyAll(two, raws)
+	for i, b := range transcript(t, one, two) {
+		plain([]string{"anti-entropy, initiator says", "anti-entropy, responder says"}[i], b)
+	}
+	return f
+}
+
+// transcript holds one session and returns what each side said.
+func transcript(t *testing.T, a, b *State) [2][]byte {
+	ca, cb := net.Pipe()
+	var said [2]bytes.Buffer
+	side := func(s *State, c net.Conn, said *bytes.Buffer) *aeSession {
+		return &aeSession{rw: tee{c, said}, idx: s.index(), touch: func() {}, apply: func([][]byte) error { return nil }}
+	}
+	done := make(chan error, 1)
+	go func() { done <- side(b, cb, &said[1]).respond() }()
+	if _, err := side(a, ca, &said[0]).initiate(); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	return [2][]byte{said[0].Bytes(), said[1].Bytes()}
+}
+
+type tee struct {
+	net.Conn
+	said *bytes.Buffer
+}
+
+func (t tee) Write(b []byte) (int, error) {
+	t.said.Write(b)
+	return t.Conn.Write(b)
+}

@@ -1,0 +1,269 @@
+package crdt
+
+import (
+	"crypto/ed25519"
+	"encoding/json"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"time"
+
+	"pgregory.net/rapid"
+
+	"github.com/formthefog/formation/crdt/stmt"
+)
+
+// keyOf returns a fixed private key by name.
+func keyOf(name string) ed25519.PrivateKey {
+	seed := make([]byte, ed25519.SeedSize)
+	copy(seed, name)
+	return ed25519.NewKeyFromSeed(seed)
+}
+
+func pub(name string) stmt.Key { return stmt.KeyOf(keyOf(name)) }
+
+// seeded is a deterministic source of actors and devices.
+func seeded(n uint64) io.Reader {
+	var seed [32]byte
+	seed[0], seed[1] = byte(n), byte(n>>8)
+	return rand.NewChaCha8(seed)
+}
+
+var testNow = time.Unix(1_750_000_000, 0)
+
+// world makes statements of a private network by what people do in it.
+type world struct {
+	t       interface{ Fatalf(string, ...any) }
+	net     stmt.NetworkID
+	root    stmt.Key
+	authors uint64
+	seq     uint64
+	raws    [][]byte
+}
+
+func newWorld(t interface{ Fatalf(string, ...any) }) *world {
+	root := pub("root")
+	return &world{t: t, net: stmt.NewNetworkID("test", root), root: root}
+}
+
+func (w *world) must(raw []byte, err error) []byte {
+	if err != nil {
+		w.t.Fatalf("statement: %v", err)
+	}
+	w.raws = append(w.raws, raw)
+	return raw
+}
+
+func (w *world) member(m stmt.MemberBody) []byte {
+	w.seq++
+	return w.must(stmt.SignMember(keyOf("root"), w.net, m, nil, 1, w.seq))
+}
+
+func (w *world) admit(name string, role stmt.Role) []byte {
+	return w.member(stmt.MemberBody{Key: pub(name), Role: role})
+}
+
+func (w *world) author(name string, raws [][]byte) *Author {
+	w.authors++
+	a, err := newAuthor(keyOf(name), w.net, raws, seeded(w.authors))
+	if err != nil {
+		w.t.Fatalf("author: %v", err)
+	}
+	a.Now = func() time.Time { return testNow }
+	return a
+}
+
+func (w *world) register(name string, kind stmt.Kind, epoch, seq uint64, body []byte, err error) []byte {
+	if err != nil {
+		w.t.Fatalf("body: %v", err)
+	}
+	return w.must(stmt.Sign(keyOf(name), stmt.Statement{Kind: kind, Network: w.net, Epoch: epoch, Seq: seq, Body: body}))
+}
+
+func (w *world) node(name string, epoch, seq uint64, n Node) []byte {
+	body, err := encodeNode(n)
+	return w.register(name, stmt.KindNode, epoch, seq, body, err)
+}
+
+func (w *world) claim(name string, epoch, seq uint64, c Claim, gone bool) []byte {
+	body, err := encodeClaim(c, gone)
+	return w.register(name, stmt.KindClaim, epoch, seq, body, err)
+}
+
+func (w *world) state() *State { return NewState(w.net, w.root, NewModel()) }
+
+// render writes everything a View says.
+func render(v *View) string {
+	var b strings.Builder
+	line := func(what string, x any) {
+		j, err := json.Marshal(x)
+		if err != nil {
+			panic(err)
+		}
+		fmt.Fprintf(&b, "%s %s\n", what, j)
+	}
+	for _, s := range v.Instances() {
+		line("instance", s)
+		for _, c := range v.Claims(s.ID) {
+			line("  claim", c)
+		}
+	}
+	for _, n := range v.Nodes() {
+		line("node", n)
+		line("  claims", v.ClaimsBy(n.Key))
+	}
+	for _, k := range v.Members() {
+		line("member", fmt.Sprint(k, v.Roles(k), v.Revoked(k), v.OperatorOf(k)))
+	}
+	line("any", v.AnyOwner())
+	line("bases", v.Bases())
+	return b.String()
+}
+
+// applyAll applies raws in order, ignoring what a merge may answer.
+func applyAll(s *State, raws [][]byte) {
+	for _, raw := range raws {
+		_, _ = s.Apply(raw, time.Time{})
+	}
+}
+
+// shuffled returns raws in a random order, some of them twice.
+func shuffled(t *rapid.T, raws [][]byte) [][]byte {
+	rng := rand.New(rand.NewPCG(rapid.Uint64().Draw(t, "order"), 0))
+	var out [][]byte
+	for _, i := range rng.Perm(len(raws)) {
+		out = append(out, raws[i])
+		if rng.IntN(4) == 0 {
+			out = append(out, raws[rng.IntN(len(raws))])
+		}
+	}
+	return out
+}
+
+// history draws what a few people do at once: owners on several devices that
+// see each other's work only sometimes, nodes that claim, boot again and are
+// revoked, and a root that admits, revokes and opens the door. With withdraw it
+// also takes membership back from keys that may get it again.
+func history(t *rapid.T, withdraw bool) *world {
+	w := newWorld(t)
+	owners, nodes := []string{"olga", "otto"}, []string{"n1", "n2", "n3"}
+	for _, n := range nodes {
+		w.admit(n, stmt.RoleNode)
+	}
+	w.admit("olga", stmt.RoleOwner)
+	invite, err := stmt.NewInvite(keyOf("root"), w.net, keyOf("invite").Seed(), []stmt.Role{stmt.RoleNode, stmt.RoleOwner}, testNow)
+	if err != nil {
+		t.Fatalf("invite: %v", err)
+	}
+	authors := map[string][]*Author{}
+	for _, o := range owners {
+		authors[o] = []*Author{w.author(o, nil), w.author(o, nil)}
+	}
+	var ids []string
+	epoch := map[string]uint64{}
+	for range rapid.IntRange(1, 40).Draw(t, "steps") {
+		owner := rapid.SampledFrom(owners).Draw(t, "owner")
+		node := rapid.SampledFrom(nodes).Draw(t, "node")
+		dev := rapid.IntRange(0, 1).Draw(t, "device")
+		a := authors[owner][dev]
+		w.seq++
+		switch rapid.IntRange(0, 13).Draw(t, "what") {
+		case 0, 1:
+			id, raws, err := a.Create(Spec{Name: fmt.Sprintf("app-%d", len(ids)), Replicas: 2})
+			if err != nil {
+				t.Fatalf("create: %v", err)
+			}
+			ids, w.raws = append(ids, id), append(w.raws, raws...)
+		case 2, 3, 4, 5:
+			mine := a.Instances()
+			if len(mine) == 0 {
+				continue
+			}
+			id := mine[rapid.IntRange(0, len(mine)-1).Draw(t, "instance")].ID
+			n := rapid.IntRange(0, 5).Draw(t, "n")
+			raws, err := a.Set(id, func(s *Spec) {
+				s.Replicas = n
+				if n > 2 {
+					s.Env = map[string]string{fmt.Sprint("K", n): fmt.Sprint(n)}
+				}
+			})
+			if err != nil {
+				t.Fatalf("set: %v", err)
+			}
+			w.raws = append(w.raws, raws...)
+		case 6:
+			if mine := a.Instances(); len(mine) > 0 {
+				raws, err := a.Delete(mine[rapid.IntRange(0, len(mine)-1).Draw(t, "instance")].ID)
+				if err != nil {
+					t.Fatalf("delete: %v", err)
+				}
+				w.raws = append(w.raws, raws...)
+			}
+		case 7, 8: // the device sees all there is, as a new run of the CLI
+			authors[owner][dev] = w.author(owner, w.raws)
+		case 9:
+			if rapid.Bool().Draw(t, "reboot") {
+				epoch[node]++
+			}
+			w.node(node, epoch[node], w.seq, Node{Version: fmt.Sprint(w.seq), Total: Resources{CPUs: 4}})
+		case 10, 11:
+			if len(ids) > 0 {
+				w.claim(node, epoch[node], w.seq, Claim{
+					Instance: rapid.SampledFrom(ids).Draw(t, "claimed"), Slot: rapid.IntRange(0, 1).Draw(t, "slot"),
+					Owner: pub(owner), Phase: ClaimRunning, Reason: fmt.Sprint(w.seq),
+				}, rapid.Bool().Draw(t, "gone"))
+			}
+		case 12:
+			switch rapid.IntRange(0, 3).Draw(t, "root") {
+			case 0:
+				w.member(stmt.MemberBody{AnyOwner: true, Role: stmt.RoleOwner, Revoked: withdraw && rapid.Bool().Draw(t, "off")})
+			case 1:
+				w.member(stmt.MemberBody{Key: pub(node), Revoked: true})
+			case 2:
+				if withdraw {
+					w.member(stmt.MemberBody{Key: pub("invite"), Revoked: true})
+				}
+			case 3:
+				w.member(stmt.MemberBody{Key: pub(node), Role: stmt.RoleNode, Operator: pub("op")})
+			}
+		case 13:
+			w.must(stmt.SignMember(keyOf("invite"), w.net, stmt.MemberBody{Key: pub(owner), Role: stmt.RoleOwner}, invite, 0, 0))
+		}
+	}
+	return w
+}
+
+// diffLines says which lines one of two texts has alone.
+func diffLines(want, got string) string {
+	var out strings.Builder
+	w, g := strings.Split(want, "\n"), strings.Split(got, "\n")
+	for _, l := range w {
+		if !slices.Contains(g, l) {
+			out.WriteString("\n- " + l)
+		}
+	}
+	for _, l := range g {
+		if !slices.Contains(w, l) {
+			out.WriteString("\n+ " + l)
+		}
+	}
+	return out.String()
+}
+
+// diffIndex says which statements one of two states holds alone.
+func diffIndex(a, b *State) string {
+	var out strings.Builder
+	one := func(what string, x, y *State) {
+		for _, it := range x.index().items {
+			if _, ok := y.index().byID[it.ID]; !ok {
+				st, err := stmt.Peek(it.raws[0], x.network)
+				fmt.Fprintf(&out, "\n%s: %s epoch %d seq %d by %s %x (%v)", what, st.Kind, st.Epoch, st.Seq, st.Author, st.Body, err)
+			}
+		}
+	}
+	one("only in order", a, b)
+	one("only shuffled", b, a)
+	return out.String()
+}
