@@ -1,0 +1,171 @@
+package guest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/yamux"
+)
+
+// Conn is the host's end of the control channel of one boot. It owns the
+// underlying stream. Methods may be called from any goroutine.
+type Conn struct {
+	session *yamux.Session
+	control net.Conn
+	info    Info
+
+	mu sync.Mutex // orders writes on control
+}
+
+// Connect performs the host's half of the handshake on rw, which it owns from
+// now on, and waits for the agent's hello until ctx ends. rw must be fresh:
+// bytes of an earlier boot cannot be told from this one's.
+func Connect(ctx context.Context, rw io.ReadWriteCloser) (*Conn, error) {
+	stop := context.AfterFunc(ctx, func() { rw.Close() })
+	defer stop()
+	c, err := connect(rw)
+	if err != nil {
+		rw.Close()
+		if ctx.Err() != nil {
+			err = ctx.Err()
+		}
+		return nil, fmt.Errorf("connect to guest agent: %w", err)
+	}
+	return c, nil
+}
+
+func connect(rw io.ReadWriteCloser) (*Conn, error) {
+	if err := readPreamble(rw); err != nil {
+		return nil, err
+	}
+	if _, err := rw.Write(preamble()); err != nil {
+		return nil, err
+	}
+	session, err := yamux.Client(rw, muxConfig())
+	if err != nil {
+		return nil, err
+	}
+	c := &Conn{session: session}
+	if c.control, err = c.open(openStream{Kind: streamControl}); err != nil {
+		session.Close()
+		return nil, err
+	}
+	var first toHost
+	if err := readJSON(c.control, &first); err != nil {
+		session.Close()
+		return nil, fmt.Errorf("read hello: %w", err)
+	}
+	if first.Hello == nil {
+		session.Close()
+		return nil, fmt.Errorf("%w: no hello", ErrFrame)
+	}
+	c.info = *first.Hello
+	return c, nil
+}
+
+// Info is what the agent said of itself.
+func (c *Conn) Info() Info { return c.info }
+
+// Run reads status reports until the channel ends or ctx does, and calls
+// onStatus for each. It returns nil when ctx ended.
+func (c *Conn) Run(ctx context.Context, onStatus func(Status)) error {
+	stop := context.AfterFunc(ctx, func() { c.Close() })
+	defer stop()
+	for {
+		var m toHost
+		if err := readJSON(c.control, &m); err != nil {
+			if ctx.Err() != nil {
+				return nil
+			}
+			return fmt.Errorf("read guest status: %w", err)
+		}
+		if m.Status != nil {
+			m.Status.Reason = clip(m.Status.Reason, maxReason)
+			m.Status.SSHHostKey = clip(m.Status.SSHHostKey, maxReason)
+			m.Status.MeshKey = clip(m.Status.MeshKey, maxReason)
+			onStatus(*m.Status)
+		}
+	}
+}
+
+// Configure sends the guest its configuration; call it once, first.
+func (c *Conn) Configure(cfg Config) error { return c.send(toGuest{Config: &cfg}) }
+
+// Authorize replaces the owner's SSH keys in a running guest.
+func (c *Conn) Authorize(keys []string) error { return c.send(toGuest{Authorize: &keys}) }
+
+// SetTime tells the guest the time; it steps its clock when far off.
+func (c *Conn) SetTime(now time.Time) error { return c.send(toGuest{Time: now.UnixNano()}) }
+
+// Power asks for an orderly shutdown or reboot. It returns when the request is
+// sent; the channel ends when the guest is gone.
+func (c *Conn) Power(p Power) error { return c.send(toGuest{Power: &p}) }
+
+// Exec starts a command and returns its stream of exec frames (see RunExec).
+func (c *Conn) Exec(req ExecRequest) (net.Conn, error) {
+	if err := req.Validate(); err != nil {
+		return nil, err
+	}
+	return c.open(openStream{Kind: streamExec, Exec: &req})
+}
+
+// Logs returns the entrypoint's output as raw bytes, from what the guest still
+// buffers on. One reader at a time gets everything.
+func (c *Conn) Logs() (net.Conn, error) { return c.open(openStream{Kind: streamLogs}) }
+
+// Close ends the channel and every stream on it.
+func (c *Conn) Close() error { return c.session.Close() }
+
+func (c *Conn) open(first openStream) (net.Conn, error) {
+	stream, err := c.session.Open()
+	if err != nil {
+		return nil, fmt.Errorf("open %s stream: %w", first.Kind, err)
+	}
+	if err := writeJSON(stream, first); err != nil {
+		stream.Close()
+		return nil, fmt.Errorf("open %s stream: %w", first.Kind, err)
+	}
+	return stream, nil
+}
+
+func (c *Conn) send(m toGuest) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err := writeJSON(c.control, m); err != nil {
+		return fmt.Errorf("send to guest: %w", err)
+	}
+	return nil
+}
+
+// Validate checks the bounds of a request.
+func (r *ExecRequest) Validate() error {
+	if len(r.Argv) == 0 || r.Argv[0] == "" {
+		return errors.New("exec: empty command")
+	}
+	size := 0
+	for _, list := range [][]string{r.Argv, r.Env} {
+		for _, s := range list {
+			size += len(s)
+		}
+	}
+	if len(r.Argv) > 4096 || len(r.Env) > 1024 || size > MaxConfigBytes/4 {
+		return errors.New("exec: command or environment too long")
+	}
+	return nil
+}
+
+const maxReason = 1 << 10
+
+// clip cuts s to at most n bytes, keeping its end: of an output's tail the end
+// is what matters.
+func clip(s string, n int) string {
+	if len(s) <= n {
+		return s
+	}
+	return "…" + s[len(s)-n+3:]
+}
