@@ -1,0 +1,265 @@
+package fogvm
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/formthefog/formation/fogvm/guest"
+)
+
+// Fake is the memory of a fake hypervisor: VMs that are only bookkeeping. Keep
+// one Fake over several Managers and VMs outlive a Manager as real ones do. The
+// zero value is ready.
+type Fake struct {
+	// Script, if set, is asked at each start how the VM is to behave.
+	Script func(vm VM) FakeRun
+	// Serve, if set, is the server behind every port of every VM; the default
+	// answers HTTP requests with "hello from ID\n" and echoes anything else.
+	Serve func(id string, port int, conn net.Conn)
+
+	mu  sync.Mutex
+	vms map[string]*fakeVM // by run directory
+}
+
+// FakeRun scripts one run of a fake VM. The zero value is ready at once.
+type FakeRun struct {
+	StartError error         // the start fails
+	ReadyAfter time.Duration // time from start to ready
+	Unhealthy  string        // never ready; the reason
+	DieAfter   time.Duration // ends by itself, with DieReason; 0: never
+	DieReason  string
+	StopAfter  time.Duration // time a stop takes
+}
+
+func newFake(f *Fake) (*fakeHypervisor, error) {
+	if f == nil {
+		f = &Fake{}
+	}
+	return &fakeHypervisor{f}, nil
+}
+
+// Kill ends a running VM as a crash would; false when it does not run.
+func (f *Fake) Kill(id, reason string) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, vm := range f.vms {
+		if vm.vm.ID == id {
+			vm.end(reason)
+			return true
+		}
+	}
+	return false
+}
+
+type fakeHypervisor struct{ f *Fake }
+
+func (h *fakeHypervisor) accel() (string, string) { return "fake", "" }
+
+func (h *fakeHypervisor) start(_ context.Context, dir string, vm VM) (instance, error) {
+	var run FakeRun
+	if h.f.Script != nil {
+		run = h.f.Script(vm)
+	}
+	if run.StartError != nil {
+		return nil, run.StartError
+	}
+	disk, err := os.OpenFile(filepath.Join(dir, diskFile), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := errors.Join(disk.Truncate(int64(vm.DiskBytes)), disk.Close(),
+		os.WriteFile(filepath.Join(dir, appLog), fmt.Appendf(nil, "%s started\n", vm.ID), 0o600),
+		writeJSONFile(filepath.Join(dir, specFile), shimSpec{VM: vm}, false)); err != nil {
+		return nil, err
+	}
+	key, err := guest.NewHostKey()
+	if err != nil {
+		return nil, err
+	}
+	v := &fakeVM{f: h.f, vm: vm, run: run, ended: make(chan struct{}), changed: make(chan struct{}),
+		status: Status{ID: vm.ID, Incarnation: vm.Incarnation, Restart: vm.Restart, Phase: Launching, Accel: "fake",
+			PID: os.Getpid(), ShimPID: os.Getpid(), StartedAt: time.Now(), AgentAt: time.Now(), SSHHostKey: key}}
+	h.f.mu.Lock()
+	if h.f.vms == nil {
+		h.f.vms = map[string]*fakeVM{}
+	}
+	h.f.vms[dir] = v
+	h.f.mu.Unlock()
+	v.begin(func() {
+		h.f.mu.Lock()
+		defer h.f.mu.Unlock()
+		if h.f.vms[dir] == v {
+			delete(h.f.vms, dir)
+		}
+	})
+	return v, nil
+}
+
+func (h *fakeHypervisor) adopt(_ context.Context, dir string) (instance, error) {
+	h.f.mu.Lock()
+	defer h.f.mu.Unlock()
+	if v := h.f.vms[dir]; v != nil {
+		return v, nil
+	}
+	return nil, ErrNotRunning
+}
+
+// fakeVM implements instance.
+type fakeVM struct {
+	f     *Fake
+	vm    VM
+	run   FakeRun
+	ended chan struct{}
+
+	mu      sync.Mutex
+	status  Status
+	changed chan struct{} // closed and renewed at each change
+	once    sync.Once
+	onEnd   func()
+}
+
+func (v *fakeVM) begin(onEnd func()) {
+	v.onEnd = onEnd
+	switch {
+	case v.run.Unhealthy != "":
+		v.set(func(s *Status) { s.Phase, s.Reason = Unhealthy, v.run.Unhealthy })
+	case v.run.ReadyAfter == 0:
+		v.ready()
+	default:
+		time.AfterFunc(v.run.ReadyAfter, v.ready)
+	}
+	if v.run.DieAfter > 0 {
+		time.AfterFunc(v.run.DieAfter, func() { v.end(v.run.DieReason) })
+	}
+}
+
+func (v *fakeVM) ready() {
+	v.set(func(s *Status) {
+		if s.Phase == Launching {
+			s.Phase, s.Ready, s.ReadyAt = Running, true, time.Now()
+		}
+	})
+}
+
+func (v *fakeVM) set(change func(*Status)) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	change(&v.status)
+	close(v.changed)
+	v.changed = make(chan struct{})
+}
+
+// end is idempotent; an empty reason means the end was asked for.
+func (v *fakeVM) end(reason string) {
+	v.once.Do(func() {
+		v.set(func(s *Status) {
+			s.Phase, s.Ready, s.Reason, s.PID, s.ShimPID = Stopped, false, reason, 0, 0
+			if reason != "" {
+				s.Phase = Failed
+			}
+		})
+		close(v.ended)
+		go v.onEnd()
+	})
+}
+
+func (v *fakeVM) watch(ctx context.Context) <-chan Status {
+	out := make(chan Status)
+	go func() {
+		defer close(out)
+		for {
+			v.mu.Lock()
+			s, changed := v.status, v.changed
+			v.mu.Unlock()
+			select {
+			case out <- s:
+			case <-ctx.Done():
+				return
+			}
+			if s.ShimPID == 0 {
+				return
+			}
+			select {
+			case <-changed:
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+	return out
+}
+
+func (v *fakeVM) stop(ctx context.Context, _ bool) error {
+	if v.run.StopAfter > 0 {
+		select {
+		case <-time.After(v.run.StopAfter):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	v.end("")
+	return nil
+}
+
+func (v *fakeVM) authorize(context.Context, []string) error { return nil }
+
+func (v *fakeVM) open(_ context.Context, req shimRequest) (net.Conn, error) {
+	select {
+	case <-v.ended:
+		return nil, ErrNotRunning
+	default:
+	}
+	ours, theirs := net.Pipe()
+	go func() {
+		defer theirs.Close()
+		switch {
+		case req.Op == opExec:
+			v.serveExec(*req.Exec, theirs)
+		case v.f.Serve != nil:
+			v.f.Serve(v.vm.ID, req.Port, theirs)
+		default:
+			v.serveTCP(theirs)
+		}
+	}()
+	return ours, nil
+}
+
+// serveExec "runs" any command by printing its arguments.
+func (v *fakeVM) serveExec(req guest.ExecRequest, c net.Conn) {
+	for _, arg := range req.Argv {
+		if err := guest.WriteFrame(c, guest.FrameStdout, []byte(arg+"\n")); err != nil {
+			return
+		}
+	}
+	// The client may have left; then nobody wants the code.
+	_ = guest.WriteFrame(c, guest.FrameExit, make([]byte, 4))
+}
+
+func (v *fakeVM) serveTCP(c net.Conn) {
+	r := bufio.NewReader(c)
+	start, err := r.Peek(4)
+	if err != nil {
+		return
+	}
+	if !bytes.Equal(start, []byte("GET ")) && !bytes.Equal(start, []byte("HEAD")) && !bytes.Equal(start, []byte("POST")) {
+		_, _ = io.Copy(c, r) // ends with the client
+		return
+	}
+	for {
+		line, err := r.ReadString('\n')
+		if err != nil || line == "\r\n" || line == "\n" {
+			break
+		}
+	}
+	body := "hello from " + v.vm.ID + "\n"
+	fmt.Fprintf(c, "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s", len(body), body)
+}

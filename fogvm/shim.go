@@ -1,0 +1,453 @@
+package fogvm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/formthefog/formation/fogvm/guest"
+)
+
+// shimReadyFD is the descriptor on which a starting shim tells its parent one
+// line: "ok", or why not.
+const shimReadyFD = 3
+
+// shim is one VM's keeper.
+type shim struct {
+	dir     string
+	spec    shimSpec
+	log     *slog.Logger
+	console *guest.RotatingFile
+	app     *guest.RotatingFile
+	stop    chan bool // asks for the end; true skips the guest's part
+	ended   chan struct{}
+
+	mu       sync.Mutex
+	status   Status
+	watchers map[chan struct{}]struct{}
+	agent    *guest.Conn // nil while no agent is connected
+	net      *network    // nil while no machine runs
+	keys     []string    // the owner's, as last authorised
+	rebooted bool        // this run's end was asked for as a reboot
+}
+
+// RunShim keeps the VM of the run directory dir until it is stopped, ends by
+// itself or ctx ends; a guest's reboot is a new QEMU under the same shim. It is
+// the whole body of `formd vm DIR` and expects a process of its own: it changes
+// the umask, and QEMU lives only as long as the process.
+func RunShim(ctx context.Context, dir string) error {
+	s, closeAll, err := openShimFiles(dir)
+	if err != nil {
+		tellParent(err)
+		return err
+	}
+	defer closeAll()
+	listener, err := listenIn(dir, shimSocket)
+	if err != nil {
+		tellParent(err)
+		return fmt.Errorf("shim: %w", err)
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var serving sync.WaitGroup
+	serving.Go(func() { s.serve(ctx, listener) })
+	tellParent(nil)
+	reason := s.run(ctx)
+	s.update(func(st *Status) {
+		st.Phase, st.Ready, st.Reason, st.PID, st.ShimPID = Stopped, false, reason, 0, 0
+		if reason != "" {
+			st.Phase = Failed
+		}
+	})
+	close(s.ended)
+	err = os.Remove(filepath.Join(dir, shimSocket))
+	cancel()
+	serving.Wait()
+	if err != nil {
+		return fmt.Errorf("shim: %w", err)
+	}
+	return nil
+}
+
+// tellParent reports the start-up's result, where a parent waits for it.
+func tellParent(problem error) {
+	var st unix.Stat_t
+	if err := unix.Fstat(shimReadyFD, &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFIFO {
+		return
+	}
+	f := os.NewFile(shimReadyFD, "ready")
+	defer f.Close()
+	line := "ok\n"
+	if problem != nil {
+		line = problem.Error() + "\n"
+	}
+	// A parent that died meanwhile will find the shim by its socket.
+	_, _ = f.WriteString(line)
+}
+
+func openShimFiles(dir string) (*shim, func(), error) {
+	syscall.Umask(0o077)
+	s := &shim{dir: dir, stop: make(chan bool, 1), ended: make(chan struct{}), watchers: map[chan struct{}]struct{}{}}
+	lock, err := os.OpenFile(filepath.Join(dir, lockFile), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, nil, fmt.Errorf("shim: %w", err)
+	}
+	fail := func(err error) (*shim, func(), error) {
+		lock.Close()
+		return nil, nil, fmt.Errorf("shim: %w", err)
+	}
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		return fail(fmt.Errorf("another shim runs %s: %w", dir, err))
+	}
+	if err := readJSONFile(filepath.Join(dir, specFile), &s.spec); err != nil {
+		return fail(err)
+	}
+	logFile, err := guest.OpenRotatingFile(filepath.Join(dir, shimLog), 1<<20)
+	if err != nil {
+		return fail(err)
+	}
+	if s.console, err = guest.OpenRotatingFile(filepath.Join(dir, consoleLog), MaxLogBytes); err != nil {
+		return fail(err)
+	}
+	if s.app, err = guest.OpenRotatingFile(filepath.Join(dir, appLog), MaxLogBytes); err != nil {
+		return fail(err)
+	}
+	s.log = slog.New(slog.NewTextHandler(logFile, nil))
+	s.keys = s.spec.VM.Guest.SSHKeys
+	s.status = Status{ID: s.spec.VM.ID, Incarnation: s.spec.VM.Incarnation, Restart: s.spec.VM.Restart,
+		Phase: Launching, Accel: s.spec.Accel, ShimPID: os.Getpid()}
+	return s, func() {
+		for _, c := range []io.Closer{s.console, s.app, logFile, lock} {
+			c.Close()
+		}
+	}, nil
+}
+
+// run boots the VM, again after each reboot, and returns why it ended: empty
+// when it was asked to.
+func (s *shim) run(ctx context.Context) (reason string) {
+	for {
+		s.update(func(st *Status) {
+			*st = Status{ID: st.ID, Incarnation: st.Incarnation, Restart: st.Restart, Accel: st.Accel, ShimPID: st.ShimPID,
+				Phase: Launching, StartedAt: time.Now()}
+		})
+		again, reason := s.boot(ctx)
+		if !again {
+			s.log.Info("vm ended", "reason", reason)
+			return reason
+		}
+		s.log.Info("vm reboots")
+	}
+}
+
+// boot runs one QEMU to its end.
+func (s *shim) boot(ctx context.Context) (again bool, reason string) {
+	vn, err := newNetwork()
+	if err != nil {
+		return false, err.Error()
+	}
+	group := s.makeCgroup()
+	defer func() {
+		if err := group.remove(); err != nil {
+			s.log.Warn("cgroup is left behind", "error", err)
+		}
+	}()
+	m, err := startMachine(s.dir, s.spec, &logLines{log: s.log, source: "qemu"})
+	if err != nil {
+		return false, err.Error()
+	}
+	if err := group.enter(m.pid); err != nil {
+		s.log.Warn("VM runs outside its cgroup", "error", err)
+	}
+	s.mu.Lock()
+	s.net, s.rebooted = vn, false
+	s.mu.Unlock()
+	s.update(func(st *Status) { st.PID = m.pid })
+
+	runCtx, cancel := context.WithCancel(ctx)
+	consoleTail := &tailWriter{to: s.console}
+	var parts sync.WaitGroup
+	parts.Go(func() { _, _ = io.Copy(consoleTail, m.console) }) // ends with QEMU
+	parts.Go(func() {
+		if err := vn.serve(runCtx, m.nic); err != nil && runCtx.Err() == nil {
+			s.log.Info("network ended", "error", err)
+		}
+	})
+	parts.Go(func() { s.talk(runCtx, m.agent) })
+	exit, asked := s.await(ctx, m)
+	s.mu.Lock()
+	s.net = nil
+	rebooted := s.rebooted
+	s.mu.Unlock()
+	cancel()
+	// The console's last words are still in the socket: QEMU has closed its
+	// end, so the copy ends by itself; the others are told.
+	m.nic.Close()
+	m.agent.Close()
+	parts.Wait()
+	m.close()
+	switch agentSeen := !s.snapshot().AgentAt.IsZero(); {
+	case asked:
+		return false, ""
+	case rebooted, m.shutdownReason() == "guest-reset" && agentSeen && !panicked(consoleTail.String()):
+		return true, ""
+	}
+	return false, exitReason(m, exit, consoleTail.String())
+}
+
+// await waits for QEMU's exit and carries out a stop that is asked for
+// meanwhile. asked: the end was wanted.
+func (s *shim) await(ctx context.Context, m *machine) (exit error, asked bool) {
+	force := false
+	select {
+	case exit = <-m.exited:
+		return exit, false
+	case force = <-s.stop:
+	case <-ctx.Done():
+	}
+	s.update(func(st *Status) { st.Phase, st.Ready = Stopping, false })
+	return s.stopMachine(m, force), true
+}
+
+// stopMachine is the ladder: the agent, the power button, SIGTERM, SIGKILL.
+func (s *shim) stopMachine(m *machine, force bool) error {
+	limit := s.spec.StopTimeout
+	s.mu.Lock()
+	agent := s.agent
+	s.mu.Unlock()
+	type rung struct {
+		name string
+		act  func() error
+		wait time.Duration
+	}
+	var ladder []rung
+	if !force && agent != nil {
+		grace := guest.Power{GraceSeconds: max(1, int(limit.Seconds()/2))}
+		ladder = append(ladder, rung{"agent", func() error { return agent.Power(grace) }, limit * 3 / 4})
+	}
+	if !force {
+		press := func() error {
+			ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+			defer cancel()
+			return m.qmp.execute(ctx, "system_powerdown")
+		}
+		// A guest without an agent has not got far enough to lose anything.
+		ladder = append(ladder, rung{"power button", press, min(limit/4, 2*time.Second)})
+	}
+	ladder = append(ladder,
+		rung{"SIGTERM", func() error { return m.signal(syscall.SIGTERM) }, 5 * time.Second},
+		rung{"SIGKILL", func() error { return m.signal(syscall.SIGKILL) }, time.Hour})
+	for _, r := range ladder {
+		s.log.Info("stopping", "by", r.name, "wait", r.wait)
+		if err := r.act(); err != nil {
+			s.log.Warn("stopping", "by", r.name, "error", err)
+		}
+		select {
+		case exit := <-m.exited:
+			return exit
+		case <-time.After(r.wait):
+		}
+	}
+	return errors.New("QEMU survives SIGKILL")
+}
+
+// talk connects to the guest's agent, configures it and follows its reports.
+func (s *shim) talk(ctx context.Context, channel net.Conn) {
+	conn, err := guest.Connect(ctx, channel)
+	if err != nil {
+		if ctx.Err() == nil {
+			s.log.Warn("agent", "error", err)
+		}
+		return
+	}
+	defer conn.Close()
+	s.mu.Lock()
+	s.agent = conn
+	cfg := s.spec.VM.Guest
+	cfg.SSHKeys = s.keys
+	s.mu.Unlock()
+	defer func() {
+		s.mu.Lock()
+		s.agent = nil
+		s.mu.Unlock()
+	}()
+	s.update(func(st *Status) { st.AgentAt = time.Now() })
+	s.log.Info("agent up", "kernel", conn.Info().Kernel, "guest_uptime_ms", conn.Info().UptimeMillis)
+	if err := errors.Join(conn.SetTime(time.Now()), conn.Configure(cfg)); err != nil {
+		s.log.Warn("configure guest", "error", err)
+		return
+	}
+	var parts sync.WaitGroup
+	defer parts.Wait()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	parts.Go(func() { s.copyLogs(ctx, conn) })
+	parts.Go(func() { s.minuteByMinute(ctx, conn) })
+	silence := time.AfterFunc(3*guest.StatusInterval, s.agentSilent)
+	defer silence.Stop()
+	err = conn.Run(ctx, func(g guest.Status) {
+		silence.Reset(3 * guest.StatusInterval)
+		s.onGuest(g)
+	})
+	if err != nil {
+		s.log.Info("agent channel ended", "error", err)
+	}
+}
+
+// agentSilent marks a guest whose agent has stopped reporting: hung, or starved
+// of CPU. Its next report puts it right.
+func (s *shim) agentSilent() {
+	s.update(func(st *Status) {
+		if st.Phase == Running {
+			st.Phase, st.Ready, st.Reason = Unhealthy, false, fmt.Sprintf("the guest's agent has been silent for %s", 3*guest.StatusInterval)
+		}
+	})
+}
+
+func (s *shim) copyLogs(ctx context.Context, conn *guest.Conn) {
+	stream, err := conn.Logs()
+	if err != nil {
+		s.log.Warn("logs", "error", err)
+		return
+	}
+	stop := context.AfterFunc(ctx, func() { stream.Close() })
+	defer stop()
+	if _, err := io.Copy(s.app, stream); err != nil && ctx.Err() == nil {
+		s.log.Warn("logs", "error", err)
+	}
+}
+
+// minuteByMinute keeps the guest's clock: it may have slept with the host.
+func (s *shim) minuteByMinute(ctx context.Context, conn *guest.Conn) {
+	tick := time.NewTicker(time.Minute)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			if err := conn.SetTime(time.Now()); err != nil {
+				return // the channel is gone, which conn.Run reports
+			}
+		}
+	}
+}
+
+// onGuest turns the agent's report into the VM's status.
+func (s *shim) onGuest(g guest.Status) {
+	s.update(func(st *Status) {
+		st.SSHHostKey, st.MeshKey, st.Restarts = g.SSHHostKey, g.MeshKey, g.Restarts
+		if st.Phase == Stopping {
+			return
+		}
+		st.Reason, st.Ready = g.Reason, g.Phase == guest.PhaseReady
+		switch g.Phase {
+		case guest.PhaseStarting:
+			st.Phase = Launching
+		case guest.PhaseReady:
+			st.Phase = Running
+			if st.ReadyAt.IsZero() {
+				st.ReadyAt = time.Now()
+			}
+		case guest.PhaseUnhealthy:
+			st.Phase = Unhealthy
+		case guest.PhaseFailed:
+			st.Phase = Failed
+		case guest.PhaseStopping:
+			st.Phase = Stopping
+		}
+	})
+}
+
+// update changes the status, saves it and wakes the watchers; nothing happens
+// when nothing changed.
+func (s *shim) update(change func(*Status)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	before := s.status
+	change(&s.status)
+	if s.status == before {
+		return
+	}
+	if err := writeJSONFile(filepath.Join(s.dir, stateFile), s.status, false); err != nil {
+		s.log.Error("state is not saved", "error", err)
+	}
+	for w := range s.watchers {
+		select {
+		case w <- struct{}{}:
+		default:
+		}
+	}
+}
+
+func (s *shim) snapshot() Status {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.status
+}
+
+func (s *shim) makeCgroup() *cgroup {
+	group, err := newCgroup(cgroupRoot, cgroupName(s.dir), s.spec.VM)
+	if err != nil {
+		s.log.Warn("VM is not confined as it should be", "error", err)
+	}
+	return group
+}
+
+func panicked(console string) bool { return strings.Contains(console, "Kernel panic") }
+
+// exitReason puts into words why a VM ended that was not asked to.
+func exitReason(m *machine, exit error, console string) string {
+	switch reason := m.shutdownReason(); {
+	case panicked(console):
+		return "the guest's kernel panicked: " + lastLine(console, "Kernel panic")
+	case reason == "guest-shutdown":
+		if line := lastLine(console, "level=ERROR"); line != "" {
+			return "the guest powered itself off: " + line
+		}
+		return "the guest powered itself off"
+	case reason == "guest-reset":
+		return "the guest reset before its agent was up: " + lastLine(console, "")
+	case exit == nil:
+		return "QEMU ended"
+	default:
+		out := fmt.Sprintf("QEMU ended: %v", exit)
+		if line := lastLine(m.stderr.String(), ""); line != "" {
+			out += ": " + line
+		}
+		return out
+	}
+}
+
+// lastLine is the last line of s that contains want and is not empty.
+func lastLine(s, want string) string {
+	all := strings.Split(s, "\n")
+	for i := len(all) - 1; i >= 0; i-- {
+		if line := strings.TrimSpace(all[i]); line != "" && strings.Contains(line, want) {
+			return line
+		}
+	}
+	return ""
+}
+
+// logLines writes what a child says into the log.
+type logLines struct {
+	log    *slog.Logger
+	source string
+}
+
+func (l *logLines) Write(p []byte) (int, error) {
+	l.log.Info("output", "of", l.source, "text", strings.TrimSpace(string(p)))
+	return len(p), nil
+}

@@ -1,0 +1,337 @@
+package fogvm
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+)
+
+// qemuHypervisor runs each VM under a shim process.
+type qemuHypervisor struct {
+	cfg     Config
+	log     *slog.Logger
+	accels  string
+	warning string
+}
+
+func newQEMU(cfg Config) (*qemuHypervisor, error) {
+	accel, warning, err := detectAccel(cfg.Accel, kvmDevice)
+	if err != nil {
+		return nil, err
+	}
+	if len(cfg.ShimCommand) == 0 || cfg.GuestBinary == "" {
+		return nil, errors.New("fogvm: the QEMU driver needs ShimCommand and GuestBinary")
+	}
+	if cfg.QEMU == "" {
+		cfg.QEMU = "qemu-system-x86_64"
+	}
+	if cfg.StopTimeout <= 0 {
+		cfg.StopTimeout = 20 * time.Second
+	}
+	return &qemuHypervisor{cfg: cfg, log: cfg.Logger, accels: accel, warning: warning}, nil
+}
+
+func (q *qemuHypervisor) accel() (string, string) { return q.accels, q.warning }
+
+func (q *qemuHypervisor) start(ctx context.Context, dir string, vm VM) (instance, error) {
+	binary, err := exec.LookPath(q.cfg.QEMU)
+	if err != nil {
+		return nil, fmt.Errorf("%w (hint: install qemu-system-x86)", err)
+	}
+	var image string
+	prepare, prepareCtx := errgroup.WithContext(ctx)
+	prepare.Go(func() error { return makeDisk(prepareCtx, filepath.Join(dir, diskFile), vm.DiskBytes) })
+	prepare.Go(func() (err error) {
+		image, err = initramfs(filepath.Join(filepath.Dir(dir), cacheDir), q.cfg.GuestBinary, vm.Initrd)
+		return err
+	})
+	if err := prepare.Wait(); err != nil {
+		return nil, err
+	}
+	uid, gid, err := q.credentials(dir)
+	if err != nil {
+		return nil, err
+	}
+	spec := shimSpec{VM: vm, QEMU: binary, Accel: q.accels, Initramfs: image, UID: uid, GID: gid, StopTimeout: q.cfg.StopTimeout}
+	if err := writeJSONFile(filepath.Join(dir, specFile), spec, true); err != nil {
+		return nil, err
+	}
+	if err := q.launch(ctx, dir); err != nil {
+		return nil, err
+	}
+	return &shimInstance{dir: dir}, nil
+}
+
+// launch starts a shim of its own session and waits until it listens.
+func (q *qemuHypervisor) launch(ctx context.Context, dir string) error {
+	r, w, err := os.Pipe()
+	if err != nil {
+		return fmt.Errorf("launch shim: %w", err)
+	}
+	defer r.Close()
+	out, err := os.OpenFile(filepath.Join(dir, "shim.out"), os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+	if err != nil {
+		w.Close()
+		return fmt.Errorf("launch shim: %w", err)
+	}
+	defer out.Close()
+	argv := append(append([]string{}, q.cfg.ShimCommand...), dir)
+	cmd := exec.Command(argv[0], argv[1:]...)
+	cmd.Stdout, cmd.Stderr = out, out
+	cmd.Dir = "/"
+	cmd.ExtraFiles = []*os.File{w} // shimReadyFD
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	err = cmd.Start()
+	w.Close()
+	if err != nil {
+		return fmt.Errorf("launch shim: %w", err)
+	}
+	go func() {
+		// How it ended is in its state file; this only reaps it.
+		_ = cmd.Wait()
+	}()
+	stop := context.AfterFunc(ctx, func() { r.SetReadDeadline(time.Unix(1, 0)) })
+	defer stop()
+	if err := r.SetReadDeadline(time.Now().Add(30 * time.Second)); err != nil {
+		return fmt.Errorf("launch shim: %w", err)
+	}
+	line, err := io.ReadAll(io.LimitReader(r, 4<<10))
+	if string(line) == "ok\n" {
+		return nil
+	}
+	killErr := cmd.Process.Kill()
+	if errors.Is(killErr, os.ErrProcessDone) {
+		killErr = nil
+	}
+	text := strings.TrimSpace(string(line))
+	if text == "" {
+		said, readErr := os.ReadFile(out.Name())
+		text = lastLine(string(bytes.TrimSpace(said)), "")
+		err = errors.Join(err, readErr)
+	}
+	return errors.Join(fmt.Errorf("launch shim: it did not start: %s", text), err, killErr)
+}
+
+func (q *qemuHypervisor) adopt(ctx context.Context, dir string) (instance, error) {
+	c, err := openShim(ctx, dir, shimRequest{Op: opStatus})
+	if err == nil {
+		c.Close()
+		return &shimInstance{dir: dir}, nil
+	}
+	if ctx.Err() != nil {
+		return nil, ctx.Err()
+	}
+	// The lock tells a shim that is dead from one that does not answer; that one
+	// is of no use to anybody, and its VM ends with it.
+	if shimAlive(dir) {
+		if killErr := killShim(ctx, dir); killErr != nil {
+			return nil, errors.Join(fmt.Errorf("a shim holds %s and does not answer: %w", dir, err), killErr)
+		}
+		q.log.Warn("killed a shim that did not answer", "dir", dir, "error", err)
+	}
+	if err := q.forget(dir); err != nil {
+		return nil, err
+	}
+	return nil, ErrNotRunning
+}
+
+// killShim ends the shim that holds dir and waits until it is gone.
+func killShim(ctx context.Context, dir string) error {
+	var last Status
+	if err := readJSONFile(filepath.Join(dir, stateFile), &last); err != nil {
+		return err
+	}
+	cmdline, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", last.ShimPID))
+	if err != nil || !bytes.Contains(cmdline, []byte("\x00"+dir+"\x00")) {
+		return fmt.Errorf("process %d is not the shim of %s", last.ShimPID, dir)
+	}
+	if err := syscall.Kill(last.ShimPID, syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
+		return err
+	}
+	return waitShimGone(ctx, dir)
+}
+
+// waitShimGone waits for the end of a shim that is about to end.
+func waitShimGone(ctx context.Context, dir string) error {
+	for shimAlive(dir) {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(5 * time.Millisecond):
+		}
+	}
+	return nil
+}
+
+// shimAlive: the lock is held by a live process.
+func shimAlive(dir string) bool {
+	f, err := os.Open(filepath.Join(dir, lockFile))
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	return errors.Is(unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB), unix.EWOULDBLOCK)
+}
+
+// forget cleans up after a shim that is dead, however it died.
+func (q *qemuHypervisor) forget(dir string) error {
+	var errs []error
+	var last Status
+	if err := readJSONFile(filepath.Join(dir, stateFile), &last); err == nil && last.PID != 0 {
+		errs = append(errs, endStray(last.PID, last.ID))
+	}
+	for _, name := range []string{shimSocket} {
+		if err := os.Remove(filepath.Join(dir, name)); err != nil && !errors.Is(err, os.ErrNotExist) {
+			errs = append(errs, err)
+		}
+	}
+	var spec shimSpec
+	if err := readJSONFile(filepath.Join(dir, specFile), &spec); err == nil {
+		// Re-made with the same name, the cgroup of a dead shim can be removed.
+		group, err := newCgroup(cgroupRoot, cgroupName(dir), spec.VM)
+		if err == nil || len(group.folders) > 0 {
+			errs = append(errs, group.remove())
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// endStray kills a QEMU that outlived its shim: the parent-death signal makes
+// that all but impossible, so the process is identified with care.
+func endStray(pid int, id string) error {
+	cmdline, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+	if err != nil || !bytes.Contains(cmdline, []byte("\x00guest="+id+"\x00")) {
+		return nil
+	}
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
+		return fmt.Errorf("end stray QEMU %d: %w", pid, err)
+	}
+	return nil
+}
+
+// firstVMUser is the lowest numeric user of VMs: above what people and
+// containers use. No passwd entry is needed.
+const firstVMUser = 1_900_000_000
+
+// credentials are QEMU's user and group; zero without root.
+func (q *qemuHypervisor) credentials(dir string) (uid, gid uint32, err error) {
+	if os.Geteuid() != 0 {
+		return 0, 0, nil
+	}
+	if q.cfg.User == "" {
+		// One number per run directory: a VM that breaks out cannot touch the next.
+		sum, err := strconv.ParseUint(cgroupName(dir)[:7], 16, 32)
+		if err != nil {
+			return 0, 0, err
+		}
+		id := firstVMUser + uint32(sum%100_000_000)
+		return id, id, nil
+	}
+	u, g, both := strings.Cut(q.cfg.User, ":")
+	if !both {
+		g = u
+	}
+	un, err1 := strconv.ParseUint(u, 10, 32)
+	gn, err2 := strconv.ParseUint(g, 10, 32)
+	if err := errors.Join(err1, err2); err != nil {
+		return 0, 0, fmt.Errorf("VM user %q: want uid or uid:gid: %w", q.cfg.User, err)
+	}
+	return uint32(un), uint32(gn), nil
+}
+
+// shimInstance is the Manager's handle of a VM under a shim.
+type shimInstance struct{ dir string }
+
+func (i *shimInstance) watch(ctx context.Context) <-chan Status {
+	out := make(chan Status)
+	go func() {
+		defer close(out)
+		if c, err := openShim(ctx, i.dir, shimRequest{Op: opStatus}); err == nil {
+			stop := context.AfterFunc(ctx, func() { c.Close() })
+			i.follow(ctx, c, out)
+			stop()
+			c.Close()
+		}
+		if ctx.Err() != nil {
+			return
+		}
+		// The shim is gone. If it ended in order its last word is on disk.
+		last := Status{Phase: Failed, Reason: "the VM's shim died"}
+		var saved Status
+		if err := readJSONFile(filepath.Join(i.dir, stateFile), &saved); err == nil {
+			if saved.ShimPID == 0 {
+				last = saved
+			} else {
+				saved.Phase, saved.Ready, saved.Reason = Failed, false, last.Reason
+				last = saved
+			}
+		}
+		select {
+		case out <- last:
+		case <-ctx.Done():
+		}
+	}()
+	return out
+}
+
+func (i *shimInstance) follow(ctx context.Context, c *lineConn, out chan<- Status) {
+	for {
+		var s Status
+		if err := c.readLine(&s); err != nil {
+			return
+		}
+		if s.ShimPID == 0 {
+			return // the end; read from disk by the caller
+		}
+		select {
+		case out <- s:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+func (i *shimInstance) open(ctx context.Context, req shimRequest) (net.Conn, error) {
+	return openShim(ctx, i.dir, req)
+}
+
+func (i *shimInstance) authorize(ctx context.Context, keys []string) error {
+	c, err := openShim(ctx, i.dir, shimRequest{Op: opAuthorize, Keys: keys})
+	if err != nil {
+		return err
+	}
+	return c.Close()
+}
+
+func (i *shimInstance) stop(ctx context.Context, force bool) error {
+	c, err := openShim(ctx, i.dir, shimRequest{Op: opStop, Force: force})
+	if errors.Is(err, ErrNotRunning) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	stop := context.AfterFunc(ctx, func() { c.Close() })
+	defer stop()
+	var one [1]byte
+	if _, err := c.Read(one[:]); err != nil && ctx.Err() != nil {
+		return ctx.Err()
+	}
+	// The socket closes a moment before the process is gone.
+	return waitShimGone(ctx, i.dir)
+}

@@ -1,0 +1,69 @@
+package fogvm
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+)
+
+// Files of a run directory.
+const (
+	specFile   = "vm.json"    // shimSpec: what to run; written by the Manager
+	stateFile  = "state.json" // Status: written by the shim
+	diskFile   = "disk.raw"
+	lockFile   = "shim.lock" // locked by the live shim
+	shimLog    = "shim.log"
+	consoleLog = "console.log"
+	appLog     = "app.log"
+	cacheDir   = ".cache"
+)
+
+// shimSpec is all a shim needs.
+type shimSpec struct {
+	VM          VM            `json:"vm"`
+	QEMU        string        `json:"qemu"`
+	Accel       string        `json:"accel"`
+	Initramfs   string        `json:"initramfs"`
+	UID         uint32        `json:"uid,omitempty"` // QEMU's; 0: as the shim
+	GID         uint32        `json:"gid,omitempty"`
+	StopTimeout time.Duration `json:"stop_timeout"`
+}
+
+// writeJSONFile replaces a file atomically; durable makes it outlive a crash of
+// the machine, which takes a while.
+func writeJSONFile(path string, v any, durable bool) error {
+	data, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	tmp, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-*")
+	if err != nil {
+		return err
+	}
+	_, err = tmp.Write(data)
+	if durable && err == nil {
+		err = tmp.Sync()
+	}
+	err = errors.Join(err, tmp.Close())
+	if err == nil {
+		err = os.Rename(tmp.Name(), path)
+	}
+	if err != nil {
+		return errors.Join(fmt.Errorf("write %s: %w", filepath.Base(path), err), os.Remove(tmp.Name()))
+	}
+	return nil
+}
+
+func readJSONFile(path string, v any) error {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	if err := json.Unmarshal(data, v); err != nil {
+		return fmt.Errorf("read %s: %w", filepath.Base(path), err)
+	}
+	return nil
+}

@@ -1,0 +1,345 @@
+package fogvm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+)
+
+// worker brings one VM to what is wanted and keeps it there. Its run loop is
+// the only one that starts, stops and deletes.
+type worker struct {
+	m    *Manager
+	id   string
+	dir  string
+	wake chan struct{}
+
+	// Only the run loop touches these.
+	have     *shimSpec // what dir was last prepared for; nil: nothing
+	failures int       // ends in a row that nobody asked for
+	notUntil time.Time // back-off
+
+	mu     sync.Mutex
+	inst   instance // nil: not running
+	status Status
+}
+
+// A run this long counts as a success for the back-off.
+const steadyRun = time.Minute
+
+func newWorker(m *Manager, id string) *worker {
+	return &worker{m: m, id: id, dir: filepath.Join(m.cfg.Dir, id), wake: make(chan struct{}, 1),
+		status: Status{ID: id, Phase: Launching}}
+}
+
+// load reads what an earlier Manager left in the run directory and adopts the
+// VM if it runs.
+func (w *worker) load() (shimSpec, bool) {
+	var spec shimSpec
+	if err := readJSONFile(filepath.Join(w.dir, specFile), &spec); err != nil {
+		w.status = Status{ID: w.id, Phase: Stopped}
+		return spec, false
+	}
+	w.have = &spec
+	w.status = Status{ID: w.id, Phase: Stopped, Incarnation: spec.VM.Incarnation, Restart: spec.VM.Restart}
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	inst, err := w.m.hyp.adopt(ctx, w.dir)
+	if err != nil {
+		if !errors.Is(err, ErrNotRunning) {
+			w.m.log.Error("adopt", "instance", w.id, "error", err)
+		}
+		return spec, true
+	}
+	w.inst = inst
+	if s, ok := <-inst.watch(ctx); ok {
+		w.status = s
+	}
+	w.m.log.Info("adopted a running VM", "instance", w.id, "pid", w.status.PID)
+	return spec, true
+}
+
+func (w *worker) poke() {
+	select {
+	case w.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (w *worker) running() instance {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.inst
+}
+
+func (w *worker) snapshot() Status {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.status
+}
+
+func (w *worker) set(change func(*Status)) {
+	w.mu.Lock()
+	before := w.status
+	change(&w.status)
+	differs := w.status != before
+	w.mu.Unlock()
+	if differs {
+		w.m.notify()
+	}
+}
+
+func (w *worker) setInstance(inst instance) {
+	w.mu.Lock()
+	w.inst = inst
+	w.mu.Unlock()
+}
+
+// run works until ctx ends (false) or the VM is deleted (true).
+func (w *worker) run(ctx context.Context) (deleted bool) {
+	var watch watched
+	defer func() { watch.end() }()
+	for {
+		gone, retry, err := w.step(ctx)
+		if ctx.Err() != nil {
+			return false
+		}
+		if gone {
+			return true
+		}
+		if err != nil {
+			w.m.log.Warn("VM", "instance", w.id, "error", err)
+		}
+		// Events of an instance that was stopped here mean nothing any more.
+		watch.follow(ctx, w.running())
+		var timer <-chan time.Time
+		if retry > 0 {
+			timer = time.After(retry)
+		}
+		select {
+		case <-ctx.Done():
+			return false
+		case <-w.wake:
+		case <-timer:
+		case s, ok := <-watch.events:
+			if ok {
+				w.follow(s)
+				continue
+			}
+			watch.end()
+			w.ended(ctx)
+		}
+	}
+}
+
+// watched is the event stream of one instance.
+type watched struct {
+	inst   instance
+	events <-chan Status
+	cancel context.CancelFunc
+}
+
+// follow switches to inst, which may be nil.
+func (x *watched) follow(ctx context.Context, inst instance) {
+	if x.inst == inst {
+		return
+	}
+	x.end()
+	if inst != nil {
+		watchCtx, cancel := context.WithCancel(ctx)
+		*x = watched{inst: inst, events: inst.watch(watchCtx), cancel: cancel}
+	}
+}
+
+func (x *watched) end() {
+	if x.cancel != nil {
+		x.cancel()
+	}
+	*x = watched{}
+}
+
+// follow takes the instance's report over.
+func (w *worker) follow(s Status) {
+	w.set(func(st *Status) {
+		s.ID, s.Launches = w.id, st.Launches
+		if s.Incarnation == "" {
+			s.Incarnation, s.Restart = st.Incarnation, st.Restart
+		}
+		*st = s
+	})
+}
+
+// ended: the VM's events have ended, though nobody asked here for its end.
+func (w *worker) ended(ctx context.Context) {
+	inst, err := w.m.hyp.adopt(ctx, w.dir)
+	if err == nil {
+		w.setInstance(inst) // only the connection was lost
+		return
+	}
+	w.setInstance(nil)
+	if !errors.Is(err, ErrNotRunning) {
+		w.m.log.Error("VM lost", "instance", w.id, "error", err)
+	}
+	s := w.snapshot()
+	if !s.StartedAt.IsZero() && time.Since(s.StartedAt) > steadyRun {
+		w.failures = 0
+	}
+	w.failed(s.Reason)
+}
+
+// failed records a failure and sets the back-off.
+func (w *worker) failed(reason string) time.Duration {
+	w.failures++
+	delay := w.m.cfg.Backoff << min(w.failures-1, 6)
+	w.notUntil = time.Now().Add(delay)
+	if reason == "" {
+		reason = "the VM ended"
+	}
+	w.set(func(st *Status) {
+		st.Phase, st.Ready, st.PID, st.ShimPID = Failed, false, 0, 0
+		st.Reason = reason
+	})
+	return delay
+}
+
+// step does one thing towards what is wanted. retry > 0 asks to be called again
+// after that time at the latest.
+func (w *worker) step(ctx context.Context) (gone bool, retry time.Duration, err error) {
+	want, listed, known := w.m.wants(w.id)
+	if !known {
+		return false, 0, nil
+	}
+	if !listed {
+		if err := w.stop(ctx); err != nil {
+			return false, w.m.cfg.Backoff, err
+		}
+		if err := w.wipe(ctx); err != nil {
+			return false, w.m.cfg.Backoff, err
+		}
+		return true, 0, nil
+	}
+	if w.have != nil && w.have.VM.Incarnation != want.Incarnation {
+		if err := w.stop(ctx); err != nil {
+			return false, w.m.cfg.Backoff, err
+		}
+		if err := w.wipe(ctx); err != nil {
+			return false, w.m.cfg.Backoff, err
+		}
+		w.failures, w.notUntil = 0, time.Time{}
+	}
+	if !want.Run {
+		if err := w.stop(ctx); err != nil {
+			return false, w.m.cfg.Backoff, err
+		}
+		w.set(func(st *Status) {
+			*st = Status{ID: w.id, Phase: Stopped, Incarnation: want.Incarnation, Restart: want.Restart, Launches: st.Launches}
+		})
+		w.failures, w.notUntil = 0, time.Time{}
+		return false, 0, nil
+	}
+	if w.running() != nil {
+		if w.have.VM.Restart == want.Restart {
+			return false, 0, w.authorize(ctx, want)
+		}
+		if err := w.stop(ctx); err != nil {
+			return false, w.m.cfg.Backoff, err
+		}
+		w.failures, w.notUntil = 0, time.Time{}
+	}
+	if wait := time.Until(w.notUntil); wait > 0 {
+		return false, wait, nil
+	}
+	if err := w.start(ctx, want); err != nil {
+		return false, w.failed(err.Error()), err
+	}
+	return false, 0, nil
+}
+
+func (w *worker) start(ctx context.Context, want VM) error {
+	w.set(func(st *Status) {
+		accel, _ := w.m.hyp.accel()
+		*st = Status{ID: w.id, Phase: Launching, Incarnation: want.Incarnation, Restart: want.Restart,
+			Accel: accel, Launches: st.Launches + 1, StartedAt: time.Now()}
+	})
+	if w.have == nil {
+		// Whatever is there is of an incarnation nobody knows any more.
+		if err := w.wipe(ctx); err != nil {
+			return fmt.Errorf("start VM: %w", err)
+		}
+	} else if err := w.evict(ctx); err != nil {
+		return fmt.Errorf("start VM: %w", err)
+	}
+	if err := os.MkdirAll(w.dir, 0o700); err != nil {
+		return fmt.Errorf("start VM: %w", err)
+	}
+	inst, err := w.m.hyp.start(ctx, w.dir, want)
+	if err != nil {
+		return fmt.Errorf("start VM: %w", err)
+	}
+	w.have = &shimSpec{VM: want}
+	w.setInstance(inst)
+	w.m.log.Info("VM started", "instance", w.id, "vcpu", want.VCPU, "memory", want.MemoryBytes, "disk", want.DiskBytes)
+	return nil
+}
+
+// stop ends the VM if it runs.
+func (w *worker) stop(ctx context.Context) error {
+	inst := w.running()
+	if inst == nil {
+		return nil
+	}
+	w.set(func(st *Status) { st.Phase, st.Ready = Stopping, false })
+	if err := inst.stop(ctx, false); err != nil {
+		return fmt.Errorf("stop VM: %w", err)
+	}
+	w.setInstance(nil)
+	w.m.log.Info("VM stopped", "instance", w.id)
+	return nil
+}
+
+// evict makes sure that nothing runs in the run directory: a VM this worker does
+// not know of, because an earlier one lost sight of it.
+func (w *worker) evict(ctx context.Context) error {
+	inst, err := w.m.hyp.adopt(ctx, w.dir)
+	if errors.Is(err, ErrNotRunning) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return inst.stop(ctx, false)
+}
+
+// wipe removes the run directory and everything in it.
+func (w *worker) wipe(ctx context.Context) error {
+	if _, err := os.Stat(w.dir); errors.Is(err, fs.ErrNotExist) {
+		w.have = nil
+		return nil
+	}
+	if err := w.evict(ctx); err != nil {
+		return fmt.Errorf("delete VM: %w", err)
+	}
+	if err := os.RemoveAll(w.dir); err != nil {
+		return fmt.Errorf("delete VM: %w", err)
+	}
+	w.have = nil
+	return nil
+}
+
+// authorize brings a changed list of the owner's keys into the running guest.
+func (w *worker) authorize(ctx context.Context, want VM) error {
+	if slices.Equal(w.have.VM.Guest.SSHKeys, want.Guest.SSHKeys) {
+		return nil
+	}
+	if err := w.running().authorize(ctx, want.Guest.SSHKeys); err != nil {
+		return fmt.Errorf("authorize keys: %w", err)
+	}
+	w.have.VM.Guest.SSHKeys = want.Guest.SSHKeys
+	return nil
+}
