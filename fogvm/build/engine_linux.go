@@ -1,0 +1,468 @@
+package build
+
+import (
+	"context"
+	"crypto/ed25519"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/formthefog/formation/store"
+	"github.com/formthefog/formation/store/formfile"
+)
+
+// Build executes opts.File and writes the pack to opts.Store. Errors to tell
+// apart: *StepError, *ContextError, ErrUnsupported, the store's, and ctx's when
+// it was cancelled. Builds may run at the same time, with one cache directory,
+// too.
+func Build(ctx context.Context, opts Options) (_ *Result, err error) {
+	if err := opts.check(); err != nil {
+		return nil, err
+	}
+	begin := time.Now()
+	base, err := opts.Store.Base(ctx, opts.Base)
+	if err != nil {
+		return nil, fmt.Errorf("base %s: %w", opts.Base, err)
+	}
+	spawn, err := newSpawner()
+	if err != nil {
+		return nil, err
+	}
+	bctx, err := openContext(opts.Context, opts.Formfile)
+	if err != nil {
+		return nil, err
+	}
+	defer closeWith(bctx.close, &err)
+	w, err := openWorkspace(ctx, opts.CacheDir, spawn)
+	if err != nil {
+		return nil, err
+	}
+	defer closeWith(w.close, &err)
+	b := &builder{Options: opts, ctxDir: bctx, ws: w, used: map[string]bool{}}
+	if err := b.openBase(ctx, base); err != nil {
+		return nil, err
+	}
+	if err := b.runSteps(ctx); err != nil {
+		return nil, err
+	}
+	if err := b.mergeTail(ctx); err != nil {
+		return nil, err
+	}
+	res, err := b.finish(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := w.evict(ctx, opts.CacheBytes, b.used); err != nil {
+		return nil, fmt.Errorf("trim the cache: %w", err)
+	}
+	res.Duration = time.Since(begin)
+	return res, nil
+}
+
+// closeWith adds the error of a deferred close to *err, which stays as it is
+// without one.
+func closeWith(close func() error, err *error) {
+	if cerr := close(); cerr != nil {
+		*err = errors.Join(*err, cerr)
+	}
+}
+
+func (o *Options) check() error {
+	switch {
+	case o.Context == "" || o.File == nil || o.Store == nil || o.CacheDir == "":
+		return errors.New("build: Context, File, Store and CacheDir are required")
+	case !o.Base.Defined():
+		return errors.New("build: Base is required")
+	case len(o.Key) != ed25519.PrivateKeySize:
+		return errors.New("build: Key is required")
+	}
+	if o.Formfile == "" {
+		o.Formfile = "Formfile"
+	}
+	if o.Reporter == nil {
+		o.Reporter = silent{}
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.maxLayers == 0 {
+		o.maxLayers = MaxLayers
+	}
+	if o.CacheBytes == 0 {
+		o.CacheBytes = 10 << 30
+	}
+	return nil
+}
+
+// A builder is one Build.
+type builder struct {
+	Options
+	ctxDir *buildContext
+	ws     *workspace
+
+	stack  stack         // base and what the steps so far made
+	layers []store.Entry // of stack.Lowers, topmost first
+	digest string        // of the base's root file system, in hex
+	base   baseInfo
+	users  accounts // those the guest will make
+
+	plan     []planned
+	cached   int
+	warnings []string
+	used     map[string]bool // cache keys of this build
+}
+
+// baseInfo is what the builder knows of a base without mounting it.
+type baseInfo struct {
+	Accounts accounts `json:"accounts"`
+	HasCA    bool     `json:"has_ca"`
+}
+
+// openBase finds out how to use the base's file system here, and its names.
+func (b *builder) openBase(ctx context.Context, base *store.Base) error {
+	image, err := b.Store.Path(base.Rootfs)
+	if err != nil {
+		return fmt.Errorf("root file system of base %s: %w", b.Base, err)
+	}
+	if image, err = filepath.Abs(image); err != nil {
+		return err
+	}
+	b.digest = fmt.Sprintf("%x", []byte(base.Rootfs.SHA256))
+	b.stack = stack{Base: image, IsImage: true}
+	infoFile := filepath.Join(b.ws.dir, "base"+b.ws.kind, b.digest+".json")
+	unpacked := filepath.Join(b.ws.dir, "base"+b.ws.kind, b.digest)
+	if _, err := os.Stat(unpacked); err == nil || b.ws.spawn.userns {
+		if err := b.unpackBase(ctx, unpacked); err != nil {
+			return err
+		}
+	}
+	if text, err := os.ReadFile(infoFile); err == nil && json.Unmarshal(text, &b.base) == nil {
+		b.users = assignUIDs(b.File.Users, b.base.Accounts)
+		return nil
+	}
+	rep, err := b.inspect(ctx)
+	if errors.Is(err, ErrUnsupported) && b.stack.IsImage {
+		b.Logger.Warn("the base cannot be mounted by loop, so it is unpacked", "err", err)
+		if err := b.unpackBase(ctx, unpacked); err != nil {
+			return err
+		}
+		rep, err = b.inspect(ctx)
+	}
+	if err != nil {
+		return fmt.Errorf("look into the base: %w", err)
+	}
+	b.base = baseInfo{*rep.Accounts, rep.HasCA}
+	b.users = assignUIDs(b.File.Users, b.base.Accounts)
+	text, err := json.Marshal(b.base)
+	if err != nil {
+		return err
+	}
+	return writeFileAtomic(infoFile, text)
+}
+
+func (b *builder) inspect(ctx context.Context) (reply, error) {
+	dir, err := b.ws.stepDir()
+	if err != nil {
+		return reply{}, err
+	}
+	return b.ws.spawn.do(ctx, call{req: request{Mode: modeInspect, Stack: b.stackIn(dir)}})
+}
+
+// stackIn is the stack with a scratch directory to mount it on.
+func (b *builder) stackIn(dir string) stack {
+	s := b.stack
+	s.Lowers = slices.Clone(s.Lowers)
+	s.Scratch = filepath.Join(dir, "mnt")
+	return s
+}
+
+func (b *builder) unpackBase(ctx context.Context, to string) error {
+	if _, err := os.Stat(to); errors.Is(err, fs.ErrNotExist) {
+		tmp, err := b.ws.stepDir()
+		if err != nil {
+			return err
+		}
+		tmp = filepath.Join(tmp, "unpacked")
+		b.Logger.Info("unpacking the base", "to", to)
+		if _, err := b.ws.spawn.do(ctx, call{req: request{Mode: modeExtract, Target: tmp, Stack: stack{Base: b.stack.Base}}}); err != nil {
+			return fmt.Errorf("unpack the base: %w", err)
+		}
+		if err := os.Rename(tmp, to); err != nil && !errors.Is(err, fs.ErrExist) {
+			return fmt.Errorf("unpack the base: %w", err)
+		}
+	} else if err != nil {
+		return err
+	}
+	b.stack.Base, b.stack.IsImage = to, false
+	return nil
+}
+
+func writeFileAtomic(name string, text []byte) error {
+	f, err := os.CreateTemp(filepath.Dir(name), ".tmp")
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(text)
+	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return errors.Join(err, os.Remove(f.Name()))
+	}
+	return os.Rename(f.Name(), name)
+}
+
+// runSteps executes or re-uses each step in turn.
+func (b *builder) runSteps(ctx context.Context) error {
+	b.plan = planSteps(b.File)
+	prev := b.digest
+	for i := range b.plan {
+		s := &b.plan[i]
+		info := StepInfo{Index: i + 1, Total: len(b.plan), Text: firstLine(s.step.Text)}
+		b.Reporter.StepStarted(info)
+		begin := time.Now()
+		if err := b.resolve(s); err != nil {
+			return err
+		}
+		key := s.key(b.Base, prev, b.users)
+		prev = key
+		b.used[key] = true
+		c, hit := b.ws.lookup(key, b.Store)
+		if hit = hit && !b.NoCache; hit {
+			var err error
+			if hit, err = b.intact(ctx, key, c); err != nil {
+				return fmt.Errorf("check the cache of step %d: %w", info.Index, err)
+			}
+		}
+		if hit {
+			b.cached++
+		} else {
+			var err error
+			if c, err = b.execute(ctx, s, info, key); err != nil {
+				return err
+			}
+		}
+		out := StepOutcome{Cached: hit, Duration: time.Since(begin)}
+		if c.Entry != nil {
+			b.push(key, *c.Entry)
+			out.LayerSize = c.Entry.Size
+		}
+		b.Reporter.StepDone(info, out)
+	}
+	return nil
+}
+
+// intact says whether a cached difference is still what was packed. Only a
+// reboot can have changed it.
+func (b *builder) intact(ctx context.Context, key string, c *cachedStep) (bool, error) {
+	boot, err := bootID()
+	if err != nil || c.Boot == boot || c.Entry == nil {
+		return true, err
+	}
+	dir, err := b.ws.stepDir()
+	if err != nil {
+		return false, err
+	}
+	upper := filepath.Join(b.ws.stepPath(key), "upper")
+	rep, err := b.ws.spawn.do(ctx, call{req: request{Mode: modePack, Stack: b.stackIn(dir), Pack: &packRequest{Uppers: []string{upper}, Started: c.Started}}})
+	if err != nil || rep.Digest != c.Digest {
+		if err == nil {
+			b.Logger.Warn("a cached step is damaged and runs again", "step", c.Text)
+		}
+		return false, err
+	}
+	return true, writeMeta(b.ws.stepPath(key), c)
+}
+
+// push puts a step's difference on top of the stack.
+func (b *builder) push(key string, e store.Entry) {
+	b.stack.Lowers = slices.Insert(b.stack.Lowers, 0, filepath.Join(b.ws.stepPath(key), "upper"))
+	b.layers = slices.Insert(b.layers, 0, e)
+}
+
+func (b *builder) resolve(s *planned) (err error) {
+	if s.step.Op != formfile.OpCopy {
+		return nil
+	}
+	if s.set, err = b.ctxDir.resolve(s.step.Copy); err != nil {
+		return &ContextError{b.File.Source, s.step.Pos, err.Error()}
+	}
+	return nil
+}
+
+// execute runs one step and caches what it gave.
+func (b *builder) execute(ctx context.Context, s *planned, info StepInfo, key string) (*cachedStep, error) {
+	dir, err := b.ws.stepDir()
+	if err != nil {
+		return nil, err
+	}
+	started := time.Now().Unix()
+	if s.step.Op == formfile.OpCopy {
+		err = b.copyFiles(ctx, s, dir)
+	} else {
+		err = b.runCommand(ctx, s, info, dir)
+	}
+	if err != nil {
+		return nil, err
+	}
+	upper := filepath.Join(dir, "fs", "upper")
+	pack := &packRequest{Uppers: []string{upper}, Clean: s.step.Op != formfile.OpCopy, Install: s.step.Op == formfile.OpInstall, Started: started}
+	c, err := b.layer(ctx, dir, b.stackIn(dir), pack)
+	if err != nil {
+		return nil, fmt.Errorf("step %d of %d: %w", info.Index, info.Total, err)
+	}
+	c.Text = s.step.Text
+	if err := b.ws.commit(ctx, dir, key, c); err != nil {
+		return nil, fmt.Errorf("cache step %d: %w", info.Index, err)
+	}
+	return c, nil
+}
+
+// layer packs differences and gives the image to the store.
+func (b *builder) layer(ctx context.Context, dir string, st stack, p *packRequest) (*cachedStep, error) {
+	p.Image = filepath.Join(dir, "layer.squashfs")
+	rep, err := b.ws.spawn.do(ctx, call{req: request{Mode: modePack, Stack: st, Pack: p}})
+	if err != nil {
+		return nil, err
+	}
+	b.warnings = append(b.warnings, rep.Warnings...)
+	if rep.Entries == 0 {
+		return &cachedStep{}, nil
+	}
+	e, err := b.Store.AddImage(ctx, p.Image, "layer", "squashfs")
+	if err != nil {
+		return nil, fmt.Errorf("store the layer: %w", err)
+	}
+	return &cachedStep{Entry: &e, Bytes: rep.Bytes, Digest: rep.Digest, Started: p.Started}, nil
+}
+
+// mergeTail makes the layers past maxLayers one.
+func (b *builder) mergeTail(ctx context.Context) error {
+	n := len(b.layers) - b.maxLayers + 1 // layers to merge, from the top
+	if n < 2 {
+		return nil
+	}
+	key := mergeKey(b.layers, n)
+	b.used[key] = true
+	c, ok := b.ws.lookup(key, b.Store)
+	if !ok {
+		dir, err := b.ws.stepDir()
+		if err != nil {
+			return err
+		}
+		st := b.stackIn(dir)
+		uppers := st.Lowers[:n]
+		st.Lowers = st.Lowers[n:]
+		// Times are normal already: everything is as old as Epoch says.
+		if c, err = b.layer(ctx, dir, st, &packRequest{Uppers: uppers, Started: time.Now().Unix()}); err != nil {
+			return fmt.Errorf("merge layers: %w", err)
+		}
+		c.Text = fmt.Sprintf("the last %d layers of %s", n, b.File.Name)
+		if err := b.ws.commit(ctx, dir, key, c); err != nil {
+			return fmt.Errorf("cache merged layers: %w", err)
+		}
+	}
+	b.layers = b.layers[n:]
+	if c.Entry != nil {
+		b.layers = slices.Insert(b.layers, 0, *c.Entry)
+	}
+	return nil
+}
+
+// copyFiles streams a COPY into the image.
+func (b *builder) copyFiles(ctx context.Context, s *planned, dir string) (err error) {
+	r, wr, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	sent := make(chan error, 1)
+	go func() { sent <- errors.Join(b.ctxDir.stream(wr, s.set), wr.Close()) }()
+	cp := s.step.Copy
+	_, err = b.ws.spawn.do(ctx, call{stdin: r, req: request{
+		Mode: modeCopy, Stack: b.stackIn(dir), Work: filepath.Join(dir, "fs"),
+		Copy: &copyRequest{Dest: cp.Dest, DestIsDir: cp.DestIsDir, Single: s.set.single, Chown: cp.Chown, Chmod: cp.Chmod, Users: b.users},
+	}})
+	r.Close() // a helper that failed reads no more: end the sender
+	sendErr := <-sent
+	switch {
+	case errors.Is(err, errContext):
+		return &ContextError{b.File.Source, s.step.Pos, err.Error()}
+	case err != nil:
+		return fmt.Errorf("COPY: %w", err)
+	case sendErr != nil:
+		return &ContextError{b.File.Source, s.step.Pos, sendErr.Error()}
+	}
+	return nil
+}
+
+// runCommand executes INSTALL, RUN or the final WORKDIR.
+func (b *builder) runCommand(ctx context.Context, s *planned, info StepInfo, dir string) (err error) {
+	run := s.request()
+	network := s.step.Op == formfile.OpInstall || s.step.Op == formfile.OpRun
+	if network {
+		if err := b.lendHost(run); err != nil {
+			return err
+		}
+	}
+	if run.Install {
+		lists, debs, release, err := b.ws.aptDirs(b.digest)
+		if err != nil {
+			return fmt.Errorf("package cache: %w", err)
+		}
+		defer closeWith(release, &err)
+		run.AptLists, run.AptDebs = lists, debs
+	}
+	last := &tail{}
+	out := io.MultiWriter(last, reporterWriter{b.Reporter})
+	rep, err := b.ws.spawn.do(ctx, call{network: network, stdout: out, stderr: out, req: request{
+		Mode: modeRun, Stack: b.stackIn(dir), Work: filepath.Join(dir, "fs"), Run: run,
+	}})
+	switch {
+	case errors.Is(err, errContext):
+		return &ContextError{b.File.Source, s.step.Pos, err.Error()}
+	case err != nil:
+		return fmt.Errorf("step %d of %d: %w", info.Index, info.Total, err)
+	case rep.ExitCode != 0:
+		return &StepError{Index: info.Index, Total: info.Total, Step: s.step, File: b.File.Source, ExitCode: rep.ExitCode, Tail: last.String()}
+	}
+	return nil
+}
+
+type reporterWriter struct{ r Reporter }
+
+func (w reporterWriter) Write(p []byte) (int, error) {
+	w.r.Output(p)
+	return len(p), nil
+}
+
+// lendHost adds what a step on the host's network needs: name servers, proxies
+// and, for a base without them, CA certificates.
+func (b *builder) lendHost(run *runRequest) error {
+	text, err := os.ReadFile("/etc/resolv.conf")
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("read the host's name servers: %w", err)
+	}
+	run.Resolv = text
+	for _, k := range proxyVars {
+		if v := os.Getenv(k); v != "" {
+			run.Env = append(run.Env, k+"="+v)
+		}
+	}
+	if b.base.HasCA {
+		return nil
+	}
+	if run.CACerts, err = os.ReadFile(caBundle); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	} else if err != nil {
+		return fmt.Errorf("read the host's CA certificates: %w", err)
+	}
+	for _, k := range caVars {
+		run.Env = append(run.Env, k+"="+lentCA)
+	}
+	return nil
+}
