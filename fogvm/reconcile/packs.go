@@ -1,0 +1,329 @@
+package reconcile
+
+import (
+	"context"
+	"log/slog"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/ipfs/go-cid"
+	"github.com/libp2p/go-libp2p/core/peer"
+
+	"github.com/formthefog/formation/crdt"
+	"github.com/formthefog/formation/crdt/stmt"
+	"github.com/formthefog/formation/fogvm/reconcile/plan"
+	"github.com/formthefog/formation/store"
+)
+
+const (
+	// Lease is how long a pack that somebody had fetched here is kept without an
+	// instance that uses it: long enough to sign one.
+	Lease = 30 * time.Minute
+	// collectEvery is how often the store is collected; the first time after as
+	// long, so a restart does not collect what it has not looked at yet.
+	collectEvery = 10 * time.Minute
+	// A failed fetch is tried again after retryMin, doubling up to retryMax.
+	retryMin = time.Second
+	retryMax = time.Minute
+)
+
+// packs fetches what the plan wants, a few at a time, and lets the store collect
+// what nobody wants.
+type packs struct {
+	content Content
+	keeper  Keeper
+	now     func() time.Time
+	log     *slog.Logger
+	changed func()
+	work    chan struct{} // something to fetch, capacity 1
+	slots   chan struct{} // one token per fetch in progress
+
+	mu       sync.Mutex
+	complete map[string]bool
+	queue    []string // wanted, most urgent first
+	keep     []string
+	sources  map[string][]peer.ID
+	state    map[string]*fetchState
+	leases   map[string]time.Time // until
+}
+
+// fetchState is what is known of a pack that was not complete.
+type fetchState struct {
+	running  bool
+	attempts int
+	reason   string
+	next     time.Time
+}
+
+func newPacks(cfg Config, changed func()) *packs {
+	return &packs{
+		content: cfg.Content, keeper: cfg.Keeper, now: cfg.Now, log: cfg.Logger, changed: changed,
+		work: make(chan struct{}, 1), slots: make(chan struct{}, Fetching),
+		complete: map[string]bool{}, state: map[string]*fetchState{}, leases: map[string]time.Time{},
+	}
+}
+
+// status is what plan needs to know of these packs.
+func (p *packs) status(cids []string) map[string]plan.PackStatus {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	out := map[string]plan.PackStatus{}
+	for _, c := range cids {
+		s := plan.PackStatus{}
+		if f := p.state[c]; f != nil {
+			s.Reason, s.Attempts = f.reason, f.attempts
+			switch {
+			case f.running:
+				s.State = plan.Fetching
+			case f.attempts > 0:
+				s.State = plan.Failed
+			}
+		}
+		if p.complete[c] {
+			s = plan.PackStatus{State: plan.Complete}
+		}
+		out[c] = s
+	}
+	return out
+}
+
+// holds lists what is complete here, sorted.
+func (p *packs) holds() []string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.Sorted(maps.Keys(p.complete))
+}
+
+// want replaces what is to be fetched and kept.
+func (p *packs) want(fetch, keep []string, w plan.World) {
+	sources := map[string][]peer.ID{}
+	for _, c := range fetch {
+		sources[c] = holdersOf(w, c)
+	}
+	p.mu.Lock()
+	p.queue, p.keep, p.sources = fetch, keep, sources
+	p.mu.Unlock()
+	p.poke()
+}
+
+func (p *packs) poke() {
+	select {
+	case p.work <- struct{}{}:
+	default:
+	}
+}
+
+// holdersOf are the live nodes that say they hold a pack, as peers.
+func holdersOf(w plan.World, pack string) []peer.ID {
+	var out []peer.ID
+	for i := range w.Nodes {
+		n := &w.Nodes[i]
+		if _, dead := w.Dead[n.Key]; !dead && slices.Contains(n.Holds, pack) {
+			out = append(out, peer.ID(n.Key.PeerID()))
+		}
+	}
+	return out
+}
+
+// run fetches and collects until ctx ends.
+func (p *packs) run(ctx context.Context) error {
+	p.scan(ctx)
+	collect := time.NewTicker(collectEvery)
+	defer collect.Stop()
+	retry := time.NewTimer(retryMax)
+	defer retry.Stop()
+	var fetches sync.WaitGroup
+	defer fetches.Wait()
+	for {
+		for {
+			c, wait := p.next()
+			if c == "" {
+				retry.Reset(wait)
+				break
+			}
+			fetches.Add(1)
+			go func() {
+				defer fetches.Done()
+				p.fetch(ctx, c)
+			}()
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-p.work:
+		case <-retry.C:
+		case <-collect.C:
+			p.collect(ctx)
+		}
+	}
+}
+
+// scan looks what the store holds.
+func (p *packs) scan(ctx context.Context) {
+	list, err := p.content.List(ctx)
+	if err != nil {
+		p.log.Error("list packs", "err", err)
+		return
+	}
+	complete := map[string]bool{}
+	for _, i := range list {
+		if i.Complete {
+			complete[i.CID.String()] = true
+		}
+	}
+	p.mu.Lock()
+	same := maps.Equal(complete, p.complete)
+	p.complete = complete
+	p.mu.Unlock()
+	if !same {
+		p.changed()
+	}
+}
+
+// next takes a pack to fetch now off the queue; else it says how long nothing
+// will be due.
+func (p *packs) next() (string, time.Duration) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	now, wait := p.now(), retryMax
+	for _, c := range p.queue {
+		f := p.state[c]
+		if f == nil {
+			f = &fetchState{}
+			p.state[c] = f
+		}
+		if f.running || p.complete[c] {
+			continue
+		}
+		if now.Before(f.next) {
+			wait = min(wait, f.next.Sub(now))
+			continue
+		}
+		select {
+		case p.slots <- struct{}{}:
+			f.running = true
+			return c, 0
+		default:
+			return "", retryMax // a fetch that ends pokes
+		}
+	}
+	return "", wait
+}
+
+// fetch makes one attempt for the loop.
+func (p *packs) fetch(ctx context.Context, c string) {
+	defer p.poke()
+	defer func() { <-p.slots }()
+	p.mu.Lock()
+	from := p.sources[c]
+	p.mu.Unlock()
+	id, err := cid.Decode(c)
+	if err == nil {
+		p.log.Info("fetching", "pack", c, "holders", len(from))
+		err = p.get(ctx, id, from, nil)
+	}
+	p.mu.Lock()
+	f := p.state[c]
+	f.running = false
+	if err != nil {
+		f.attempts++
+		f.reason = err.Error()
+		f.next = p.now().Add(min(retryMin<<min(f.attempts-1, 10), retryMax))
+	} else {
+		delete(p.state, c)
+	}
+	p.mu.Unlock()
+	switch {
+	case ctx.Err() != nil:
+	case err != nil:
+		p.log.Warn("fetch failed; will try again", "pack", c, "err", err)
+		p.changed()
+	default:
+		p.log.Info("fetched", "pack", c)
+		p.scan(ctx)
+	}
+}
+
+// get fetches without a pin of its own: what is kept is decided by collect.
+func (p *packs) get(ctx context.Context, c cid.Cid, from []peer.ID, progress func(store.Progress)) error {
+	pinned, err := p.pinned(ctx, c)
+	if err != nil {
+		return err
+	}
+	if err := p.keeper.Fetch(ctx, c, store.FetchOptions{From: from, Progress: progress}); err != nil {
+		return err
+	}
+	if pinned {
+		return nil
+	}
+	return p.keeper.Unpin(ctx, c)
+}
+
+func (p *packs) pinned(ctx context.Context, c cid.Cid) (bool, error) {
+	list, err := p.content.List(ctx)
+	for _, i := range list {
+		if i.CID.Equals(c) {
+			return i.Pinned, err
+		}
+	}
+	return false, err
+}
+
+// fetchNow fetches for somebody who asks and leases the pack.
+func (p *packs) fetchNow(ctx context.Context, c cid.Cid, from []peer.ID, progress func(store.Progress)) error {
+	p.mu.Lock()
+	p.leases[c.String()] = p.now().Add(Lease)
+	p.mu.Unlock()
+	if err := p.get(ctx, c, from, progress); err != nil {
+		return err
+	}
+	p.mu.Lock()
+	p.leases[c.String()] = p.now().Add(Lease)
+	p.mu.Unlock()
+	p.scan(ctx)
+	return nil
+}
+
+// collect lets the store drop what is neither wanted, leased nor pinned.
+func (p *packs) collect(ctx context.Context) {
+	freed, err := p.keeper.GC(ctx, p.kept)
+	if err != nil {
+		p.log.Warn("collect packs", "err", err)
+		return
+	}
+	if freed > 0 {
+		p.log.Info("collected packs", "bytes", freed)
+	}
+	p.scan(ctx)
+}
+
+func (p *packs) kept() []cid.Cid {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	now := p.now()
+	words := slices.Clone(p.keep)
+	for c, until := range p.leases {
+		if now.After(until) {
+			delete(p.leases, c)
+		} else {
+			words = append(words, c)
+		}
+	}
+	var out []cid.Cid
+	for _, w := range words {
+		if c, err := cid.Decode(w); err == nil {
+			out = append(out, c)
+		}
+	}
+	return out
+}
+
+// PeerOf is a node's libp2p identity.
+func PeerOf(k stmt.Key) peer.ID { return peer.ID(k.PeerID()) }
+
+// KeyOf is the node of a libp2p identity.
+func KeyOf(p peer.ID) (stmt.Key, error) { return stmt.KeyOfPeerID(string(p)) }
+
+var _ State = (*crdt.Replica)(nil)

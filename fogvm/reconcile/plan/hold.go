@@ -1,0 +1,78 @@
+package plan
+
+import (
+	"github.com/formthefog/formation/crdt"
+	"github.com/formthefog/formation/crdt/place"
+	"github.com/formthefog/formation/crdt/stmt"
+)
+
+// hold keeps a copy of the instance's pack here when this node is one of those
+// that should hold it beside the nodes that run it.
+func (p *planner) hold(s *crdt.Spec, claims []crdt.Claim, runs bool) {
+	if runs || p.self == nil || !p.accepts(s) || refusal(s) != "" {
+		return
+	}
+	for _, k := range p.World.spares(s, claims) {
+		if k == p.Self {
+			p.fetch(s.Pack, false)
+			return
+		}
+	}
+}
+
+// spares are the nodes that hold a pack without running it: by DESIGN §6
+// min(replicas, eligible − replicas) of them, by rendezvous on the CID, so a
+// dead builder or shipper loses nothing.
+func (w World) spares(s *crdt.Spec, claims []crdt.Claim) []stmt.Key {
+	// Nodes that are away count: else a spare would let go of the pack at the
+	// moment it is needed.
+	eligible := 0
+	for i := range w.Nodes {
+		if w.barred(&w.Nodes[i], s) == "" {
+			eligible++
+		}
+	}
+	n := min(s.Replicas, eligible-s.Replicas)
+	if n <= 0 {
+		return nil
+	}
+	runs := map[stmt.Key]bool{}
+	for _, c := range claims {
+		if !w.dead(c.Node) {
+			runs[c.Node] = true
+		}
+	}
+	var out []stmt.Key
+	byPack := *s
+	byPack.ID = s.Pack
+	for _, k := range place.Order(byPack, w.candidates(s)) {
+		if len(out) == n {
+			break
+		}
+		if !runs[k] {
+			out = append(out, k)
+		}
+	}
+	return out
+}
+
+// WantedHolders is how many nodes should hold a pack completely for the live
+// specs that use it.
+func (w World) WantedHolders(pack string) int {
+	nodes := map[stmt.Key]bool{}
+	for i := range w.Instances {
+		s := &w.Instances[i]
+		if s.Pack != pack {
+			continue
+		}
+		for _, c := range w.Claims[s.ID] {
+			if w.holds(s, c) && c.Slot < s.Replicas {
+				nodes[c.Node] = true
+			}
+		}
+		for _, k := range w.spares(s, w.Claims[s.ID]) {
+			nodes[k] = true
+		}
+	}
+	return len(nodes)
+}

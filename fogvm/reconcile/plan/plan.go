@@ -1,0 +1,273 @@
+// Package plan decides what one node runs, fetches and says of it. Plan is a
+// pure function of what the node knows: no clock, randomness, goroutine, disk
+// or network.
+//
+// Guarantees, for nodes that hold equal views:
+//
+//   - they rank every slot alike, and a node claims a slot only in its turn;
+//   - of several claims on a slot exactly one is the keeper for all of them, and
+//     the keeper never gives way to a claim it outranks;
+//   - two slots of an instance are never claimed by one node;
+//   - nothing flaps: equal inputs (apart from time passing before Wake) give
+//     equal outputs, and a replica that runs keeps its slot.
+//
+// Not guaranteed: that a slot is claimed once while views differ. Both sides of
+// a partition may run it; the surplus is trimmed when they meet.
+package plan
+
+import (
+	"cmp"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/formthefog/formation/crdt"
+	"github.com/formthefog/formation/crdt/stmt"
+)
+
+// DefaultTakeoverDelay is how long rank 0 waits for a dead node to come back
+// (DESIGN §5).
+const DefaultTakeoverDelay = 10 * time.Second
+
+// rankStep is how much later each further rank claims a slot that never ran
+// (DESIGN §5).
+const rankStep = time.Second
+
+// TakeoverBudget is how many slots of dead or failed nodes one node takes over
+// in a minute, so that one switch's reboot does not move the fleet.
+const TakeoverBudget = 12
+
+// Input is everything a decision depends on. Plan does not modify it.
+type Input struct {
+	Now   time.Time
+	Self  stmt.Key
+	World World
+	// VMs are the virtual machines of this host by VM ID.
+	VMs map[string]VMStatus
+	// Packs are the packs this node has or fetches; an absent entry is Absent.
+	Packs map[string]PackStatus
+	// Accepts says whose instances may run here. nil accepts everybody.
+	Accepts func(owner stmt.Key) bool
+	// TakeoverDelay of zero is DefaultTakeoverDelay.
+	TakeoverDelay time.Duration
+	// Timers is the Output.Timers of the previous call; the zero value at first.
+	Timers Timers
+}
+
+// Output is what the node should do. Lists have a fixed order.
+type Output struct {
+	Claims []crdt.Claim // the full set of own claims
+	VMs    []VM         // the full set of wanted VMs, by ID
+	Fetch  []string     // packs to fetch, most urgent first
+	Keep   []string     // packs that must not be collected, sorted
+	Wake   time.Time    // when to plan again if nothing changes; zero: never
+	Timers Timers
+}
+
+// Slot names a replica of an instance.
+type Slot struct {
+	Instance string
+	Slot     int
+}
+
+// Timers are what a node remembers between two calls, all of it first sightings
+// of its own: losing them only delays a claim.
+type Timers struct {
+	Empty     map[Slot]time.Time // since when nobody holds the slot
+	Failed    map[Slot]time.Time // since when only failed claims hold it
+	Takeovers []time.Time        // of the last minute
+}
+
+// VMPhase mirrors fogvm.Phase; the reconciler translates.
+type VMPhase string
+
+// The phases of a VM.
+const (
+	VMLaunching VMPhase = "launching"
+	VMRunning   VMPhase = "running"
+	VMUnhealthy VMPhase = "unhealthy"
+	VMStopping  VMPhase = "stopping"
+	VMStopped   VMPhase = "stopped"
+	VMFailed    VMPhase = "failed"
+)
+
+// VMStatus is what is known of a VM on this host.
+type VMStatus struct {
+	Incarnation string
+	Restart     uint64
+	Phase       VMPhase
+	Ready       bool
+	Reason      string
+	Accel       string
+	StartedAt   int64 // Unix seconds, 0 = not yet
+	ReadyAt     int64
+	SSHHostKey  string
+	MeshKey     string
+}
+
+// VM is one wanted virtual machine.
+type VM struct {
+	ID string // VMID of Slot
+	Slot
+	Pack string
+	Run  bool
+	// Incarnation and Restart as fogvm.VM has them.
+	Incarnation string
+	Restart     uint64
+	// Keep: leave the VM exactly as it was last defined; its turn in the
+	// rollout of a change has not come.
+	Keep bool
+}
+
+// PackState is how much of a pack is here.
+type PackState int
+
+// The states of a pack.
+const (
+	Absent PackState = iota
+	Fetching
+	Complete
+	Failed // the last attempt failed; the reconciler tries again
+)
+
+// PackStatus is what is known of a pack on this host.
+type PackStatus struct {
+	State    PackState
+	Reason   string // why the last attempt failed
+	Attempts int    // failed ones in a row
+}
+
+// fetchAttempts is how many failed attempts a claim survives as "fetching";
+// then it is "failed" and another node may take the slot.
+const fetchAttempts = 3
+
+// Plan decides. It is O(instances × nodes) at worst, and ranks only slots that
+// nobody holds.
+func Plan(in Input) Output {
+	if in.TakeoverDelay == 0 {
+		in.TakeoverDelay = DefaultTakeoverDelay
+	}
+	p := &planner{
+		Input: in,
+		used:  in.World.usage(),
+		out: Output{Timers: Timers{
+			Empty: map[Slot]time.Time{}, Failed: map[Slot]time.Time{},
+			Takeovers: recent(in.Timers.Takeovers, in.Now),
+		}},
+		wanted: map[string]bool{}, keep: map[string]bool{},
+	}
+	for i := range in.World.Nodes {
+		if in.World.Nodes[i].Key == in.Self {
+			p.self = &in.World.Nodes[i]
+		}
+	}
+	for i := range in.World.Instances {
+		p.instance(&in.World.Instances[i])
+	}
+	p.orphans()
+	p.finish()
+	return p.out
+}
+
+type planner struct {
+	Input
+	self   *crdt.Node // nil until this node has published a register
+	used   map[stmt.Key]crdt.Resources
+	out    Output
+	wanted map[string]bool // packs to fetch, in p.out.Fetch
+	keep   map[string]bool
+	later  []string // packs to fetch after those of claims
+}
+
+func (p *planner) wake(t time.Time) {
+	if p.out.Wake.IsZero() || t.Before(p.out.Wake) {
+		p.out.Wake = t
+	}
+}
+
+// fetch asks for a pack unless it is complete; urgent ones come first.
+func (p *planner) fetch(pack string, urgent bool) {
+	p.keep[pack] = true
+	if p.Packs[pack].State == Complete || p.wanted[pack] {
+		return
+	}
+	if !urgent {
+		p.later = append(p.later, pack)
+		return
+	}
+	p.wanted[pack] = true
+	p.out.Fetch = append(p.out.Fetch, pack)
+}
+
+// instance decides everything about one instance.
+func (p *planner) instance(s *crdt.Spec) {
+	claims := p.World.Claims[s.ID]
+	var own []crdt.Claim
+	for _, c := range claims {
+		if c.Node == p.Self {
+			own = append(own, c)
+		}
+	}
+	kept := false
+	for _, c := range own {
+		if p.own(s, claims, c, kept) {
+			kept = true
+		}
+	}
+	if !kept && p.self != nil && runnable(s) {
+		kept = p.claimEmpty(s, claims, len(own) > 0)
+	} else {
+		p.observeEmpty(s, claims)
+	}
+	p.hold(s, claims, kept)
+}
+
+// orphans drains the VMs and claims of instances that are no more.
+func (p *planner) orphans() {
+	known := make(map[string]bool, len(p.World.Instances))
+	for i := range p.World.Instances {
+		known[p.World.Instances[i].ID] = true
+	}
+	for _, c := range p.World.Own(p.Self) {
+		if !known[c.Instance] {
+			p.drain(c, "the instance was deleted")
+		}
+	}
+}
+
+// drain gives a claim up: the VM is not wanted any more, and the claim is held
+// as draining until the VM is gone.
+func (p *planner) drain(c crdt.Claim, reason string) {
+	if _, there := p.VMs[VMID(c.Instance, c.Slot)]; !there {
+		return
+	}
+	c.Phase, c.Ready, c.Reason = crdt.ClaimDraining, false, reason
+	p.out.Claims = append(p.out.Claims, c)
+}
+
+// finish orders the output and adds what has low urgency.
+func (p *planner) finish() {
+	o := &p.out
+	for _, pack := range p.later {
+		if !p.wanted[pack] {
+			p.wanted[pack] = true
+			o.Fetch = append(o.Fetch, pack)
+		}
+	}
+	o.Keep = slices.Sorted(maps.Keys(p.keep))
+	slices.SortFunc(o.Claims, func(a, b crdt.Claim) int {
+		return cmp.Or(cmp.Compare(a.Instance, b.Instance), cmp.Compare(a.Slot, b.Slot))
+	})
+	slices.SortFunc(o.VMs, func(a, b VM) int { return cmp.Compare(a.ID, b.ID) })
+}
+
+// recent drops what is older than a minute. The result is a new slice.
+func recent(ts []time.Time, now time.Time) []time.Time {
+	var out []time.Time
+	for _, t := range ts {
+		if now.Sub(t) < time.Minute {
+			out = append(out, t)
+		}
+	}
+	return out
+}

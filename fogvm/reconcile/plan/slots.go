@@ -1,0 +1,307 @@
+package plan
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/formthefog/formation/crdt"
+	"github.com/formthefog/formation/crdt/place"
+	"github.com/formthefog/formation/crdt/stmt"
+)
+
+// nodeOf is the register of a node; nil when it has none.
+func (w World) nodeOf(k stmt.Key) *crdt.Node {
+	i, ok := slices.BinarySearchFunc(w.Nodes, k, func(n crdt.Node, k stmt.Key) int { return n.Key.Compare(k) })
+	if !ok {
+		return nil
+	}
+	return &w.Nodes[i]
+}
+
+// leaving says whether a claim's node should hand the slot over: it drains, or
+// no longer fits the spec.
+func (w World) leaving(s *crdt.Spec, c crdt.Claim) bool {
+	n := w.nodeOf(c.Node)
+	return n == nil || n.Draining || w.barred(n, s) != ""
+}
+
+// holds says whether a claim keeps others from claiming its slot.
+func (w World) holds(s *crdt.Spec, c crdt.Claim) bool {
+	return !w.dead(c.Node) && c.Phase != crdt.ClaimFailed && c.Phase != crdt.ClaimDraining && !w.leaving(s, c)
+}
+
+// holders are the claims that hold a slot, the keeper first: the highest
+// generation, and of equal ones the best ranked. A claim with a lower
+// generation was superseded while its node was away.
+func (w World) holders(s *crdt.Spec, claims []crdt.Claim, slot int) []crdt.Claim {
+	var out []crdt.Claim
+	for _, c := range claims {
+		if c.Slot == slot && w.holds(s, c) {
+			out = append(out, c)
+		}
+	}
+	if len(out) < 2 {
+		return out
+	}
+	rank := map[stmt.Key]int{}
+	for i, k := range place.Order(*s, w.candidates(s)) {
+		rank[k] = i + 1
+	}
+	position := func(c crdt.Claim) int {
+		if r, ok := rank[c.Node]; ok {
+			return r
+		}
+		return len(rank) + 1
+	}
+	slices.SortFunc(out, func(a, b crdt.Claim) int {
+		return cmp.Or(cmp.Compare(b.Generation, a.Generation), cmp.Compare(position(a), position(b)), a.Node.Compare(b.Node))
+	})
+	return out
+}
+
+// candidates are the nodes that may run s whatever they have free.
+func (w World) candidates(s *crdt.Spec) []place.Candidate {
+	out := make([]place.Candidate, 0, len(w.Nodes))
+	for i := range w.Nodes {
+		n := &w.Nodes[i]
+		if !w.dead(n.Key) && !n.Draining && w.barred(n, s) == "" {
+			out = append(out, candidate(n))
+		}
+	}
+	return out
+}
+
+// void says whether a failed claim no longer speaks against its node: the spec
+// has changed since.
+func void(s *crdt.Spec, c crdt.Claim) bool {
+	return c.Phase == crdt.ClaimFailed && c.SpecGeneration < s.Generation
+}
+
+// occupied are the nodes that cannot take another slot of s: they have one, or
+// failed at one since the spec last changed.
+func (w World) occupied(s *crdt.Spec, claims []crdt.Claim) map[stmt.Key]bool {
+	out := map[stmt.Key]bool{}
+	for _, c := range claims {
+		if !w.dead(c.Node) && !void(s, c) {
+			out[c.Node] = true
+		}
+	}
+	return out
+}
+
+// vacancy is an unheld slot and the nodes that may fill it, in turn.
+type vacancy struct {
+	slot  int
+	turns []stmt.Key
+}
+
+// vacancies are the slots that nobody holds. Every turn is a node that could
+// take the slot now: nodes that have a slot, failed at one or are full are left
+// out, and place.Rank deals the rest so that no two vacancies wait for one node.
+func (p *planner) vacancies(s *crdt.Spec, claims []crdt.Claim) []vacancy {
+	var out []vacancy
+	var able []place.Candidate
+	held := map[stmt.Key]int{}
+	for slot := range s.Replicas {
+		holders := p.World.holders(s, claims, slot)
+		if len(holders) == 0 {
+			out = append(out, vacancy{slot: slot})
+		}
+		for _, c := range holders {
+			held[c.Node] = slot
+		}
+	}
+	if len(out) == 0 {
+		return nil
+	}
+	occupied := p.World.occupied(s, claims)
+	for _, c := range p.World.candidates(s) {
+		_, holds := held[c.Key]
+		if holds || !occupied[c.Key] && full(p.World.nodeOf(c.Key), p.used[c.Key], s) == "" {
+			able = append(able, c)
+		}
+	}
+	for i := range out {
+		for _, k := range place.Rank(*s, out[i].slot, able, held) {
+			if !occupied[k] {
+				out[i].turns = append(out[i].turns, k)
+			}
+		}
+	}
+	return out
+}
+
+// since is when a slot became vacant as far as this node knows, and how long
+// each turn lasts.
+func (p *planner) since(s *crdt.Spec, claims []crdt.Claim, slot int) (at time.Time, base, step time.Duration) {
+	key := Slot{s.ID, slot}
+	var deadAt time.Time
+	failed := false
+	for _, c := range claims {
+		if c.Slot != slot {
+			continue
+		}
+		if t, dead := p.World.Dead[c.Node]; dead && t.After(deadAt) {
+			deadAt = t
+		}
+		failed = failed || (c.Phase == crdt.ClaimFailed && !p.World.dead(c.Node) && !void(s, c))
+	}
+	switch {
+	case failed:
+		if at = p.Timers.Failed[key]; at.IsZero() {
+			at = p.Now
+		}
+		p.out.Timers.Failed[key] = at
+		return at, p.TakeoverDelay, p.TakeoverDelay
+	case !deadAt.IsZero():
+		return deadAt, p.TakeoverDelay, p.TakeoverDelay
+	}
+	if at = p.Timers.Empty[key]; at.IsZero() {
+		at = p.Now
+	}
+	p.out.Timers.Empty[key] = at
+	return at, 0, rankStep
+}
+
+// observeEmpty keeps the timers of vacant slots going on a node that cannot or
+// need not fill one.
+func (p *planner) observeEmpty(s *crdt.Spec, claims []crdt.Claim) {
+	if !runnable(s) {
+		return
+	}
+	for slot := range s.Replicas {
+		if len(p.World.holders(s, claims, slot)) == 0 {
+			p.since(s, claims, slot)
+		}
+	}
+}
+
+// claimEmpty claims at most one vacant slot whose turn has come, and reports
+// whether it did. busy: this node still has a claim on the instance.
+func (p *planner) claimEmpty(s *crdt.Spec, claims []crdt.Claim, busy bool) bool {
+	var pick *vacancy
+	var late bool // a takeover, which the budget counts
+	for _, v := range p.vacancies(s, claims) {
+		at, base, step := p.since(s, claims, v.slot)
+		turn := slices.Index(v.turns, p.Self)
+		if pick != nil || busy || turn < 0 || !p.accepts(s) {
+			continue
+		}
+		due := at.Add(base + time.Duration(turn)*step)
+		if base > 0 && len(p.out.Timers.Takeovers) >= TakeoverBudget {
+			due = later(due, p.out.Timers.Takeovers[0].Add(time.Minute))
+		}
+		if p.Now.Before(due) {
+			p.wake(due)
+			continue
+		}
+		pick, late = &v, base > 0
+	}
+	if pick == nil {
+		return false
+	}
+	if late {
+		p.out.Timers.Takeovers = append(p.out.Timers.Takeovers, p.Now)
+	}
+	c := crdt.Claim{
+		Node: p.Self, Instance: s.ID, Owner: s.Owner, Slot: pick.slot, Generation: 1, Phase: crdt.ClaimClaimed,
+		Pack: s.Pack, SpecGeneration: s.Generation,
+	}
+	for _, o := range claims {
+		if o.Slot == pick.slot && o.Generation >= c.Generation {
+			c.Generation = o.Generation + 1
+		}
+	}
+	u, n := p.used[p.Self], place.Need(*s)
+	p.used[p.Self] = crdt.Resources{CPUs: u.CPUs + n.CPUs, Memory: u.Memory + n.Memory, Disk: u.Disk + n.Disk}
+	delete(p.out.Timers.Empty, Slot{s.ID, pick.slot})
+	delete(p.out.Timers.Failed, Slot{s.ID, pick.slot})
+	p.run(s, claims, c)
+	return true
+}
+
+func (p *planner) accepts(s *crdt.Spec) bool { return p.Accepts == nil || p.Accepts(s.Owner) }
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
+}
+
+// own decides about a claim this node has on s, and reports whether it keeps
+// the slot. kept: it already keeps another slot of s.
+func (p *planner) own(s *crdt.Spec, claims []crdt.Claim, c crdt.Claim, kept bool) bool {
+	switch {
+	case kept:
+		p.drain(c, "this node runs another replica of the instance")
+		return false
+	case refusal(s) != "":
+		p.drain(c, refusal(s))
+		return false
+	case !p.World.MayRun(s, p.Self) || !p.accepts(s):
+		p.drain(c, "this node may not run it any more")
+		return false
+	case c.Slot >= s.Replicas:
+		p.drain(c, "scaled down")
+		return false
+	}
+	if c.Phase == crdt.ClaimDraining {
+		// Draining was decided on another view; that it no longer holds shows
+		// below, where the claim is judged like any other.
+		c.Phase = crdt.ClaimLaunching
+	}
+	holders := p.World.holders(s, claims, c.Slot)
+	if len(holders) > 0 && holders[0].Node != p.Self {
+		return p.surplus(s, c, holders[0])
+	}
+	if c.Phase == crdt.ClaimFailed && len(holders) == 0 && p.outlived(s, claims, c) {
+		p.record(c)
+		return true
+	}
+	p.run(s, claims, c)
+	return true
+}
+
+// surplus decides about a claim that another one supersedes.
+func (p *planner) surplus(s *crdt.Spec, c, keeper crdt.Claim) bool {
+	if c.Phase == crdt.ClaimFailed && !void(s, c) && !keeper.Ready {
+		// The failure stays on record until the slot is served elsewhere, so
+		// that nodes which fail alike do not hand the slot round for ever.
+		p.record(c)
+		return true
+	}
+	if vm := p.VMs[VMID(c.Instance, c.Slot)]; vm.Ready && !keeper.Ready && s.Phase != crdt.PhaseStopped {
+		p.observeVM(&c, vm)
+		c.Reason = fmt.Sprintf("hands over to %s", keeper.Node)
+		p.out.Claims = append(p.out.Claims, c)
+		p.out.VMs = append(p.out.VMs, VM{
+			ID: VMID(c.Instance, c.Slot), Slot: Slot{c.Instance, c.Slot}, Pack: c.Pack, Run: true,
+			Incarnation: vm.Incarnation, Restart: vm.Restart, Keep: true,
+		})
+		p.keep[c.Pack] = true
+		return true
+	}
+	p.drain(c, fmt.Sprintf("surplus: %s runs this replica", keeper.Node))
+	return false
+}
+
+// outlived says whether another live node failed at the slot after this one
+// did: that one goes on trying.
+func (p *planner) outlived(s *crdt.Spec, claims []crdt.Claim, c crdt.Claim) bool {
+	if void(s, c) {
+		return false
+	}
+	return slices.ContainsFunc(claims, func(o crdt.Claim) bool {
+		return o.Slot == c.Slot && o.Node != c.Node && o.Phase == crdt.ClaimFailed && !void(s, o) && !p.World.dead(o.Node) &&
+			cmp.Or(cmp.Compare(o.Generation, c.Generation), o.Node.Compare(c.Node)) > 0
+	})
+}
+
+// record keeps a failed claim without its VM.
+func (p *planner) record(c crdt.Claim) {
+	c.Ready = false
+	p.out.Claims = append(p.out.Claims, c)
+}

@@ -1,0 +1,400 @@
+package reconcile
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/peer"
+	"golang.org/x/sys/unix"
+
+	"github.com/formthefog/formation/crdt"
+	"github.com/formthefog/formation/crdt/live"
+	"github.com/formthefog/formation/crdt/stmt"
+)
+
+// Bare protocol names of the probes.
+const (
+	ProtoProbe    = "probe/1"     // 8 bytes, echoed; again and again on one stream
+	ProtoProbeVia = "probe-via/1" // a 32-byte key; one byte, 1 when that node answered
+)
+
+// Timing and bounds of the probes; the rest is live.Config's.
+const (
+	probeTick    = 250 * time.Millisecond
+	probeTimeout = 2 * time.Second // an answer after that is not waited for
+	viaTimeout   = probeTimeout + time.Second
+	probing      = 64 // probes at once, our own and those for others
+	serving      = 32 // indirect probes for others at once
+	// idleProbe is how long a stream of probes may be silent: dead peers are
+	// probed every ten seconds, others oftener.
+	idleProbe = time.Minute
+)
+
+// Streams is what probing needs of a host; *p2p.Node has these methods.
+type Streams interface {
+	Open(ctx context.Context, p peer.ID, proto string) (net.Conn, error)
+	Handle(proto string, h func(ctx context.Context, from peer.ID, c net.Conn))
+}
+
+// ProberConfig of a Prober. Self, Streams and View are required.
+type ProberConfig struct {
+	Self    stmt.Key
+	Streams Streams
+	View    func() *crdt.View
+	Now     func() time.Time // wall clock, for Dead; nil: time.Now
+	Times   live.Config      // zero: its defaults
+	Logger  *slog.Logger
+}
+
+// Prober drives a live.Detector with real probes: it tells which nodes answer.
+// What it finds is this node's own measurement and never leaves it. Its methods
+// are safe for concurrent use.
+type Prober struct {
+	cfg     ProberConfig
+	changed chan struct{}
+	events  chan live.Event
+	probes  chan struct{} // one token per probe in progress
+	serve   chan struct{} // one token per indirect probe for others
+
+	mu       sync.Mutex
+	interest []stmt.Key
+	detector *live.Detector
+	probed   map[stmt.Key]bool
+	dead     map[stmt.Key]time.Time
+	streams  map[stmt.Key]net.Conn // idle ones: whoever probes takes it out
+	closed   bool
+}
+
+// NewProber makes a Prober; Run starts it.
+func NewProber(cfg ProberConfig) *Prober {
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	var seed [8]byte
+	rand.Read(seed[:]) // never fails (crypto/rand)
+	return &Prober{
+		cfg: cfg, changed: make(chan struct{}, 1), events: make(chan live.Event, 256),
+		probes: make(chan struct{}, probing), serve: make(chan struct{}, serving),
+		detector: live.New(cfg.Self, cfg.Times, binary.BigEndian.Uint64(seed[:])),
+		probed:   map[stmt.Key]bool{}, dead: map[stmt.Key]time.Time{},
+		streams: map[stmt.Key]net.Conn{},
+	}
+}
+
+// SetInterest replaces the nodes whose death matters to this node.
+func (p *Prober) SetInterest(nodes []stmt.Key) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.interest = nodes
+}
+
+// Changed has an element after Dead has changed.
+func (p *Prober) Changed() <-chan struct{} { return p.changed }
+
+// Dead are the nodes confirmed dead, and since when.
+func (p *Prober) Dead() map[stmt.Key]time.Time {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	out := make(map[stmt.Key]time.Time, len(p.dead))
+	for k, t := range p.dead {
+		out[k] = t
+	}
+	return out
+}
+
+// Live is alive, suspect, dead, or unknown for a node that was not probed yet.
+func (p *Prober) Live(k stmt.Key) string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if k != p.cfg.Self && !p.probed[k] {
+		return "unknown"
+	}
+	return p.detector.Status(k).State.String()
+}
+
+// Run probes and answers probes until ctx ends, and then returns nil.
+func (p *Prober) Run(ctx context.Context) error {
+	p.cfg.Streams.Handle(ProtoProbe, p.echo)
+	p.cfg.Streams.Handle(ProtoProbeVia, p.echoVia)
+	defer p.closeStreams()
+	var probes sync.WaitGroup
+	defer probes.Wait()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	tick := time.NewTicker(probeTick)
+	defer tick.Stop()
+	for n := 0; ; n++ {
+		var ev live.Event
+		select {
+		case <-ctx.Done():
+			return nil
+		case ev = <-p.events:
+		case <-tick.C:
+			ev = live.Tick{}
+		}
+		now, err := bootTime()
+		if err != nil {
+			return fmt.Errorf("probe: %w", err)
+		}
+		if _, isTick := ev.(live.Tick); isTick && n%4 == 0 {
+			p.setPeers(now)
+		}
+		p.step(ctx, &probes, now, ev)
+	}
+}
+
+// bootTime is the time since boot, suspension included.
+func bootTime() (time.Duration, error) {
+	var ts unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts); err != nil {
+		return 0, err
+	}
+	return time.Duration(ts.Nano()), nil
+}
+
+func (p *Prober) setPeers(now time.Duration) {
+	var all []stmt.Key
+	for _, n := range p.cfg.View().Nodes() {
+		all = append(all, n.Key)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	interest := slices.DeleteFunc(slices.Clone(p.interest), func(k stmt.Key) bool { return !slices.Contains(all, k) })
+	p.detector.Step(now, live.Peers{All: all, Interest: interest}) // has no effects
+	for k := range p.dead {
+		if p.detector.Status(k).State != live.Dead || !slices.Contains(all, k) {
+			delete(p.dead, k)
+		}
+	}
+}
+
+// step advances the detector and does what it says.
+func (p *Prober) step(ctx context.Context, probes *sync.WaitGroup, now time.Duration, ev live.Event) {
+	p.mu.Lock()
+	effects := p.detector.Step(now, ev)
+	changed := false
+	for _, e := range effects {
+		switch e := e.(type) {
+		case live.Ping:
+			p.probed[e.To] = true
+		case live.Changed:
+			changed = p.note(e) || changed
+		}
+	}
+	p.mu.Unlock()
+	for _, e := range effects {
+		switch e := e.(type) {
+		case live.Ping:
+			p.spawn(probes, func() { p.ping(ctx, e) })
+		case live.PingReq:
+			for _, via := range e.Via {
+				p.spawn(probes, func() { p.pingVia(ctx, via, e) })
+			}
+		}
+	}
+	if changed {
+		select {
+		case p.changed <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// note keeps a change of state, under mu, and reports whether Dead changed.
+func (p *Prober) note(e live.Changed) bool {
+	_, was := p.dead[e.Key]
+	switch e.State {
+	case live.Dead:
+		p.dead[e.Key] = p.cfg.Now()
+		p.cfg.Logger.Warn("node does not answer", "peer", e.Key)
+	case live.Alive:
+		delete(p.dead, e.Key)
+		if was {
+			p.cfg.Logger.Info("node answers again", "peer", e.Key)
+		}
+	}
+	return was != (e.State == live.Dead)
+}
+
+// spawn runs a probe, unless too many are in progress already: one that was not
+// sent counts as one that was not answered, and many such as self-doubt.
+func (p *Prober) spawn(probes *sync.WaitGroup, f func()) {
+	select {
+	case p.probes <- struct{}{}:
+	default:
+		return
+	}
+	probes.Add(1)
+	go func() {
+		defer probes.Done()
+		defer func() { <-p.probes }()
+		f()
+	}()
+}
+
+func (p *Prober) report(ctx context.Context, ev live.Event) {
+	select {
+	case p.events <- ev:
+	case <-ctx.Done():
+	}
+}
+
+func (p *Prober) ping(ctx context.Context, e live.Ping) {
+	if p.direct(ctx, e.To) == nil {
+		p.report(ctx, live.Contact{Key: e.To})
+	}
+}
+
+func (p *Prober) pingVia(ctx context.Context, via stmt.Key, e live.PingReq) {
+	ctx, cancel := context.WithTimeout(ctx, viaTimeout)
+	defer cancel()
+	c, err := p.cfg.Streams.Open(ctx, PeerOf(via), ProtoProbeVia)
+	if err != nil {
+		return
+	}
+	defer c.Close()
+	var answer [1]byte
+	if exchange(ctx, c, e.Target[:], answer[:]) != nil {
+		return
+	}
+	p.report(ctx, live.Contact{Key: via})
+	if answer[0] == 1 {
+		p.report(ctx, live.Contact{Key: e.Target})
+	}
+}
+
+// direct probes one node, on the stream of the last probe if there is one: to
+// open a stream costs many times a probe.
+func (p *Prober) direct(ctx context.Context, k stmt.Key) error {
+	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
+	defer cancel()
+	var nonce, echo [8]byte
+	rand.Read(nonce[:]) // never fails (crypto/rand)
+	if c := p.takeStream(k); c != nil {
+		if exchange(ctx, c, nonce[:], echo[:]) == nil && echo == nonce {
+			p.keepStream(k, c)
+			return nil
+		}
+		c.Close() // the peer may have restarted: ask on a new one
+	}
+	c, err := p.cfg.Streams.Open(ctx, PeerOf(k), ProtoProbe)
+	if err != nil {
+		return fmt.Errorf("probe: %w", err)
+	}
+	if err := exchange(ctx, c, nonce[:], echo[:]); err != nil {
+		return errors.Join(err, c.Close())
+	}
+	if echo != nonce {
+		return errors.Join(errors.New("probe: wrong echo"), c.Close())
+	}
+	p.keepStream(k, c)
+	return nil
+}
+
+func (p *Prober) takeStream(k stmt.Key) net.Conn {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	c := p.streams[k]
+	delete(p.streams, k)
+	return c
+}
+
+func (p *Prober) keepStream(k stmt.Key, c net.Conn) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if _, have := p.streams[k]; have || p.closed {
+		c.Close()
+		return
+	}
+	p.streams[k] = c
+}
+
+// closeStreams ends the idle streams, for good.
+func (p *Prober) closeStreams() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.closed = true
+	for _, c := range p.streams {
+		c.Close()
+	}
+}
+
+// exchange writes a request and reads an answer of fixed length.
+func exchange(ctx context.Context, c net.Conn, request, answer []byte) error {
+	if d, ok := ctx.Deadline(); ok {
+		if err := c.SetDeadline(d); err != nil {
+			return fmt.Errorf("probe: %w", err)
+		}
+	}
+	stop := context.AfterFunc(ctx, func() { _ = c.SetDeadline(time.Unix(1, 0)) }) // wakes the read
+	defer stop()
+	if _, err := c.Write(request); err != nil {
+		return fmt.Errorf("probe: %w", err)
+	}
+	if _, err := io.ReadFull(c, answer); err != nil {
+		return fmt.Errorf("probe: %w", err)
+	}
+	return nil
+}
+
+// member is the node behind a peer, when the network admits it.
+func (p *Prober) member(from peer.ID) (stmt.Key, bool) {
+	k, err := KeyOf(from)
+	return k, err == nil && p.cfg.View().IsMember(k, stmt.RoleNode)
+}
+
+// echo answers probes until the stream ends. Who asks is alive.
+func (p *Prober) echo(ctx context.Context, from peer.ID, c net.Conn) {
+	defer c.Close()
+	stop := context.AfterFunc(ctx, func() { c.Close() })
+	defer stop()
+	var b [8]byte
+	for {
+		k, ok := p.member(from)
+		if !ok || c.SetDeadline(time.Now().Add(idleProbe)) != nil {
+			return
+		}
+		if _, err := io.ReadFull(c, b[:]); err != nil {
+			return
+		}
+		if _, err := c.Write(b[:]); err != nil {
+			return
+		}
+		p.report(ctx, live.Contact{Key: k})
+	}
+}
+
+// echoVia probes for another node, which may ask about members only.
+func (p *Prober) echoVia(ctx context.Context, from peer.ID, c net.Conn) {
+	defer c.Close()
+	select {
+	case p.serve <- struct{}{}:
+		defer func() { <-p.serve }()
+	default:
+		return // busy: the asker has others
+	}
+	if _, ok := p.member(from); !ok || c.SetDeadline(time.Now().Add(viaTimeout)) != nil {
+		return
+	}
+	var k stmt.Key
+	if _, err := io.ReadFull(c, k[:]); err != nil || !p.cfg.View().IsMember(k, stmt.RoleNode) {
+		return
+	}
+	var answer [1]byte
+	if k == p.cfg.Self || p.direct(ctx, k) == nil {
+		answer[0] = 1
+	}
+	_, _ = c.Write(answer[:]) // an asker that went away asks again
+}

@@ -1,0 +1,320 @@
+// Package reconcile is one machine's loop, the one place where the leaves meet:
+// view → claim → fetch → launch → report. What to do is decided by package plan;
+// this package gathers its input and carries its output out.
+//
+// Guarantees: nothing is claimed, launched, stopped or deleted before the state
+// has been synchronised once after a start; every step may be repeated, so a
+// crash at any point is repaired by the next start; VMs keep running while this
+// package does not.
+//
+// Not guaranteed: that a step is carried out at once; what fails (a fetch, a
+// launch, a write) is tried again with back-off and shows as a reason in the
+// claim.
+package reconcile
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/ipfs/go-cid"
+	"github.com/libp2p/go-libp2p/core/peer"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/formthefog/formation/crdt"
+	"github.com/formthefog/formation/crdt/stmt"
+	"github.com/formthefog/formation/fogvm"
+	"github.com/formthefog/formation/fogvm/reconcile/plan"
+	"github.com/formthefog/formation/store"
+)
+
+// State is the swarm's state; *crdt.Replica has these methods.
+type State interface {
+	Watch(ctx context.Context) <-chan *crdt.View
+	SetNode(ctx context.Context, n crdt.Node) error
+	SetClaims(ctx context.Context, claims []crdt.Claim) error
+	Synced() <-chan struct{}
+}
+
+// Content is the node's packs; *store.Store has these methods.
+type Content interface {
+	Pack(ctx context.Context, c cid.Cid) (*store.Root, error)
+	Base(ctx context.Context, c cid.Cid) (*store.Base, error)
+	Path(e store.Entry) (string, error)
+	List(ctx context.Context) ([]store.Info, error)
+}
+
+// Keeper fetches and collects packs; *store.Store has these methods.
+type Keeper interface {
+	Fetch(ctx context.Context, c cid.Cid, o store.FetchOptions) error
+	Unpin(ctx context.Context, c cid.Cid) error
+	GC(ctx context.Context, keep func() []cid.Cid) (freed int64, err error)
+}
+
+// VMs is the machine's hypervisor; *fogvm.Manager has these methods.
+type VMs interface {
+	Sync(ctx context.Context, desired []fogvm.VM) error
+	List() []fogvm.Status
+	Changed() <-chan struct{}
+}
+
+// Liveness tells which nodes this node has confirmed dead; *Prober has these
+// methods.
+type Liveness interface {
+	Dead() map[stmt.Key]time.Time
+	Changed() <-chan struct{}
+	SetInterest(nodes []stmt.Key)
+}
+
+// Config of a Reconciler. All fields but the last group are required.
+type Config struct {
+	Self     stmt.Key
+	State    State
+	Content  Content
+	Keeper   Keeper
+	VMs      VMs
+	Liveness Liveness
+	Dir      string // keeps what must outlive a restart: drain flag, VM definitions
+
+	// Node is this node's register as it is published; Addrs, Holds and Draining
+	// are filled in.
+	Node  crdt.Node
+	Addrs func() []string
+
+	// Accepts says whose instances may run here; nil accepts everybody. Kick
+	// makes a change of its answer take effect.
+	Accepts func(owner stmt.Key) bool
+	// AcceptLabel is the value of plan.AcceptLabel in the register; nil leaves it
+	// out.
+	AcceptLabel   func() string
+	TakeoverDelay time.Duration // 0: plan.DefaultTakeoverDelay
+	Now           func() time.Time
+	Logger        *slog.Logger
+}
+
+// Fetching is how many packs are fetched at once; the store shares the line
+// among them.
+const Fetching = 2
+
+// Reconciler is the loop. Its methods are safe for concurrent use.
+type Reconciler struct {
+	cfg  Config
+	log  *slog.Logger
+	kick chan struct{}
+
+	packs *packs
+
+	mu       sync.Mutex
+	draining bool
+	applied  map[string]fogvm.VM        // last definition of each VM, by ID
+	broken   map[string]definitionError // why a VM could not be defined, by ID
+	world    plan.World
+
+	// Owned by the loop.
+	timers plan.Timers
+	node   string // the register as last published, rendered
+}
+
+// New loads what an earlier run left in cfg.Dir.
+func New(cfg Config) (*Reconciler, error) {
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
+		return nil, fmt.Errorf("reconcile: %w", err)
+	}
+	r := &Reconciler{
+		cfg: cfg, log: cfg.Logger, kick: make(chan struct{}, 1),
+		broken: map[string]definitionError{},
+	}
+	var err error
+	if r.applied, err = loadDefinitions(r.path("vms.json")); err != nil {
+		return nil, fmt.Errorf("reconcile: %w", err)
+	}
+	if _, err := os.Stat(r.path("draining")); err == nil {
+		r.draining = true
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("reconcile: %w", err)
+	}
+	r.packs = newPacks(cfg, r.Kick)
+	return r, nil
+}
+
+func (r *Reconciler) path(name string) string { return filepath.Join(r.cfg.Dir, name) }
+
+// Kick has the loop look again soon. It never blocks.
+func (r *Reconciler) Kick() {
+	select {
+	case r.kick <- struct{}{}:
+	default:
+	}
+}
+
+// SetDraining starts or ends the draining of this node; it outlives a restart.
+func (r *Reconciler) SetDraining(draining bool) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var err error
+	if draining {
+		err = os.WriteFile(r.path("draining"), nil, 0o600)
+	} else if err = os.Remove(r.path("draining")); errors.Is(err, fs.ErrNotExist) {
+		err = nil
+	}
+	if err != nil {
+		return fmt.Errorf("drain: %w", err)
+	}
+	r.draining = draining
+	r.Kick()
+	return nil
+}
+
+// World is what the last decision was made on.
+func (r *Reconciler) World() plan.World {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.world
+}
+
+// WorldOf is the World of a view with this node's own probes.
+func (r *Reconciler) WorldOf(v *crdt.View) plan.World {
+	return plan.WorldOf(v, r.cfg.Self, r.cfg.Liveness.Dead())
+}
+
+// Fetch brings a pack here for somebody who asks, beside what the loop fetches,
+// and keeps it for Lease. from are asked first.
+func (r *Reconciler) Fetch(ctx context.Context, c cid.Cid, from []peer.ID, progress func(store.Progress)) error {
+	return r.packs.fetchNow(ctx, c, from, progress)
+}
+
+// Rescan looks again what the store holds, after something else changed it.
+func (r *Reconciler) Rescan(ctx context.Context) { r.packs.scan(ctx) }
+
+// refresh is how often the loop looks without a reason, and renews its
+// register's list of packs.
+const refresh = 15 * time.Second
+
+// Run reconciles until ctx ends, and then returns nil. The VMs are left alone.
+func (r *Reconciler) Run(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return r.packs.run(ctx) })
+	g.Go(func() error { return r.loop(ctx) })
+	if err := g.Wait(); err != nil && ctx.Err() == nil {
+		return err
+	}
+	return nil
+}
+
+func (r *Reconciler) loop(ctx context.Context) error {
+	views := r.cfg.State.Watch(ctx)
+	timer := time.NewTimer(refresh)
+	defer timer.Stop()
+	synced := r.cfg.State.Synced()
+	var view *crdt.View
+	ready := false
+	for {
+		wait := refresh
+		if view != nil {
+			wake, err := r.step(ctx, view, ready)
+			if ctx.Err() != nil {
+				return nil
+			}
+			if err != nil {
+				r.log.Warn("reconcile", "err", err)
+				wait = time.Second
+			} else if !wake.IsZero() {
+				wait = min(wait, max(wake.Sub(r.cfg.Now()), 0))
+			}
+		}
+		timer.Reset(wait)
+		select {
+		case <-ctx.Done():
+			return nil
+		case v, ok := <-views:
+			if !ok {
+				return nil
+			}
+			view = v
+		case <-synced:
+			ready, synced = true, nil
+		case <-r.cfg.VMs.Changed():
+		case <-r.cfg.Liveness.Changed():
+		case <-r.kick:
+		case <-timer.C:
+		}
+	}
+}
+
+// step looks once. Before the state is synchronised only the register is
+// published.
+func (r *Reconciler) step(ctx context.Context, view *crdt.View, ready bool) (time.Time, error) {
+	if err := r.publishNode(ctx); err != nil {
+		return time.Time{}, err
+	}
+	w := r.WorldOf(view)
+	r.mu.Lock()
+	r.world = w
+	r.mu.Unlock()
+	r.cfg.Liveness.SetInterest(plan.Interest(w, r.cfg.Self))
+	if !ready {
+		return time.Time{}, nil
+	}
+	out := plan.Plan(plan.Input{
+		Now: r.cfg.Now(), Self: r.cfg.Self, World: w, VMs: r.vmStatus(),
+		Packs: r.packs.status(relevant(w, r.cfg.Self)), Accepts: r.cfg.Accepts,
+		TakeoverDelay: r.cfg.TakeoverDelay, Timers: r.timers,
+	})
+	r.timers = out.Timers
+	r.packs.want(out.Fetch, out.Keep, w)
+	// A claim is published before its VM is started, so that others know.
+	if err := r.cfg.State.SetClaims(ctx, out.Claims); err != nil {
+		return out.Wake, fmt.Errorf("publish claims: %w", err)
+	}
+	return out.Wake, r.sync(ctx, w, out.VMs)
+}
+
+// relevant are the packs a decision may ask about.
+func relevant(w plan.World, self stmt.Key) []string {
+	var out []string
+	for i := range w.Instances {
+		out = append(out, w.Instances[i].Pack)
+	}
+	for _, c := range w.Own(self) {
+		out = append(out, c.Pack)
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
+}
+
+func (r *Reconciler) publishNode(ctx context.Context) error {
+	n := r.cfg.Node
+	n.Key, n.Addrs, n.Holds = r.cfg.Self, r.cfg.Addrs(), r.packs.holds()
+	r.mu.Lock()
+	n.Draining = r.draining
+	r.mu.Unlock()
+	if r.cfg.AcceptLabel != nil {
+		labels := map[string]string{plan.AcceptLabel: r.cfg.AcceptLabel()}
+		for k, v := range n.Labels {
+			labels[k] = v
+		}
+		n.Labels = labels
+	}
+	text := fmt.Sprint(n) // maps are printed in key order
+	if text == r.node {
+		return nil
+	}
+	if err := r.cfg.State.SetNode(ctx, n); err != nil {
+		return fmt.Errorf("publish node: %w", err)
+	}
+	r.node = text
+	return nil
+}
