@@ -1,0 +1,204 @@
+package api
+
+import (
+	"context"
+	"encoding/json"
+	"io"
+	"log/slog"
+	"net/http"
+	"time"
+
+	"github.com/formthefog/formation/crdt"
+	"github.com/formthefog/formation/crdt/stmt"
+)
+
+// State is the swarm's state on this node; *crdt.Replica has these methods.
+type State interface {
+	View() *crdt.View
+	Watch(ctx context.Context) <-chan *crdt.View
+	Submit(ctx context.Context, raws ...[]byte) ([]stmt.ID, error)
+	OwnerStatements(owner stmt.Key) [][]byte
+}
+
+// Placement judges instances: pure functions of the view and this node's own
+// probes.
+type Placement interface {
+	// Status is PENDING, SUCCESS or FAILURE with the reason.
+	Status(v *crdt.View, s crdt.Spec) (word, reason string)
+	// Explain fills everything but ID, Name, Status and Reason.
+	Explain(v *crdt.View, s crdt.Spec) Explain
+	// Live is alive, suspect, dead or unknown.
+	Live(node stmt.Key) string
+	// Wanted is how many nodes should hold a pack for the live specs.
+	Wanted(v *crdt.View, cid string) int
+}
+
+// Packs is the node's content store.
+type Packs interface {
+	List(ctx context.Context) ([]Pack, error)
+	// Fetch returns when the pack is complete here. The owner is zero for the
+	// unix socket.
+	Fetch(ctx context.Context, owner stmt.Key, cid string, r FetchRequest, progress func(FetchProgress)) error
+}
+
+// Host is the answering node itself.
+type Host interface {
+	Self(c Caller) Self
+	Peers() []Peer
+	Doctor(ctx context.Context) []Check
+	Capacity() Capacity
+}
+
+// Guests reaches the VMs of this node.
+type Guests interface {
+	// Logs returns the entrypoint's output; the caller closes it. A replica that
+	// is not here is a Problem with ExitNotFound.
+	Logs(ctx context.Context, instance string, o LogOptions) (io.ReadCloser, error)
+	// Count is the number of VMs.
+	Count() int
+}
+
+// Operator acts for whoever runs the node.
+type Operator interface {
+	Invite(ctx context.Context, r InviteRequest) (Invite, error)
+	NameBase(ctx context.Context, r BaseRequest) (Base, error)
+	Drain(ctx context.Context, draining bool) error
+}
+
+// Config is what the handler serves. All fields but Metrics, Pprof and Logger
+// are required.
+type Config struct {
+	State     State
+	Placement Placement
+	Packs     Packs
+	Host      Host
+	Guests    Guests
+	Operator  Operator
+	Version   string
+	// Publishers are the keys whose base names this node trusts.
+	Publishers []stmt.Key
+	OpenAPI    []byte       // the document of /v1/openapi.yaml
+	Metrics    http.Handler // GET /metrics
+	Pprof      http.Handler // /debug/pprof/, unix socket only
+	Now        func() time.Time
+	Logger     *slog.Logger
+}
+
+type server struct{ Config }
+
+// NewHandler returns the API. It trusts CallerOf(ctx) and nothing else about
+// who calls. The returned handler is safe for concurrent use.
+func NewHandler(c Config) http.Handler {
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	s := &server{c}
+	mux := http.NewServeMux()
+	for _, r := range s.routes() {
+		mux.HandleFunc(r.method+" "+r.path, s.wrap(r))
+	}
+	if c.Metrics != nil {
+		mux.Handle("GET /metrics", c.Metrics)
+	}
+	if c.Pprof != nil {
+		mux.HandleFunc("/debug/pprof/", func(w http.ResponseWriter, r *http.Request) {
+			if err := local.check(CallerOf(r.Context())); err != nil {
+				writeProblem(w, err)
+				return
+			}
+			c.Pprof.ServeHTTP(w, r)
+		})
+	}
+	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+		writeProblem(w, Problemf(ExitNotFound, "%s %s: no such endpoint; see /v1/openapi.yaml", r.Method, r.URL.Path))
+	})
+	return mux
+}
+
+// route is one endpoint. serve either writes the answer itself and returns nil,
+// or returns an error before it wrote anything.
+type route struct {
+	method, path string
+	access       access
+	serve        func(w http.ResponseWriter, r *http.Request) error
+}
+
+func (s *server) routes() []route {
+	return []route{
+		{"GET", "/v1/openapi.yaml", public, s.openapi},
+		{"GET", "/v1/health", public, s.health},
+		{"GET", "/v1/status", public, s.status},
+		{"GET", "/v1/node", public, s.node},
+		{"POST", "/v1/node/drain", local, s.drain},
+		{"GET", "/v1/nodes", public, s.nodes},
+		{"GET", "/v1/peers", member, s.peers},
+		{"GET", "/v1/doctor", member, s.doctor},
+		{"GET", "/v1/instances", public, s.instances},
+		{"GET", "/v1/instances/{id}", public, s.instance},
+		{"GET", "/v1/instances/{id}/explain", public, s.explain},
+		{"GET", "/v1/instances/{id}/logs", owner, s.logs},
+		{"GET", "/v1/events", owner, s.events},
+		{"GET", "/v1/owners/{key}/statements", public, s.ownerStatements},
+		{"POST", "/v1/statements", member, s.submit},
+		{"GET", "/v1/packs", public, s.packs},
+		{"GET", "/v1/packs/{cid}", public, s.pack},
+		{"GET", "/v1/packs/{cid}/holders", public, s.holders},
+		{"POST", "/v1/packs/{cid}/fetch", member, s.fetch},
+		{"GET", "/v1/bases", public, s.bases},
+		{"POST", "/v1/bases", local, s.nameBase},
+		{"POST", "/v1/invites", local, s.invite},
+	}
+}
+
+func (s *server) wrap(r route) http.HandlerFunc {
+	return func(w http.ResponseWriter, req *http.Request) {
+		if err := r.access.check(CallerOf(req.Context())); err != nil {
+			writeProblem(w, err)
+			return
+		}
+		req.Body = http.MaxBytesReader(w, req.Body, MaxBody)
+		if err := r.serve(w, req); err != nil {
+			s.Logger.Debug("api request failed", "method", r.method, "path", req.URL.Path, "err", err)
+			writeProblem(w, err)
+		}
+	}
+}
+
+// reply writes v as JSON.
+func reply(w http.ResponseWriter, v any) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	// The peer may be gone; there is nobody left to tell.
+	_, _ = w.Write(append(b, '\n'))
+	return nil
+}
+
+// decode reads a JSON body of at most MaxBody bytes; unknown keys are refused.
+func decode[T any](r *http.Request) (T, error) {
+	var v T
+	dec := json.NewDecoder(r.Body)
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(&v); err != nil {
+		if p := asProblem(err); p.Status == http.StatusRequestEntityTooLarge {
+			return v, p
+		}
+		return v, Problemf(ExitUsage, "the body is not what this endpoint takes: %v", err)
+	}
+	if _, err := dec.Token(); err != io.EOF {
+		return v, Problemf(ExitUsage, "there are bytes after the JSON body")
+	}
+	return v, nil
+}
+
+func (s *server) openapi(w http.ResponseWriter, _ *http.Request) error {
+	w.Header().Set("Content-Type", "application/yaml")
+	_, _ = w.Write(s.OpenAPI)
+	return nil
+}
+
+func (s *server) health(w http.ResponseWriter, _ *http.Request) error {
+	return reply(w, Health{OK: true, Version: s.Version})
+}

@@ -1,0 +1,73 @@
+package config
+
+import (
+	"fmt"
+
+	"github.com/spf13/pflag"
+)
+
+// Bind declares one flag for each key, with c's present values as defaults.
+// Parsing writes into c.
+func Bind(fs *pflag.FlagSet, c *Config) {
+	fs.StringVar(&c.Data, "data", c.Data, "directory of everything this node keeps")
+	fs.StringArrayVar(&c.Listen, "listen", c.Listen, "multiaddr to listen on (repeatable; default: tcp and quic-v1 on 51820 or the next free port)")
+	fs.StringArrayVar(&c.Bootstrap, "bootstrap", c.Bootstrap, "multiaddr of a peer to connect to (repeatable)")
+	fs.StringVar(&c.Join, "join", c.Join, "ticket of the network to join (see form net invite)")
+	fs.StringVar(&c.Network, "network", c.Network, "name of an open network to join or begin (default: a private network)")
+	fs.StringVar(&c.API, "api", c.API, "the API's unix socket, unix:///PATH")
+	fs.StringVar(&c.Web, "web", c.Web, "address of the read-only HTTP API, or off (default: "+DefaultWeb+" or the next free port)")
+	fs.StringVar(&c.Metrics, "metrics", c.Metrics, "address of the Prometheus metrics, or off")
+	fs.StringVar(&c.Accel, "accel", c.Accel, "acceleration of VMs: auto, kvm or tcg")
+	fs.StringVar(&c.VMDriver, "vm-driver", c.VMDriver, "qemu, or fake (no VM is started: for tests)")
+	fs.StringVar(&c.VMNet, "vm-net", c.VMNet, "network of VMs: user or bridge")
+	fs.StringVar(&c.Bridge, "bridge", c.Bridge, "bridge that --vm-net bridge uses")
+	fs.StringVar(&c.Mesh, "mesh", c.Mesh, "formnet device: auto, kernel, userspace or off")
+	fs.IntVar(&c.MeshPort, "mesh-port", c.MeshPort, "formnet's UDP port (0: as --listen)")
+	fs.IntVar(&c.CPUs, "cpus", c.CPUs, "cores offered to instances (0: all)")
+	fs.Var(&c.Memory, "memory", "memory offered to instances (0: what the machine can spare)")
+	fs.Var(&c.Disk, "disk", "disk offered to instances (0: what the data directory's disk can spare)")
+	fs.StringArrayVar(&c.Label, "label", c.Label, "K=V that placement constraints may ask for (repeatable)")
+	fs.StringVar(&c.Region, "region", c.Region, "region of this machine")
+	fs.StringArrayVar(&c.Accept, "accept", c.Accept, "whose instances may run here: any, members, operator or owner:KEY,… (default: operator; members after --join)")
+	fs.StringArrayVar(&c.Operator, "operator", c.Operator, "owner key of whoever runs this node (repeatable)")
+	fs.Var(&c.TakeoverDelay, "takeover-delay", "how long a dead node's replica waits before another node runs it (0: 10s)")
+	fs.StringVar(&c.LogFormat, "log-format", c.LogFormat, "text or json")
+	fs.StringVar(&c.LogLevel, "log-level", c.LogLevel, "debug, info, warn or error")
+	fs.BoolVar(&c.StopVMs, "stop-vms", c.StopVMs, "stop the VMs when formd is stopped")
+	fs.BoolVar(&c.NoPortmap, "no-portmap", c.NoPortmap, "do not ask the router for a port (UPnP, NAT-PMP)")
+	fs.BoolVar(&c.NoMDNS, "no-mdns", c.NoMDNS, "do not look for peers on the LAN")
+}
+
+// Resolve is the configuration in force: defaults, then the file (see Find),
+// then the flags that were given. It returns the file's path, empty for none.
+// The result is validated.
+func Resolve(given *pflag.FlagSet, explicit string, env Env) (Config, string, error) {
+	c := Default(env)
+	path := Find(explicit, env)
+	if path != "" {
+		var err error
+		if c, err = Load(path, c); err != nil {
+			return c, path, err
+		}
+	}
+	over := pflag.NewFlagSet("", pflag.ContinueOnError)
+	Bind(over, &c)
+	var first error
+	given.Visit(func(f *pflag.Flag) {
+		target := over.Lookup(f.Name)
+		if target == nil || first != nil {
+			return
+		}
+		if list, ok := f.Value.(pflag.SliceValue); ok {
+			first = target.Value.(pflag.SliceValue).Replace(list.GetSlice())
+			return
+		}
+		if err := over.Set(f.Name, f.Value.String()); err != nil {
+			first = fmt.Errorf("--%s: %w", f.Name, err)
+		}
+	})
+	if first != nil {
+		return c, path, first
+	}
+	return c, path, c.Validate()
+}
