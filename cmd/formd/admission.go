@@ -1,0 +1,112 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/peer"
+
+	"github.com/formthefog/formation/crdt"
+	"github.com/formthefog/formation/crdt/stmt"
+)
+
+// memberState is what admission asks of the state; *crdt.Replica has these
+// methods.
+type memberState interface {
+	View() *crdt.View
+	Admit(ctx context.Context, raw []byte) (stmt.Key, stmt.Role, error)
+}
+
+// admission decides which connections this node takes part in: those of member
+// nodes, and those of clients that present a session of an owner whom the
+// network admits. It remembers which owner a client speaks for.
+type admission struct {
+	network stmt.NetworkID
+	self    stmt.Key
+	hello   []byte
+	now     func() time.Time
+
+	state    memberState
+	mu       sync.Mutex
+	sessions map[peer.ID]session
+}
+
+type session struct {
+	owner   stmt.Key
+	expires time.Time
+}
+
+func newAdmission(id *identity, state memberState, now func() time.Time) (*admission, error) {
+	hello, err := stmt.EncodeHello(stmt.Hello{Member: id.Member})
+	if err != nil {
+		return nil, fmt.Errorf("admission: %w", err)
+	}
+	return &admission{
+		network: id.network(), self: id.self(), hello: hello, state: state, now: now, sessions: map[peer.ID]session{},
+	}, nil
+}
+
+// Hello presents this node's own membership.
+func (a *admission) Hello(peer.ID) ([]byte, error) { return a.hello, nil }
+
+// Admit judges a peer. The text of its error is told to the peer.
+func (a *admission) Admit(ctx context.Context, from peer.ID, hello []byte) error {
+	state := a.state
+	h, err := stmt.DecodeHello(hello)
+	if err != nil {
+		return fmt.Errorf("hello: %w", err)
+	}
+	key, err := stmt.KeyOfPeerID(string(from))
+	if err != nil {
+		return err
+	}
+	if len(h.Member) > 0 {
+		// A stale or unneeded statement is no reason to refuse a member.
+		if _, _, err := state.Admit(ctx, h.Member); err != nil && !errors.Is(err, crdt.ErrStale) {
+			return fmt.Errorf("membership: %w", err)
+		}
+	}
+	if len(h.Session) > 0 {
+		return a.admitSession(state.View(), from, key, h.Session)
+	}
+	if !state.View().IsMember(key, stmt.RoleNode) {
+		return fmt.Errorf("%s is not a member of this network; join it by a ticket", key)
+	}
+	return nil
+}
+
+func (a *admission) admitSession(v *crdt.View, from peer.ID, key stmt.Key, raw []byte) error {
+	owner, body, err := stmt.CheckSession(raw, a.network, key, a.self, a.now())
+	if err != nil {
+		return fmt.Errorf("session: %w", err)
+	}
+	if !v.OwnerAllowed(owner) {
+		return fmt.Errorf("owner %s is not a member of this network; a ticket admits it", owner)
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.sessions[from] = session{owner, time.Unix(body.Expires, 0)}
+	return nil
+}
+
+// Gone forgets a client's session.
+func (a *admission) Gone(p peer.ID) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	delete(a.sessions, p)
+}
+
+// owner is whom a connected peer speaks for; zero for nobody, also when the
+// session has ended or the owner is no member any more.
+func (a *admission) owner(p peer.ID) stmt.Key {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	s, ok := a.sessions[p]
+	if !ok || a.now().After(s.expires) || !a.state.View().OwnerAllowed(s.owner) {
+		return stmt.Key{}
+	}
+	return s.owner
+}

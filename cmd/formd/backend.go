@@ -1,0 +1,293 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"time"
+
+	"github.com/ipfs/go-cid"
+	"github.com/libp2p/go-libp2p/core/peer"
+
+	"github.com/formthefog/formation/cmd/internal/api"
+	"github.com/formthefog/formation/crdt"
+	"github.com/formthefog/formation/crdt/stmt"
+	"github.com/formthefog/formation/fogvm"
+	"github.com/formthefog/formation/fogvm/reconcile"
+	"github.com/formthefog/formation/fogvm/reconcile/plan"
+	"github.com/formthefog/formation/store"
+)
+
+// placement is api.Placement by package plan and this node's probes.
+type placement struct {
+	self   stmt.Key
+	rec    *reconcile.Reconciler
+	prober *reconcile.Prober
+}
+
+// Status is plan.Status.
+func (p *placement) Status(v *crdt.View, s crdt.Spec) (word, reason string) {
+	return plan.Status(p.rec.WorldOf(v), &s)
+}
+
+// Live is what the probes say.
+func (p *placement) Live(k stmt.Key) string {
+	if k == p.self {
+		return "alive"
+	}
+	return p.prober.Live(k)
+}
+
+// Wanted is plan's WantedHolders.
+func (p *placement) Wanted(v *crdt.View, c string) int { return p.rec.WorldOf(v).WantedHolders(c) }
+
+// Explain is plan.Explain in the API's words.
+func (p *placement) Explain(v *crdt.View, s crdt.Spec) api.Explain {
+	e := plan.Explain(p.rec.WorldOf(v), &s)
+	out := api.Explain{Eligible: []api.ExplainNode{}, Excluded: []api.ExplainNode{}, Slots: []api.ExplainSlot{}}
+	for _, k := range e.Eligible {
+		out.Eligible = append(out.Eligible, api.ExplainNode{Node: k, Live: p.Live(k)})
+	}
+	for _, x := range e.Excluded {
+		out.Excluded = append(out.Excluded, api.ExplainNode{Node: x.Node, Live: p.Live(x.Node), Reason: x.Reason})
+	}
+	for i, rank := range e.Ranks {
+		out.Slots = append(out.Slots, api.ExplainSlot{Slot: i, Rank: append([]stmt.Key{}, rank...)})
+	}
+	return out
+}
+
+// content is api.Packs over the store.
+type content struct {
+	store  *store.Store
+	rec    *reconcile.Reconciler
+	accept *acceptance
+}
+
+// List shows the store.
+func (c *content) List(ctx context.Context) ([]api.Pack, error) {
+	list, err := c.store.List(ctx)
+	if err != nil {
+		return nil, err
+	}
+	out := make([]api.Pack, 0, len(list))
+	for _, i := range list {
+		p := api.Pack{
+			CID: i.CID.String(), Kind: i.Kind, Name: i.Name, Size: i.Size, Complete: i.Complete,
+			Pinned: i.Pinned, AddedAt: i.Added.UTC(),
+		}
+		if i.Base.Defined() {
+			p.Base = i.Base.String()
+		}
+		if i.Kind == "pack" && i.Complete {
+			root, err := c.store.Pack(ctx, i.CID)
+			if err != nil {
+				return nil, fmt.Errorf("pack %s: %w", i.CID, err)
+			}
+			for _, u := range root.Run.Users {
+				p.Users = append(p.Users, u.Name)
+			}
+		}
+		out = append(out, p)
+	}
+	return out, nil
+}
+
+// Fetch brings a pack here for somebody whose instances may run here.
+func (c *content) Fetch(ctx context.Context, owner stmt.Key, text string, r api.FetchRequest, progress func(api.FetchProgress)) error {
+	id, err := cid.Decode(text)
+	if err != nil {
+		return api.Problemf(api.ExitUsage, "%q is no CID: %v", text, err)
+	}
+	if !owner.IsZero() && !c.accept.accepts(owner) {
+		return api.Problemf(api.ExitNotAllowed, "this node does not accept packs of %s", owner).
+			WithHint("its operator decides by --accept; ship to another peer")
+	}
+	var from []peer.ID
+	for _, w := range r.From {
+		p, err := peer.Decode(w)
+		if err != nil {
+			return api.Problemf(api.ExitUsage, "from: %q is no peer ID", w)
+		}
+		from = append(from, p)
+	}
+	err = c.rec.Fetch(ctx, id, from, func(s store.Progress) {
+		stage := "image"
+		if s.Total == 0 {
+			stage = "root"
+		}
+		progress(api.FetchProgress{Stage: stage, Bytes: s.Done, Total: s.Total, Moved: s.Fetched})
+	})
+	if err != nil {
+		return storeProblem(err)
+	}
+	if r.Pin {
+		return c.store.Pin(ctx, id)
+	}
+	return nil
+}
+
+func storeProblem(err error) error {
+	switch {
+	case errors.Is(err, store.ErrNoPeer):
+		return api.Problemf(api.ExitUnreachable, "%v", err)
+	case errors.Is(err, store.ErrNotFound):
+		return api.Problemf(api.ExitNotFound, "%v", err)
+	case errors.Is(err, store.ErrCorrupt), errors.Is(err, store.ErrTooLarge):
+		return api.Problemf(api.ExitUsage, "%v", err)
+	}
+	return err
+}
+
+// guests is api.Guests over the hypervisor.
+type guests struct{ vms guestVMs }
+
+// Logs is the entrypoint's output of one replica.
+func (g guests) Logs(ctx context.Context, instance string, o api.LogOptions) (io.ReadCloser, error) {
+	r, err := g.vms.Logs(ctx, plan.VMID(instance, o.Slot), fogvm.LogOptions{Tail: o.Tail, Follow: o.Follow})
+	if errors.Is(err, fogvm.ErrNotFound) {
+		return nil, api.Problemf(api.ExitNotFound, "%v", err)
+	}
+	return r, err
+}
+
+// Count is the number of VMs.
+func (g guests) Count() int { return len(g.vms.List()) }
+
+// operator is api.Operator.
+type operator struct {
+	id    *identity
+	addrs func() []string
+	state *crdt.Replica
+	store *store.Store
+	rec   *reconcile.Reconciler
+	now   func() time.Time
+}
+
+// Bounds of an invite's life.
+const (
+	defaultInvite = 30 * 24 * time.Hour
+	maxInvite     = 366 * 24 * time.Hour
+)
+
+// Invite makes a ticket: a new invite by the root key, else the one this node
+// joined by.
+func (o *operator) Invite(_ context.Context, r api.InviteRequest) (api.Invite, error) {
+	life := time.Duration(r.Seconds) * time.Second
+	if r.Seconds == 0 {
+		life = defaultInvite
+	}
+	if r.Seconds < 0 || r.Seconds > int64(maxInvite/time.Second) {
+		return api.Invite{}, api.Problemf(api.ExitUsage, "an invite lasts from 1 s to %d s", int64(maxInvite/time.Second))
+	}
+	roles := []stmt.Role{}
+	for _, w := range r.Roles {
+		role := stmt.Role(w)
+		if role != stmt.RoleNode && role != stmt.RoleOperator && role != stmt.RoleOwner {
+			return api.Invite{}, api.Problemf(api.ExitUsage, "%q is not a role: node, operator or owner", w)
+		}
+		roles = append(roles, role)
+	}
+	if len(roles) == 0 {
+		roles = []stmt.Role{stmt.RoleNode, stmt.RoleOwner}
+	}
+	return o.id.invite(o.addrs(), roles, o.now().Add(life))
+}
+
+// NameBase publishes a name for a base that is complete here, importing it
+// first when the request names a file.
+func (o *operator) NameBase(ctx context.Context, r api.BaseRequest) (api.Base, error) {
+	if r.Name == "" || len(r.Name) > stmt.MaxBaseName {
+		return api.Base{}, api.Problemf(api.ExitUsage, "a base's name has 1 to %d bytes", stmt.MaxBaseName)
+	}
+	var c cid.Cid
+	var err error
+	if r.Path != "" {
+		if c, err = o.importCAR(ctx, r.Path); err != nil {
+			return api.Base{}, err
+		}
+		if r.CID != "" && r.CID != c.String() {
+			return api.Base{}, api.Problemf(api.ExitUsage, "%s holds %s, not %s", r.Path, c, r.CID)
+		}
+	} else if c, err = cid.Decode(r.CID); err != nil {
+		return api.Base{}, api.Problemf(api.ExitUsage, "%q is no CID: %v", r.CID, err)
+	}
+	if _, err := o.store.Base(ctx, c); err != nil {
+		return api.Base{}, storeProblem(fmt.Errorf("base %s: %w", c, err))
+	}
+	if ok, err := o.store.Complete(ctx, c); err != nil || !ok {
+		return api.Base{}, errors.Join(err, api.Problemf(api.ExitNotFound, "base %s is not complete here", c))
+	}
+	if err := o.store.Pin(ctx, c); err != nil {
+		return api.Base{}, err
+	}
+	if err := o.store.SetName(r.Name, c, nil); err != nil {
+		return api.Base{}, err
+	}
+	raw, err := stmt.SignBase(o.id.Key, o.id.network(), stmt.BaseBody{Name: r.Name, CID: c.String()}, 1, uint64(o.now().Unix()))
+	if err != nil {
+		return api.Base{}, err
+	}
+	if _, err := o.state.Submit(ctx, raw); err != nil {
+		return api.Base{}, submitProblem(err)
+	}
+	o.rec.Rescan(ctx)
+	return api.Base{Name: r.Name, CID: c.String(), Publisher: o.id.self(), Local: true, Trusted: true}, nil
+}
+
+func (o *operator) importCAR(ctx context.Context, path string) (cid.Cid, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return cid.Undef, api.Problemf(api.ExitNotFound, "%v", err)
+	}
+	defer f.Close()
+	c, err := o.store.Import(ctx, f)
+	if err != nil {
+		return cid.Undef, storeProblem(fmt.Errorf("%s: %w", path, err))
+	}
+	return c, nil
+}
+
+// Drain starts or ends the draining of this node.
+func (o *operator) Drain(_ context.Context, draining bool) error { return o.rec.SetDraining(draining) }
+
+// invite makes a ticket that admits to roles until expires.
+func (i *identity) invite(addrs []string, roles []stmt.Role, expires time.Time) (api.Invite, error) {
+	t := i.ticket(bootstrapOf(addrs))
+	if i.open() {
+		return api.Invite{Ticket: t.String(), Expires: expires.UTC()}, nil
+	}
+	if i.RootKey == nil {
+		if len(i.Invite) == 0 {
+			return api.Invite{}, api.Problemf(api.ExitNotAllowed, "this node holds neither the network's root key nor an invite").
+				WithHint("ask the node that began the network")
+		}
+		v, err := stmt.Verify(i.Invite, i.network())
+		if err != nil {
+			return api.Invite{}, err
+		}
+		var body stmt.InviteBody
+		if err := stmt.Unmarshal(v.Body, &body); err != nil {
+			return api.Invite{}, err
+		}
+		return api.Invite{Ticket: t.String(), Expires: time.Unix(body.Expires, 0).UTC()}, nil
+	}
+	seed := newSeed()
+	raw, err := stmt.NewInvite(i.RootKey, i.network(), seed, roles, expires)
+	if err != nil {
+		return api.Invite{}, err
+	}
+	t.InviteSeed, t.Invite = seed, raw
+	return api.Invite{Ticket: t.String(), Expires: expires.UTC().Truncate(time.Second)}, nil
+}
+
+// bootstrapOf chooses the addresses a ticket carries: those that may work from
+// elsewhere first, loopback at the end, for swarms on one machine.
+func bootstrapOf(addrs []string) []string {
+	out := slices.Clone(addrs)
+	slices.SortStableFunc(out, func(a, b string) int { return loopbackRank(a) - loopbackRank(b) })
+	return out[:min(len(out), stmt.MaxBootstrap)]
+}

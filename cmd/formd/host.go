@@ -1,0 +1,187 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"math"
+	"os"
+	"os/exec"
+	"runtime"
+	"strings"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/peer"
+	"golang.org/x/sys/unix"
+
+	"github.com/formthefog/formation/cmd/internal/api"
+	"github.com/formthefog/formation/cmd/internal/config"
+	"github.com/formthefog/formation/crdt"
+	"github.com/formthefog/formation/crdt/stmt"
+	"github.com/formthefog/formation/fogvm"
+	"github.com/formthefog/formation/fogvm/reconcile"
+	"github.com/formthefog/formation/fogvm/reconcile/plan"
+	"github.com/formthefog/formation/p2p"
+)
+
+// hostInfo is api.Host: what this node is and how it does.
+type hostInfo struct {
+	cfg      config.Config
+	id       *identity
+	accept   *acceptance
+	node     *p2p.Node
+	rec      *reconcile.Reconciler
+	prober   *reconcile.Prober
+	state    *crdt.Replica
+	owner    func(peer.ID) stmt.Key
+	register crdt.Node // as published, without what changes
+	warnings []string
+	web      string
+	metrics  string
+	started  time.Time
+}
+
+// Self is this node. What depends on the state is filled in by the handler.
+func (h *hostInfo) Self(api.Caller) api.Self {
+	return api.Self{
+		Node: api.Node{
+			Key: h.id.self(), Addrs: h.node.Addrs(), CPUs: h.register.Total.CPUs, Memory: h.register.Total.Memory,
+			Disk: h.register.Total.Disk, Labels: map[string]string{}, Region: h.register.Region,
+			Version: h.register.Version, Accel: h.register.Accel, Live: "alive", Self: true, Holds: []string{},
+		},
+		Network: api.Network{
+			Name: h.id.Name, ID: h.id.network().String(), Short: h.id.network().Short(), Root: h.id.Root, Open: h.id.open(),
+		},
+		HasRoot: h.id.RootKey != nil, Accept: h.accept.policy.String(), API: h.cfg.API, Web: h.web,
+		Metrics: h.metrics, DataDir: h.cfg.Data, Uptime: time.Since(h.started).Seconds(), Warnings: h.warnings,
+	}
+}
+
+// Peers are the open connections.
+func (h *hostInfo) Peers() []api.Peer {
+	out := []api.Peer{}
+	for _, p := range h.node.PeerInfo() {
+		w := api.Peer{
+			ID: p.ID.String(), Addrs: p.Addrs, Latency: p.Latency.Seconds(), Direct: p.Direct,
+			Transport: p.Transport, Role: "node",
+		}
+		if p.Client {
+			w.Role = "client"
+			if k := h.owner(p.ID); !k.IsZero() {
+				w.Owner = k.String()
+			}
+		}
+		out = append(out, w)
+	}
+	return out
+}
+
+// Capacity is what this node offers and what of it is free.
+func (h *hostInfo) Capacity() api.Capacity {
+	free := plan.World(h.rec.World()).Free(crdt.Node{Key: h.id.self(), Total: h.register.Total})
+	t := h.register.Total
+	return api.Capacity{
+		CPUs: t.CPUs, Memory: t.Memory, Disk: t.Disk, FreeCPUs: min(t.CPUs, free.CPUs), FreeMemory: free.Memory, FreeDisk: free.Disk,
+	}
+}
+
+// Doctor looks for what commonly goes wrong.
+func (h *hostInfo) Doctor(context.Context) []api.Check {
+	var out []api.Check
+	add := func(name, state, detail, fix string) {
+		out = append(out, api.Check{Name: name, State: state, Detail: detail, Fix: fix})
+	}
+	for _, w := range h.warnings {
+		detail, fix, _ := strings.Cut(w, "; ")
+		add("start", "warn", detail, fix)
+	}
+	if len(out) == 0 {
+		add("start", "ok", "no warning", "")
+	}
+	if h.cfg.VMDriver == fogvm.DriverQEMU {
+		if path, err := exec.LookPath(qemuName); err != nil {
+			add("qemu", "fail", qemuName+" is not installed", "apt-get install qemu-system-x86")
+		} else {
+			add("qemu", "ok", path, "")
+		}
+	}
+	peers := h.node.Peers()
+	others := len(h.state.View().Nodes()) - 1
+	switch {
+	case len(peers) > 0:
+		add("peers", "ok", fmt.Sprintf("connected to %d nodes", len(peers)), "")
+	case others <= 0:
+		add("peers", "ok", "this node is alone in its network", "invite another: form net invite")
+	default:
+		add("peers", "fail", fmt.Sprintf("no connection to any of %d other nodes", others), "check the network and that their ports are reachable")
+	}
+	dead := h.prober.Dead()
+	if len(dead) > 0 {
+		add("nodes", "warn", fmt.Sprintf("%d nodes do not answer", len(dead)), "form node ls shows which")
+	} else {
+		add("nodes", "ok", "every watched node answers", "")
+	}
+	var fs unix.Statfs_t
+	if err := unix.Statfs(h.cfg.Data, &fs); err != nil {
+		add("disk", "fail", err.Error(), "")
+	} else if free := fs.Bavail * uint64(fs.Bsize); free < lowDisk {
+		add("disk", "warn", fmt.Sprintf("%d MiB free under %s", free>>20, h.cfg.Data), "free some space, or move --data")
+	} else {
+		add("disk", "ok", fmt.Sprintf("%d GiB free under %s", free>>30, h.cfg.Data), "")
+	}
+	if h.id.RootKey != nil {
+		add("root key", "ok", "this node holds the network's root key in "+h.cfg.Data+"/root.key", "keep a copy of it in a safe place")
+	}
+	return out
+}
+
+// lowDisk is when doctor warns, in bytes.
+const lowDisk = 2 << 30
+
+const qemuName = "qemu-system-x86_64"
+
+// offer is what this node has for instances: what the configuration says, else
+// what the machine can spare.
+func offer(c config.Config) (crdt.Resources, error) {
+	r := crdt.Resources{CPUs: c.CPUs, Memory: uint64(c.Memory), Disk: uint64(c.Disk)}
+	if r.CPUs == 0 {
+		r.CPUs = runtime.NumCPU()
+	}
+	if r.Memory == 0 {
+		var info unix.Sysinfo_t
+		if err := unix.Sysinfo(&info); err != nil {
+			return r, fmt.Errorf("memory of this machine: %w", err)
+		}
+		total := info.Totalram * uint64(info.Unit)
+		// The host keeps an eighth, and at least 512 MiB.
+		r.Memory = total - min(total, max(total/8, 512<<20))
+	}
+	if r.Disk == 0 {
+		var fs unix.Statfs_t
+		if err := unix.Statfs(c.Data, &fs); err != nil {
+			return r, fmt.Errorf("disk of %s: %w", c.Data, err)
+		}
+		free := fs.Bavail * uint64(fs.Bsize)
+		// The host keeps a tenth. Disks are sparse: what runs already is counted
+		// as free as far as it is not written.
+		r.Disk = free - free/10
+	}
+	r.Memory = min(r.Memory, math.MaxInt64)
+	return r, nil
+}
+
+// guestBinary finds form-guest: beside formd, else in the PATH.
+func guestBinary() (string, error) {
+	const name = "form-guest"
+	if self, err := os.Executable(); err == nil {
+		beside := self[:strings.LastIndexByte(self, '/')+1] + name
+		if _, err := os.Stat(beside); err == nil {
+			return beside, nil
+		}
+	}
+	path, err := exec.LookPath(name)
+	if err != nil {
+		return "", api.Problemf(api.ExitFailed, "%s is neither beside formd nor in the PATH", name).
+			WithHint("install it beside formd (make build puts both in bin/)")
+	}
+	return path, nil
+}

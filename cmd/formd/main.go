@@ -1,0 +1,181 @@
+// Command formd is the daemon of a Formation node: it joins a network, keeps
+// its share of the packs, runs the virtual machines that fall to it and answers
+// the API. It assembles the packages below it and decides nothing itself.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"runtime/debug"
+
+	"github.com/spf13/cobra"
+
+	"github.com/formthefog/formation/cmd/internal/api"
+	"github.com/formthefog/formation/cmd/internal/config"
+	"github.com/formthefog/formation/fogvm"
+)
+
+// version is set by the linker; see versionText.
+var version = ""
+
+func main() {
+	os.Exit(Main(os.Args[1:], os.Stdout, os.Stderr))
+}
+
+// Main runs one command line and returns its exit code. stdout gets the answer,
+// stderr the talk.
+func Main(args []string, stdout, stderr io.Writer) int {
+	cmd := newRoot(stdout, stderr)
+	cmd.SetArgs(args)
+	err := cmd.ExecuteContext(context.Background())
+	if err == nil {
+		return api.ExitOK
+	}
+	fmt.Fprintf(stderr, "formd: %v\n", err)
+	var p *api.Problem
+	if errors.As(err, &p) && p.Hint != "" {
+		fmt.Fprintf(stderr, "hint: %s\n", p.Hint)
+	}
+	return api.ExitOf(err)
+}
+
+// usage marks an error as one of the command line or the configuration.
+func usage(err error) error {
+	if err == nil {
+		return nil
+	}
+	return api.Problemf(api.ExitUsage, "%v", err)
+}
+
+func newRoot(stdout, stderr io.Writer) *cobra.Command {
+	root := &cobra.Command{
+		Use:   "formd",
+		Short: "The daemon of a Formation node",
+		Long: `formd joins a network, keeps packs, runs virtual machines and answers the API.
+
+Exit codes: 0 done, 1 failed, 2 usage or invalid configuration, 3 not found,
+4 unreachable, 5 not allowed, 6 timed out.`,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		Args:          func(_ *cobra.Command, args []string) error { return usage(noArgs(args)) },
+		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usage(err) })
+	root.AddCommand(newRunCommand(stdout, stderr), newVMCommand(), newConfigCommand(stdout), newVersionCommand(stdout))
+	return root
+}
+
+func noArgs(args []string) error {
+	if len(args) > 0 {
+		return fmt.Errorf("unexpected argument %q", args[0])
+	}
+	return nil
+}
+
+func newRunCommand(stdout, stderr io.Writer) *cobra.Command {
+	var file string
+	cmd := &cobra.Command{
+		Use:   "run",
+		Short: "Run a node until it is told to stop",
+		Long: `Run a node until SIGTERM or SIGINT; a second signal exits at once.
+
+When it is ready it prints one line on stdout:
+  ready peer=PEER api=SOCKET listen=MULTIADDR,...
+
+Flags win over the configuration file, which is the first of --config,
+$SECRET_PATH, /etc/formd/formd.toml and $XDG_CONFIG_HOME/formd/formd.toml.`,
+		Args: func(_ *cobra.Command, args []string) error { return usage(noArgs(args)) },
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, _, err := config.Resolve(cmd.Flags(), file, config.HostEnv())
+			if err != nil {
+				return usage(err)
+			}
+			return run(cmd.Context(), c, stdout, stderr)
+		},
+	}
+	c := config.Default(config.HostEnv())
+	config.Bind(cmd.Flags(), &c)
+	cmd.Flags().StringVar(&file, "config", "", "configuration file")
+	return cmd
+}
+
+func newVMCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:    "vm DIR",
+		Short:  "Keep one virtual machine (started by formd run)",
+		Hidden: true,
+		Args:   cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return fogvm.RunShim(cmd.Context(), args[0])
+		},
+	}
+}
+
+func newConfigCommand(stdout io.Writer) *cobra.Command {
+	cmd := &cobra.Command{Use: "config", Short: "Look at configuration files"}
+	cmd.AddCommand(&cobra.Command{
+		Use:   "check [FILE]",
+		Short: "Check a configuration file without running anything",
+		Args:  func(c *cobra.Command, args []string) error { return usage(cobra.MaximumNArgs(1)(c, args)) },
+		RunE: func(_ *cobra.Command, args []string) error {
+			env := config.HostEnv()
+			explicit := ""
+			if len(args) == 1 {
+				explicit = args[0]
+			}
+			path := config.Find(explicit, env)
+			if path == "" {
+				return api.Problemf(api.ExitNotFound, "there is no configuration file").
+					WithHint("name one, or write one with: form kit operator config")
+			}
+			c, err := config.Load(path, config.Default(env))
+			if err != nil {
+				return usage(err)
+			}
+			if err := c.Validate(); err != nil {
+				return usage(fmt.Errorf("%s: %w", path, err))
+			}
+			fmt.Fprintf(stdout, "%s: ok\n", path)
+			return nil
+		},
+	})
+	return cmd
+}
+
+func newVersionCommand(stdout io.Writer) *cobra.Command {
+	return &cobra.Command{
+		Use:   "version",
+		Short: "Print the version",
+		Args:  func(_ *cobra.Command, args []string) error { return usage(noArgs(args)) },
+		RunE: func(*cobra.Command, []string) error {
+			fmt.Fprintf(stdout, "formd %s\n", versionText())
+			return nil
+		},
+	}
+}
+
+// versionText is the linker's version, else the module's or the commit's.
+func versionText() string {
+	if version != "" {
+		return version
+	}
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return "unknown"
+	}
+	text := "devel"
+	if v := info.Main.Version; v != "" && v != "(devel)" {
+		return v
+	}
+	for _, s := range info.Settings {
+		if s.Key == "vcs.revision" && len(s.Value) >= 12 {
+			text += "+" + s.Value[:12]
+		}
+	}
+	return text
+}

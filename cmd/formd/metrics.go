@@ -1,0 +1,120 @@
+package main
+
+import (
+	"net/http"
+	"net/http/pprof"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/formthefog/formation/cmd/internal/api"
+	"github.com/formthefog/formation/crdt"
+	"github.com/formthefog/formation/p2p"
+)
+
+// collector reads the node's figures when it is scraped.
+type collector struct {
+	node      *p2p.Node
+	state     *crdt.Replica
+	placement api.Placement
+	guests    guests
+	descs     map[string]*prometheus.Desc
+}
+
+func newCollector(node *p2p.Node, state *crdt.Replica, placement api.Placement, g guests) *collector {
+	c := &collector{node: node, state: state, placement: placement, guests: g, descs: map[string]*prometheus.Desc{}}
+	for name, d := range map[string]struct {
+		help   string
+		labels []string
+	}{
+		"peers":                        {"Nodes this node is connected to.", nil},
+		"clients":                      {"Clients connected to this node.", nil},
+		"nodes":                        {"Nodes of the swarm by what this node's probes say.", []string{"live"}},
+		"instances":                    {"Instances by status.", []string{"status"}},
+		"vms":                          {"Virtual machines on this node by phase.", []string{"phase"}},
+		"statements_held":              {"Signed statements held.", nil},
+		"statements_pending":           {"Statements that wait for others.", nil},
+		"statements_applied_total":     {"Statements merged since the start.", nil},
+		"statements_refused_total":     {"Gossip messages refused since the start.", nil},
+		"sync_sessions_total":          {"Anti-entropy sessions since the start.", []string{"result"}},
+		"state_log_bytes":              {"Size of the state log.", nil},
+		"network_received_bytes_total": {"Bytes received from peers.", nil},
+		"network_sent_bytes_total":     {"Bytes sent to peers.", nil},
+	} {
+		c.descs[name] = prometheus.NewDesc("formd_"+name, d.help, d.labels, nil)
+	}
+	return c
+}
+
+// Describe implements prometheus.Collector.
+func (c *collector) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range c.descs {
+		ch <- d
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (c *collector) Collect(ch chan<- prometheus.Metric) {
+	send := func(name string, t prometheus.ValueType, v float64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(c.descs[name], t, v, labels...)
+	}
+	gauge := func(name string, v float64, labels ...string) { send(name, prometheus.GaugeValue, v, labels...) }
+	count := func(name string, v float64, labels ...string) { send(name, prometheus.CounterValue, v, labels...) }
+
+	net := c.node.Stats()
+	gauge("peers", float64(net.Peers))
+	gauge("clients", float64(net.Clients))
+	count("network_received_bytes_total", float64(net.Total.In))
+	count("network_sent_bytes_total", float64(net.Total.Out))
+
+	s := c.state.Stats()
+	gauge("statements_held", float64(s.Held))
+	gauge("statements_pending", float64(s.Pending))
+	count("statements_applied_total", float64(s.Applied))
+	count("statements_refused_total", float64(s.Refused))
+	count("sync_sessions_total", float64(s.Sessions), "ok")
+	count("sync_sessions_total", float64(s.FailedSessions), "failed")
+	gauge("state_log_bytes", float64(s.LogBytes))
+
+	v := c.state.View()
+	live := map[string]int{"alive": 0, "suspect": 0, "dead": 0, "unknown": 0}
+	for _, n := range v.Nodes() {
+		live[c.placement.Live(n.Key)]++
+	}
+	for word, n := range live {
+		gauge("nodes", float64(n), word)
+	}
+	status := map[string]int{api.StatusPending: 0, api.StatusSuccess: 0, api.StatusFailure: 0}
+	for _, spec := range v.Instances() {
+		word, _ := c.placement.Status(v, spec)
+		status[word]++
+	}
+	for word, n := range status {
+		gauge("instances", float64(n), word)
+	}
+	phases := map[string]int{}
+	for _, vm := range c.guests.vms.List() {
+		phases[string(vm.Phase)]++
+	}
+	for phase, n := range phases {
+		gauge("vms", float64(n), phase)
+	}
+}
+
+// metricsHandler serves the collector and the Go runtime's figures.
+func metricsHandler(c *collector) http.Handler {
+	r := prometheus.NewRegistry()
+	r.MustRegister(c, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return promhttp.HandlerFor(r, promhttp.HandlerOpts{})
+}
+
+// pprofHandler serves profiles; only the unix socket reaches it.
+func pprofHandler() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("/debug/pprof/", pprof.Index)
+	mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
+	mux.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
+	mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
+	return mux
+}

@@ -1,0 +1,450 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"runtime/debug"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+	"github.com/libp2p/go-libp2p/core/peer"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/formthefog/formation/cmd/internal/api"
+	"github.com/formthefog/formation/cmd/internal/config"
+	"github.com/formthefog/formation/crdt"
+	"github.com/formthefog/formation/crdt/automerge"
+	"github.com/formthefog/formation/crdt/stmt"
+	"github.com/formthefog/formation/docs"
+	"github.com/formthefog/formation/fogvm"
+	"github.com/formthefog/formation/fogvm/reconcile"
+	"github.com/formthefog/formation/p2p"
+	"github.com/formthefog/formation/store"
+)
+
+// gcPercent trades a little CPU for memory: an idle node's heap is small, and
+// its garbage would double it.
+const gcPercent = 50
+
+// run runs a node until a signal or ctx ends it.
+func run(ctx context.Context, c config.Config, stdout, stderr io.Writer) error {
+	log := newLogger(c, stderr)
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(gcPercent)
+	}
+	d := &formd{cfg: c, log: log, stdout: stdout, stderr: stderr, now: time.Now, started: time.Now()}
+	ctx, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	defer watchSignals(func(s os.Signal) {
+		log.Info("stopping", "signal", s.String())
+		stop(errSignal)
+	})()
+	if err := d.open(); err != nil {
+		return errors.Join(err, d.close())
+	}
+	err := d.serve(ctx)
+	return errors.Join(err, d.close())
+}
+
+var errSignal = errors.New("signal")
+
+// watchSignals calls first for the first SIGTERM or SIGINT; a second one exits
+// at once. The result ends the watch.
+func watchSignals(first func(os.Signal)) (end func()) {
+	ch := make(chan os.Signal, 2)
+	signal.Notify(ch, syscall.SIGTERM, syscall.SIGINT)
+	done := make(chan struct{})
+	go func() {
+		for n := 0; ; n++ {
+			select {
+			case s := <-ch:
+				if n > 0 {
+					os.Exit(api.ExitFailed)
+				}
+				first(s)
+			case <-done:
+				return
+			}
+		}
+	}()
+	return func() {
+		signal.Stop(ch)
+		close(done)
+	}
+}
+
+func newLogger(c config.Config, w io.Writer) *slog.Logger {
+	level := map[string]slog.Level{
+		"debug": slog.LevelDebug, "info": slog.LevelInfo, "warn": slog.LevelWarn, "error": slog.LevelError,
+	}[c.LogLevel]
+	if c.LogFormat == "json" {
+		return slog.New(slog.NewJSONHandler(w, &slog.HandlerOptions{Level: level}))
+	}
+	return slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: level}))
+}
+
+// formd is one node: the parts, in the order they are opened.
+type formd struct {
+	cfg            config.Config
+	log            *slog.Logger
+	stdout, stderr io.Writer
+	now            func() time.Time
+	started        time.Time
+
+	lock      *os.File
+	id        *identity
+	accept    *acceptance
+	store     *store.Store
+	state     *crdt.Replica
+	admission *admission
+	node      *p2p.Node
+	vms       *fogvm.Manager
+	prober    *reconcile.Prober
+	rec       *reconcile.Reconciler
+	register  crdt.Node
+	warnings  []string
+
+	servers []server // HTTP, with their listeners
+	peers   *peerListener
+	ready   bool // run has begun: the parts close themselves
+}
+
+// open makes every part, and listens, without starting anything. What it opened
+// is closed by close.
+func (d *formd) open() error {
+	steps := []struct {
+		name string
+		do   func() error
+	}{
+		{"check", d.checkFeatures},
+		{"data directory", d.openData},
+		{"store", d.openStore},
+		{"state", d.openState},
+		{"network", d.openNetwork},
+		{"machines", d.openVMs},
+		{"reconciler", d.openReconciler},
+		{"api", d.openAPI},
+	}
+	for _, s := range steps {
+		if err := s.do(); err != nil {
+			var p *api.Problem
+			if errors.As(err, &p) {
+				return err
+			}
+			return fmt.Errorf("%s: %w", s.name, err)
+		}
+	}
+	return nil
+}
+
+// checkFeatures refuses what this version does not do yet.
+func (d *formd) checkFeatures() error {
+	switch {
+	case d.cfg.VMNet != "user":
+		return api.Problemf(api.ExitFailed, "--vm-net %s is not available yet", d.cfg.VMNet).WithHint("use --vm-net user")
+	case d.cfg.Mesh != "auto" && d.cfg.Mesh != config.Off:
+		return api.Problemf(api.ExitFailed, "--mesh %s: formnet is not available yet", d.cfg.Mesh).WithHint("use --mesh off")
+	}
+	return nil
+}
+
+func (d *formd) openData() (err error) {
+	if d.cfg.Data, err = filepath.Abs(d.cfg.Data); err != nil {
+		return err
+	}
+	if d.lock, err = lockData(d.cfg.Data); err != nil {
+		return err
+	}
+	if d.id, err = loadIdentity(d.cfg, d.now()); err != nil {
+		return err
+	}
+	d.log = d.log.With("node", d.id.self().String())
+	d.accept, err = newAcceptance(d.cfg, d.id.joined(), d.path("operators.json"))
+	return err
+}
+
+func (d *formd) path(name string) string { return filepath.Join(d.cfg.Data, name) }
+
+func (d *formd) openStore() (err error) {
+	d.store, err = store.Open(store.Config{Dir: d.path("store"), Logger: d.log.With("part", "store")})
+	return err
+}
+
+func (d *formd) openState() (err error) {
+	d.state, err = crdt.Open(crdt.ReplicaConfig{
+		Dir: d.path("state"), Key: d.id.Key, Network: d.id.network(), Root: d.id.Root, RootKey: d.id.RootKey,
+		Engine: automerge.New(), Now: d.now, Logger: d.log.With("part", "crdt"),
+	})
+	if err != nil {
+		return err
+	}
+	if d.id.Member != nil {
+		if _, err := d.state.Submit(context.Background(), d.id.Member); err != nil {
+			return fmt.Errorf("own membership: %w", err)
+		}
+	}
+	if d.id.RootKey != nil {
+		if err := d.state.SetAnyOwner(context.Background(), d.accept.policy.Any); err != nil {
+			return fmt.Errorf("admit owners: %w", err)
+		}
+	}
+	return nil
+}
+
+func (d *formd) openNetwork() (err error) {
+	if d.admission, err = newAdmission(d.id, d.state, d.now); err != nil {
+		return err
+	}
+	c := p2p.Config{
+		// The ID in full: a client that has only an address learns from the
+		// protocol names what network to sign its session for.
+		Key: d.id.Key, Network: d.id.network().String(), Listen: d.cfg.Listen,
+		Bootstrap: slices.Concat(d.cfg.Bootstrap, d.id.Bootstrap, knownAddrs(d.state.View(), d.id.self())),
+		Dir:       d.path("p2p"), Blocks: d.store.Blocks(), Source: d.store.Source(),
+		MDNS: !d.cfg.NoMDNS, Portmap: !d.cfg.NoPortmap, Admission: d.admission, Logger: d.log.With("part", "p2p"),
+	}
+	if len(c.Listen) > 0 {
+		d.node, err = p2p.New(c)
+		return err
+	}
+	var taken *p2p.ListenError
+	for port := config.DefaultPort; port < config.DefaultPort+portTries; port++ {
+		c.Listen = []string{fmt.Sprintf("/ip4/0.0.0.0/tcp/%d", port), fmt.Sprintf("/ip4/0.0.0.0/udp/%d/quic-v1", port)}
+		if d.node, err = p2p.New(c); !errors.As(err, &taken) {
+			if err == nil && port != config.DefaultPort {
+				d.warn(fmt.Sprintf("port %d is taken: listening on %d; name a free one by --listen", config.DefaultPort, port))
+			}
+			return err
+		}
+	}
+	return err
+}
+
+// maxKnown bounds the addresses taken from the state.
+const maxKnown = 32
+
+// knownAddrs are the addresses that other nodes signed into the state: a node
+// that was away finds back by them, also when the ticket's peers are gone.
+func knownAddrs(v *crdt.View, self stmt.Key) []string {
+	var out []string
+	for _, n := range v.Nodes() {
+		if n.Key == self {
+			continue
+		}
+		for _, a := range n.Addrs {
+			if _, err := peer.AddrInfoFromString(a); err == nil && len(out) < maxKnown {
+				out = append(out, a)
+			}
+		}
+	}
+	return out
+}
+
+// warn tells something on stderr, and to doctor. After "; " comes what to do.
+func (d *formd) warn(text string) {
+	d.warnings = append(d.warnings, text)
+	fmt.Fprintln(d.stderr, "formd: "+text)
+}
+
+func (d *formd) openVMs() error {
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	c := fogvm.Config{
+		Dir: d.path("vms"), Accel: d.cfg.Accel, Driver: d.cfg.VMDriver, ShimCommand: []string{self, "vm"},
+		Logger: d.log.With("part", "fogvm"),
+	}
+	if c.Driver == fogvm.DriverQEMU {
+		if c.GuestBinary, err = guestBinary(); err != nil {
+			return err
+		}
+	}
+	if d.vms, err = fogvm.New(c); err != nil {
+		return err
+	}
+	if _, warning := d.vms.Accel(); warning != "" {
+		d.warn(warning)
+	}
+	return nil
+}
+
+func (d *formd) openReconciler() error {
+	d.store.SetFetcher(fetcher{d.node})
+	d.state.SetTransport(d.node, d.node)
+	labels, err := config.ParseLabels(d.cfg.Label)
+	if err != nil {
+		return usage(err)
+	}
+	total, err := offer(d.cfg)
+	if err != nil {
+		return err
+	}
+	accel, _ := d.vms.Accel()
+	d.register = crdt.Node{
+		Key: d.id.self(), Total: total, Labels: labels, Region: d.cfg.Region, Version: versionText(), Accel: accel,
+	}
+	d.prober = reconcile.NewProber(reconcile.ProberConfig{
+		Self: d.id.self(), Streams: d.node, View: d.state.View, Now: d.now, Logger: d.log.With("part", "live"),
+	})
+	d.rec, err = reconcile.New(reconcile.Config{
+		Self: d.id.self(), State: d.state, Content: d.store, Keeper: d.store, VMs: d.vms, Liveness: d.prober,
+		Dir: d.path("reconcile"), Node: d.register, Addrs: d.node.Addrs, Accepts: d.accept.accepts,
+		AcceptLabel: d.accept.label, TakeoverDelay: time.Duration(d.cfg.TakeoverDelay), Now: d.now,
+		Logger: d.log.With("part", "reconcile"),
+	})
+	if err != nil {
+		return err
+	}
+	d.accept.kick = d.rec.Kick
+	return nil
+}
+
+// server is one HTTP server and what it listens on.
+type server struct {
+	l     net.Listener
+	serve func(ctx context.Context) error
+}
+
+func (d *formd) openAPI() error {
+	host := &hostInfo{
+		cfg: d.cfg, id: d.id, accept: d.accept, node: d.node, rec: d.rec, prober: d.prober, state: d.state,
+		owner: d.admission.owner, register: d.register, started: d.started, web: config.Off, metrics: config.Off,
+	}
+	place := &placement{self: d.id.self(), rec: d.rec, prober: d.prober}
+	vms := guests{d.vms}
+	metrics := metricsHandler(newCollector(d.node, d.state, place, vms))
+	h := api.NewHandler(api.Config{
+		State:     &submitter{Replica: d.state, id: d.id, accept: d.accept, now: d.now, log: d.log},
+		Placement: place, Packs: &content{d.store, d.rec, d.accept}, Host: host, Guests: vms,
+		Operator: &operator{d.id, d.node.Addrs, d.state, d.store, d.rec, d.now},
+		Version:  versionText(), OpenAPI: docs.OpenAPI, Metrics: metrics, Pprof: pprofHandler(), Now: d.now,
+		Publishers: d.id.publishers(), Logger: d.log.With("part", "api"),
+	})
+	d.peers = newPeerListener()
+	d.addServer(httpServer(h, func(ctx context.Context) api.Caller {
+		p, _ := ctx.Value(peerKey{}).(peer.ID)
+		return api.Caller{Peer: p.String(), Owner: d.admission.owner(p)}
+	}, d.log), d.peers)
+	socket, err := listenSocket(d.cfg.Socket())
+	if err != nil {
+		return err
+	}
+	d.addServer(httpServer(h, func(context.Context) api.Caller { return api.Caller{Local: true} }, d.log), socket)
+	public := func(context.Context) api.Caller { return api.Caller{} }
+	web, moved, err := listenWeb(d.cfg.Web, config.DefaultWeb)
+	if err != nil {
+		return fmt.Errorf("--web: %w", err)
+	}
+	if web != nil {
+		host.web = web.Addr().String()
+		if moved {
+			d.warn(fmt.Sprintf("%s is taken: the web address is %s; name a free one by --web", config.DefaultWeb, host.web))
+		}
+		d.addServer(httpServer(readOnly(h), public, d.log), web)
+	}
+	if d.cfg.Metrics != config.Off {
+		l, _, err := listenWeb(d.cfg.Metrics, "")
+		if err != nil {
+			return fmt.Errorf("--metrics: %w", err)
+		}
+		host.metrics = l.Addr().String()
+		mux := http.NewServeMux()
+		mux.Handle("GET /metrics", metrics)
+		d.addServer(httpServer(mux, public, d.log), l)
+	}
+	host.warnings = append([]string{}, d.warnings...)
+	streams := &guestStreams{vms: d.vms, view: d.state.View, owner: d.admission.owner, log: d.log.With("part", "streams")}
+	d.node.Handle(api.Proto, d.peers.handle)
+	d.node.Handle(api.ProtoProxy, streams.proxy)
+	d.node.Handle(api.ProtoExec, streams.exec)
+	return nil
+}
+
+// serve runs every part until ctx ends, and then in order: no new request, then
+// nothing is decided any more, then (on --stop-vms) the VMs, then the state and
+// the network.
+func (d *formd) serve(ctx context.Context) error {
+	d.ready = true
+	base, endBase := context.WithCancel(context.WithoutCancel(ctx))
+	defer endBase()
+	below, baseCtx := errgroup.WithContext(base)
+	below.Go(func() error { return named("p2p", d.node.Run(baseCtx)) })
+	below.Go(func() error { return named("state", d.state.Run(baseCtx)) })
+	below.Go(func() error { return named("machines", d.vms.Run(baseCtx)) })
+
+	above, workCtx := errgroup.WithContext(ctx)
+	above.Go(func() error { return named("liveness", d.prober.Run(workCtx)) })
+	above.Go(func() error { return named("reconciler", d.rec.Run(workCtx)) })
+	for _, s := range d.servers {
+		above.Go(func() error { return s.serve(workCtx) })
+	}
+	above.Go(func() error { return d.announce(workCtx) })
+	above.Go(func() error { // what runs below must not end before
+		select {
+		case <-baseCtx.Done():
+			return errors.New("a part stopped")
+		case <-workCtx.Done():
+			return nil
+		}
+	})
+	err := above.Wait()
+	d.notify(daemon.SdNotifyStopping)
+	if d.cfg.StopVMs {
+		stop, cancel := context.WithTimeout(base, time.Minute)
+		err = errors.Join(err, named("stop VMs", d.vms.Shutdown(stop)))
+		cancel()
+	}
+	endBase()
+	if berr := below.Wait(); berr != nil {
+		err = errors.Join(berr, err)
+	}
+	return err
+}
+
+func named(part string, err error) error {
+	if err != nil {
+		return fmt.Errorf("%s: %w", part, err)
+	}
+	return nil
+}
+
+// announce waits until the node is up and says so.
+func (d *formd) announce(ctx context.Context) error {
+	select {
+	case <-d.node.Ready():
+	case <-ctx.Done():
+		return nil
+	}
+	if d.id.Fresh {
+		t, err := d.id.invite(d.node.Addrs(), []stmt.Role{stmt.RoleNode, stmt.RoleOwner}, d.now().Add(defaultInvite))
+		if err != nil {
+			return fmt.Errorf("ticket: %w", err)
+		}
+		fmt.Fprintf(d.stderr, "formd: made a private network; its root key is in %s\n", d.path("root.key"))
+		fmt.Fprintf(d.stderr, "formd: others join until %s by: formd run --join TICKET\nticket: %s\n", t.Expires.Format(time.DateOnly), t.Ticket)
+	}
+	if _, err := fmt.Fprintf(d.stdout, "ready peer=%s api=%s listen=%s\n",
+		d.id.self(), d.cfg.Socket(), strings.Join(d.node.Addrs(), ",")); err != nil {
+		return fmt.Errorf("ready line: %w", err)
+	}
+	d.notify(daemon.SdNotifyReady)
+	return nil
+}
+
+func (d *formd) notify(state string) {
+	if _, err := daemon.SdNotify(false, state); err != nil {
+		d.log.Warn("notify systemd", "err", err)
+	}
+}
