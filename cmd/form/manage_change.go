@@ -1,0 +1,247 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"strconv"
+
+	"github.com/charmbracelet/huh"
+	"github.com/spf13/cobra"
+
+	"github.com/formthefog/formation/cmd/form/internal/cli"
+	"github.com/formthefog/formation/cmd/form/internal/swarm"
+	"github.com/formthefog/formation/cmd/internal/api"
+	"github.com/formthefog/formation/crdt"
+	"github.com/formthefog/formation/crdt/stmt"
+)
+
+// author is the owner's pen: it knows what the owner has said so far.
+func (a *app) author(ctx context.Context, c *swarm.Conn) (*crdt.Author, error) {
+	key, err := a.key()
+	if err != nil {
+		return nil, err
+	}
+	network, err := c.Network(ctx)
+	if err != nil {
+		return nil, err
+	}
+	raws, err := c.API().OwnerStatements(ctx, stmt.KeyOf(key))
+	if err != nil {
+		return nil, err
+	}
+	au, err := crdt.NewAuthor(key, network, raws)
+	if err != nil {
+		return nil, fmt.Errorf("read what you have shipped so far: %w", err)
+	}
+	return au, nil
+}
+
+// change signs and hands in a change of one instance.
+func (a *app) change(ctx context.Context, arg, done string, mutate func(*crdt.Spec)) error {
+	return a.withInstance(ctx, arg, func(c *swarm.Conn, i api.Instance, _ host) error {
+		if err := a.sign(ctx, c, i, mutate); err != nil {
+			return err
+		}
+		return a.changed(i, done)
+	})
+}
+
+func (a *app) sign(ctx context.Context, c *swarm.Conn, i api.Instance, mutate func(*crdt.Spec)) error {
+	if err := a.mine(i); err != nil {
+		return err
+	}
+	au, err := a.author(ctx, c)
+	if err != nil {
+		return err
+	}
+	raws, err := au.Set(i.ID, mutate)
+	if err != nil {
+		return fmt.Errorf("sign the change of %s: %w", i.Name, err)
+	}
+	if len(raws) == 0 {
+		return nil // it is as wanted already
+	}
+	_, err = c.API().Submit(ctx, raws)
+	return err
+}
+
+// mine refuses what only the owner may do before anything is signed.
+func (a *app) mine(i api.Instance) error {
+	me, err := a.owner()
+	if err != nil {
+		return err
+	}
+	if i.Owner != me {
+		return cli.Errorf(api.ExitNotAllowed, "%s (%s) belongs to %s, and you are %s", i.Name, i.ID, i.Owner, me).
+			Hint("use its owner's key: --config DIR or FORM_KEY_FILE")
+	}
+	return nil
+}
+
+// changed is the answer of the verbs that change an instance.
+func (a *app) changed(i api.Instance, done string) error {
+	v := struct {
+		ID   string `json:"id"`
+		Name string `json:"name"`
+		Done string `json:"done"`
+	}{i.ID, i.Name, done}
+	return a.p.Answer(v, func(w io.Writer) { fmt.Fprintf(w, "%s: %s\n", i.Name, done) })
+}
+
+func newStop(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use: "stop INSTANCE", Short: "stop an instance's VMs and keep their disks", Args: argsBetween(1, 1, "one INSTANCE"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.change(cmd.Context(), args[0], "stopping", func(s *crdt.Spec) { s.Phase = crdt.PhaseStopped })
+		},
+	}
+}
+
+func newStart(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use: "start INSTANCE", Short: "start a stopped instance", Args: argsBetween(1, 1, "one INSTANCE"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.change(cmd.Context(), args[0], "starting", func(s *crdt.Spec) { s.Phase = crdt.PhaseRunning })
+		},
+	}
+}
+
+func newRestart(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use: "restart INSTANCE", Short: "reboot an instance's VMs, disks kept", Args: argsBetween(1, 1, "one INSTANCE"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.change(cmd.Context(), args[0], "restarting", func(s *crdt.Spec) {
+				s.Phase = crdt.PhaseRunning
+				s.Restart++
+			})
+		},
+	}
+}
+
+func newManageScale(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use: "scale INSTANCE N", Short: "change the number of replicas", Args: argsBetween(2, 2, "an INSTANCE and a number"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			n, err := strconv.Atoi(args[1])
+			if err != nil || n < 1 || n > crdt.MaxReplicas {
+				return cli.Errorf(api.ExitUsage, "%q is not a number of replicas between 1 and %d", args[1], crdt.MaxReplicas).
+					Hint("to have none run: form manage stop %s", args[0])
+			}
+			return a.change(cmd.Context(), args[0], fmt.Sprintf("scaling to %d", n), func(s *crdt.Spec) { s.Replicas = n })
+		},
+	}
+}
+
+func newUpdate(a *app) *cobra.Command {
+	o := shipOptions{update: true}
+	c := &cobra.Command{
+		Use: "update INSTANCE [CID|DIR]", Short: "recreate an instance, with another pack or the same",
+		Long: `Without a pack the replicas are recreated from the one they have, with fresh
+disks. With a CID or a folder that holds a Formfile that pack is shipped in its
+place. The instance keeps its ID.`,
+		Args: argsBetween(1, 2, "an INSTANCE and at most one CID or DIR"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 2 {
+				o.given = cmd.Flags().Changed
+				return a.runUpdate(cmd.Context(), args[0], args[1], o)
+			}
+			return a.change(cmd.Context(), args[0], "recreating", func(s *crdt.Spec) {
+				s.Phase = crdt.PhaseRunning
+				s.Recreate++
+			})
+		},
+	}
+	o.addFlags(c.Flags())
+	return c
+}
+
+// runUpdate ships a pack in the place of an instance's present one.
+func (a *app) runUpdate(ctx context.Context, instance, pack string, o shipOptions) error {
+	return a.withInstance(ctx, instance, func(_ *swarm.Conn, i api.Instance, _ host) error {
+		if err := a.mine(i); err != nil {
+			return err
+		}
+		o.id, o.name = i.ID, i.Name
+		return a.runShip(ctx, pack, o)
+	})
+}
+
+type deleteOptions struct{ yes bool }
+
+func newDelete(a *app) *cobra.Command {
+	var o deleteOptions
+	c := &cobra.Command{
+		Use: "delete INSTANCE...", Aliases: []string{"rm"}, Short: "delete instances and their disks",
+		Args: argsBetween(1, -1, "one INSTANCE or more"),
+		RunE: func(cmd *cobra.Command, args []string) error { return a.runDelete(cmd.Context(), args, o) },
+	}
+	c.Flags().BoolVarP(&o.yes, "yes", "y", false, "do not ask")
+	return c
+}
+
+func (a *app) runDelete(ctx context.Context, args []string, o deleteOptions) (err error) {
+	c, err := a.connect(ctx, nil)
+	if err != nil {
+		return err
+	}
+	defer closing(c, &err)
+	var list []api.Instance
+	for _, arg := range args {
+		h, err := parseHost(arg)
+		if err != nil {
+			return err
+		}
+		if h.slot >= 0 {
+			return cli.Errorf(api.ExitUsage, "%s names one replica; an instance is deleted as a whole", arg).
+				Hint("fewer replicas: form scale %s N", h.name)
+		}
+		i, err := a.find(ctx, c, h)
+		if err != nil {
+			return err
+		}
+		if err := a.mine(i); err != nil {
+			return err
+		}
+		list = append(list, i)
+	}
+	if ok, err := a.confirmDelete(ctx, list, o); err != nil || !ok {
+		return err
+	}
+	au, err := a.author(ctx, c)
+	if err != nil {
+		return err
+	}
+	for _, i := range list {
+		raws, err := au.Delete(i.ID)
+		if err != nil {
+			return fmt.Errorf("sign the end of %s: %w", i.Name, err)
+		}
+		if _, err := c.API().Submit(ctx, raws); err != nil {
+			return err
+		}
+		if err := a.changed(i, "deleted"); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (a *app) confirmDelete(ctx context.Context, list []api.Instance, o deleteOptions) (bool, error) {
+	if o.yes || !a.interactive() {
+		return true, nil
+	}
+	title := fmt.Sprintf("Delete %s and its disks?", list[0].Name)
+	if len(list) > 1 {
+		title = fmt.Sprintf("Delete %d instances and their disks?", len(list))
+	}
+	yes := false
+	q := huh.NewForm(huh.NewGroup(huh.NewConfirm().Title(title).Affirmative("Delete").Negative("Keep").Value(&yes)))
+	if err := a.ask(ctx, q); err != nil {
+		return false, err
+	}
+	if !yes {
+		a.p.Note("nothing was deleted")
+	}
+	return yes, nil
+}

@@ -1,0 +1,123 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/formthefog/formation/cmd/form/internal/cli"
+	"github.com/formthefog/formation/cmd/internal/api"
+	"github.com/formthefog/formation/crdt/stmt"
+)
+
+func newNet(a *app) *cobra.Command {
+	return group("net", "the network and, once it exists, the mesh",
+		newInvite(a), newNetStatus(a),
+		later("config", "print a WireGuard configuration", formnet, reach),
+		later("join", "join formnet", formnet, reach),
+		later("leave", "leave formnet", formnet, reach))
+}
+
+const (
+	formnet = "formnet, the WireGuard mesh"
+	reach   = "until then form ssh, form proxy and form forward reach every port of your instances"
+)
+
+// later is a verb that this version does not have: it says what it needs, and
+// what helps until then.
+func later(use, short, needs, until string) *cobra.Command {
+	return &cobra.Command{
+		Use: use, Short: short + " (not in this version)", Args: cobra.ArbitraryArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return cli.Errorf(api.ExitFailed, "%s needs %s, which this version of formation does not have", cmd.CommandPath(), needs).
+				Hint("%s", until)
+		},
+	}
+}
+
+type inviteOptions struct {
+	roles []string
+	ttl   time.Duration
+}
+
+func newInvite(a *app) *cobra.Command {
+	var o inviteOptions
+	c := &cobra.Command{
+		Use: "invite", Short: "print a ticket that lets others join",
+		Long: `Asks the local formd for a ticket: the network, where to find it, and an invite
+that ends after --ttl. Whoever holds it can join until then: give it like a
+password. It works on a node that holds the network's root key, or that joined
+by an invite which has not ended.`,
+		Args: noArgs(),
+		RunE: func(cmd *cobra.Command, _ []string) error { return a.runInvite(cmd.Context(), o) },
+	}
+	f := c.Flags()
+	f.StringSliceVar(&o.roles, "role", nil, "what it admits to: node, operator, owner (default: all)")
+	f.DurationVar(&o.ttl, "ttl", 24*time.Hour, "how long it lets others join")
+	return c
+}
+
+func (a *app) runInvite(ctx context.Context, o inviteOptions) (err error) {
+	for _, r := range o.roles {
+		if !slices.Contains([]stmt.Role{stmt.RoleNode, stmt.RoleOperator, stmt.RoleOwner}, stmt.Role(r)) {
+			return cli.Errorf(api.ExitUsage, "--role: %q is not node, operator or owner", r)
+		}
+	}
+	if o.ttl < time.Minute {
+		return cli.Errorf(api.ExitUsage, "--ttl: %s is under a minute", o.ttl)
+	}
+	c, err := a.connect(ctx, nil)
+	if err != nil {
+		return err
+	}
+	defer closing(c, &err)
+	inv, err := c.API().Invite(ctx, api.InviteRequest{Roles: o.roles, Seconds: int64(o.ttl / time.Second)})
+	if err != nil {
+		return err
+	}
+	a.p.Note("whoever holds this can join until %s", since(&inv.Expires))
+	return a.p.Answer(inv, func(w io.Writer) { fmt.Fprintln(w, inv.Ticket) })
+}
+
+func newNetStatus(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use: "status", Short: "which network this is, and who is connected", Args: noArgs(),
+		RunE: func(cmd *cobra.Command, _ []string) (err error) {
+			c, err := a.connect(cmd.Context(), nil)
+			if err != nil {
+				return err
+			}
+			defer closing(c, &err)
+			self, err := c.API().Node(cmd.Context())
+			if err != nil {
+				return err
+			}
+			peers, err := c.API().Peers(cmd.Context())
+			if err != nil {
+				return err
+			}
+			v := struct {
+				Network api.Network `json:"network"`
+				Self    stmt.Key    `json:"self"`
+				HasRoot bool        `json:"has_root"`
+				Addrs   []string    `json:"addrs"`
+				Peers   int         `json:"peers"`
+				Formnet any         `json:"formnet"`
+			}{self.Network, self.Node.Key, self.HasRoot, self.Node.Addrs, len(peers), nil}
+			return a.p.Answer(v, func(w io.Writer) {
+				root := self.Network.Root.String()
+				if self.Network.Open {
+					root = "none: anyone is a member"
+				}
+				cli.Pairs(w, [2]string{"network", self.Network.Name}, [2]string{"id", self.Network.ID}, [2]string{"root", root},
+					[2]string{"node", self.Node.Key.String()}, [2]string{"peers", fmt.Sprint(len(peers))},
+					[2]string{"addresses", strings.Join(self.Node.Addrs, "\n            ")}, [2]string{"formnet", "not in this version"})
+			})
+		},
+	}
+}

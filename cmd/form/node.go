@@ -1,0 +1,222 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/formthefog/formation/cmd/form/internal/cli"
+	"github.com/formthefog/formation/cmd/form/internal/swarm"
+	"github.com/formthefog/formation/cmd/internal/api"
+)
+
+func newNode(a *app) *cobra.Command {
+	return group("node", "the machines of the swarm", newNodeLs(a), newNodeStatus(a), newDrain(a, true), newDrain(a, false))
+}
+
+// withSwarm runs f on a connection.
+func (a *app) withSwarm(ctx context.Context, f func(*swarm.Conn) error) (err error) {
+	c, err := a.connect(ctx, nil)
+	if err != nil {
+		return err
+	}
+	defer closing(c, &err)
+	return f(c)
+}
+
+func newNodeLs(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use: "ls", Aliases: []string{"list"}, Short: "list the machines of the swarm", Args: noArgs(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return a.withSwarm(cmd.Context(), func(c *swarm.Conn) error {
+				nodes, err := c.API().Nodes(cmd.Context())
+				if err != nil {
+					return err
+				}
+				if nodes == nil {
+					nodes = []api.Node{}
+				}
+				return a.p.Answer(nodes, func(w io.Writer) {
+					var rows [][]string
+					for _, n := range nodes {
+						rows = append(rows, []string{n.Key.String(), liveness(n), fmt.Sprint(n.CPUs), cli.Bytes(n.Memory), cli.Bytes(n.Disk),
+							n.Accel, fmt.Sprint(n.Instances), n.Region, labelText(n.Labels), n.Version})
+					}
+					cli.Table(w, []string{"NODE", "STATE", "CPUS", "MEMORY", "DISK", "ACCEL", "REPLICAS", "REGION", "LABELS", "VERSION"}, rows)
+				})
+			})
+		},
+	}
+}
+
+func liveness(n api.Node) string {
+	s := n.Live
+	if n.Self {
+		s = "here"
+	}
+	if n.Draining {
+		s += ", draining"
+	}
+	return s
+}
+
+func labelText(m map[string]string) string {
+	var out []string
+	for _, k := range slices.Sorted(maps.Keys(m)) {
+		out = append(out, k+"="+m[k])
+	}
+	return strings.Join(out, " ")
+}
+
+func newNodeStatus(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use: "status [NODE]", Short: "one machine: its addresses, capacity and acceleration",
+		Long: "Shows the node that answers, or any other by its peer ID (or the end of it).",
+		Args: argsBetween(0, 1, "at most one NODE"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.withSwarm(cmd.Context(), func(c *swarm.Conn) error {
+				if len(args) == 1 {
+					return a.otherNode(cmd.Context(), c, args[0])
+				}
+				self, err := c.API().Node(cmd.Context())
+				if err != nil {
+					return err
+				}
+				return a.p.Answer(self, func(w io.Writer) {
+					writeNode(w, self.Node,
+						[2]string{"network", self.Network.Name + " (" + self.Network.Short + ")"},
+						[2]string{"accepts", self.Accept}, [2]string{"api", self.API}, [2]string{"web", self.Web},
+						[2]string{"metrics", self.Metrics}, [2]string{"data", self.DataDir},
+						[2]string{"up", (time.Duration(self.Uptime) * time.Second).String()},
+						[2]string{"warnings", strings.Join(self.Warnings, "; ")})
+				})
+			})
+		},
+	}
+}
+
+func (a *app) otherNode(ctx context.Context, c *swarm.Conn, name string) error {
+	nodes, err := c.API().Nodes(ctx)
+	if err != nil {
+		return err
+	}
+	var found []api.Node
+	for _, n := range nodes {
+		if id := n.Key.String(); id == name || len(name) >= 4 && strings.HasSuffix(id, strings.TrimPrefix(name, "…")) {
+			found = append(found, n)
+		}
+	}
+	switch len(found) {
+	case 0:
+		return cli.Errorf(api.ExitNotFound, "no node %q in the swarm", name).Hint("who is there: form node ls")
+	case 1:
+		return a.p.Answer(found[0], func(w io.Writer) { writeNode(w, found[0]) })
+	}
+	var b strings.Builder
+	for _, n := range found {
+		b.WriteString("\n  " + n.Key.String())
+	}
+	return cli.Errorf(api.ExitUsage, "%q may be any of %d nodes:%s", name, len(found), b.String())
+}
+
+func writeNode(w io.Writer, n api.Node, more ...[2]string) {
+	cli.Pairs(w, append([][2]string{
+		{"node", n.Key.String()}, {"state", liveness(n)}, {"cpus", fmt.Sprint(n.CPUs)}, {"memory", cli.Bytes(n.Memory)},
+		{"disk", cli.Bytes(n.Disk)}, {"acceleration", n.Accel}, {"replicas", fmt.Sprint(n.Instances)},
+		{"holds", count(len(n.Holds), "pack")}, {"region", n.Region}, {"labels", labelText(n.Labels)},
+		{"version", n.Version}, {"restarts", fmt.Sprint(n.Restarts)},
+	}, more...)...)
+	for _, a := range n.Addrs {
+		fmt.Fprintln(w, "  "+a)
+	}
+}
+
+func newDrain(a *app, on bool) *cobra.Command {
+	use, short, done := "drain", "move the replicas of the local node elsewhere, and take no more", "draining"
+	if !on {
+		use, short, done = "undrain", "let the local node take replicas again", "not draining"
+	}
+	return &cobra.Command{
+		Use: use, Short: short, Args: noArgs(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return a.withSwarm(cmd.Context(), func(c *swarm.Conn) error {
+				if err := c.API().Drain(cmd.Context(), on); err != nil {
+					return err
+				}
+				v := struct {
+					Draining bool `json:"draining"`
+				}{on}
+				return a.p.Answer(v, func(w io.Writer) { fmt.Fprintln(w, done) })
+			})
+		},
+	}
+}
+
+func newPeers(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use: "peers", Short: "whom the node is connected to, and how", Args: noArgs(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return a.withSwarm(cmd.Context(), func(c *swarm.Conn) error {
+				peers, err := c.API().Peers(cmd.Context())
+				if err != nil {
+					return err
+				}
+				if peers == nil {
+					peers = []api.Peer{}
+				}
+				return a.p.Answer(peers, func(w io.Writer) {
+					var rows [][]string
+					for _, p := range peers {
+						path := "relayed"
+						if p.Direct {
+							path = "direct"
+						}
+						rtt := ""
+						if p.Latency > 0 {
+							rtt = fmt.Sprintf("%.1f ms", p.Latency*1000)
+						}
+						rows = append(rows, []string{p.ID, p.Role, path, p.Transport, rtt, strings.Join(p.Addrs[:min(len(p.Addrs), 1)], " ")})
+					}
+					cli.Table(w, []string{"PEER", "ROLE", "PATH", "TRANSPORT", "RTT", "ADDRESS"}, rows)
+				})
+			})
+		},
+	}
+}
+
+func (a *app) runSwarmStatus(ctx context.Context) error {
+	return a.withSwarm(ctx, func(c *swarm.Conn) error {
+		s, err := c.API().Status(ctx)
+		if err != nil {
+			return err
+		}
+		return a.p.Answer(s, func(w io.Writer) {
+			cli.Pairs(w, [2]string{"network", s.Network.Name + " (" + s.Network.Short + ")"}, [2]string{"node", s.Self.String()},
+				[2]string{"version", s.Version}, [2]string{"nodes", fmt.Sprintf("%d, %d alive", s.Nodes, s.NodesAlive)},
+				[2]string{"peers", fmt.Sprint(s.Peers)}, [2]string{"instances", tally(s.Instances)},
+				[2]string{"replicas", tally(s.Replicas)}, [2]string{"VMs here", fmt.Sprint(s.Local)},
+				[2]string{"cpus", fmt.Sprintf("%d free of %d", s.Capacity.FreeCPUs, s.Capacity.CPUs)},
+				[2]string{"memory", fmt.Sprintf("%s free of %s", cli.Bytes(s.Capacity.FreeMemory), cli.Bytes(s.Capacity.Memory))},
+				[2]string{"disk", fmt.Sprintf("%s free of %s", cli.Bytes(s.Capacity.FreeDisk), cli.Bytes(s.Capacity.Disk))})
+		})
+	})
+}
+
+func tally(m map[string]int) string {
+	var out []string
+	for _, k := range slices.Sorted(maps.Keys(m)) {
+		if m[k] > 0 {
+			out = append(out, fmt.Sprintf("%d %s", m[k], k))
+		}
+	}
+	if len(out) == 0 {
+		return "none"
+	}
+	return strings.Join(out, ", ")
+}

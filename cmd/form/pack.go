@@ -1,0 +1,411 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/ipfs/go-cid"
+	"github.com/spf13/cobra"
+
+	"github.com/formthefog/formation/cmd/form/internal/cli"
+	"github.com/formthefog/formation/cmd/internal/api"
+	"github.com/formthefog/formation/store"
+	"github.com/formthefog/formation/store/formfile"
+)
+
+func newPack(a *app) *cobra.Command {
+	ship := newShip(a)
+	return group("pack", "make, look at and share Formpacks",
+		newValidate(a), newBuild(a), ship, newPackLs(a), newPackInspect(a), newPackRm(a),
+		newPackDiff(a), newPull(a), newExport(a), newImport(a))
+}
+
+// openStore opens this user's own packs.
+func (a *app) openStore() (*store.Store, error) {
+	d := a.dir()
+	if err := os.MkdirAll(d.Data, 0o700); err != nil {
+		return nil, fmt.Errorf("packs: %w", err)
+	}
+	s, err := store.Open(store.Config{Dir: d.Store(), Logger: a.logger()})
+	if err != nil {
+		return nil, fmt.Errorf("open %s: %w", d.Store(), err)
+	}
+	return s, nil
+}
+
+// withStore opens the store for f.
+func (a *app) withStore(f func(*store.Store) error) (err error) {
+	s, err := a.openStore()
+	if err != nil {
+		return err
+	}
+	defer closing(s, &err)
+	return f(s)
+}
+
+// packID is a CID as the user wrote it, or the one pack of that name.
+func packID(ctx context.Context, s *store.Store, arg string) (cid.Cid, error) {
+	if id, err := cid.Decode(arg); err == nil {
+		return id, nil
+	}
+	list, err := s.List(ctx)
+	if err != nil {
+		return cid.Undef, err
+	}
+	var found []store.Info
+	var all []string
+	for _, i := range list {
+		all = append(all, i.Name)
+		if i.Name == arg || len(arg) >= 8 && strings.HasPrefix(i.CID.String(), arg) {
+			found = append(found, i)
+		}
+	}
+	switch len(found) {
+	case 1:
+		return found[0].CID, nil
+	case 0:
+		e := cli.Errorf(api.ExitNotFound, "no pack %q here", arg)
+		if near := cli.Nearest(arg, all); near != "" {
+			e.Hint("did you mean %s?", near)
+		}
+		return cid.Undef, e.Hint("what is here: form pack ls, form base ls")
+	}
+	var b strings.Builder
+	fmt.Fprintf(&b, "%q may be any of %d packs:", arg, len(found))
+	for _, i := range found {
+		fmt.Fprintf(&b, "\n  %s  %s", i.CID, i.Kind)
+	}
+	return cid.Undef, cli.Errorf(api.ExitUsage, "%s", b.String()).Hint("use the CID")
+}
+
+func newValidate(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use: "validate [FILE]", Short: "check a Formfile",
+		Long: `Prints "FILE: ok", or every error as FILE:LINE:COL: message (exit 2). Without FILE
+it is ./Formfile; a folder means the Formfile in it.`,
+		Args: argsBetween(0, 1, "at most one FILE"),
+		RunE: func(_ *cobra.Command, args []string) error {
+			file := "Formfile"
+			if len(args) == 1 {
+				file = args[0]
+			}
+			if info, err := os.Stat(file); err == nil && info.IsDir() {
+				file = filepath.Join(file, "Formfile")
+			}
+			return a.runValidate(file)
+		},
+	}
+}
+
+// validation is the answer of pack validate.
+type validation struct {
+	File     string              `json:"file"`
+	OK       bool                `json:"ok"`
+	Errors   formfile.ErrorList  `json:"errors"`
+	Warnings []*formfile.Warning `json:"warnings"`
+}
+
+func (a *app) runValidate(file string) error {
+	v := validation{File: file, Errors: formfile.ErrorList{}, Warnings: []*formfile.Warning{}}
+	f, err := readFormfile(file)
+	if err != nil && !errors.As(err, &v.Errors) {
+		return err
+	}
+	if f != nil && f.Warnings != nil {
+		v.Warnings = f.Warnings
+	}
+	v.OK = len(v.Errors) == 0
+	for _, w := range v.Warnings {
+		a.p.Raw(w.String())
+	}
+	err = a.p.Answer(v, func(w io.Writer) {
+		if v.OK {
+			fmt.Fprintf(w, "%s: ok\n", file)
+		}
+		for _, e := range v.Errors {
+			fmt.Fprintln(w, e.Error())
+		}
+	})
+	if err != nil || v.OK {
+		return err
+	}
+	e := cli.Errorf(api.ExitUsage, "%s: %s", file, count(len(v.Errors), "error"))
+	for _, fe := range v.Errors {
+		if fe.Hint != "" {
+			e.Hint("line %d: %s", fe.Line, fe.Hint)
+		}
+	}
+	if len(e.Hints) == 0 {
+		e.Hint("the language: docs/formfile.md, or form pack validate --help")
+	}
+	return e
+}
+
+func count(n int, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return fmt.Sprintf("%d %ss", n, what)
+}
+
+// readFormfile reads at most what the language allows, and parses it. Errors in
+// it are a formfile.ErrorList.
+func readFormfile(file string) (*formfile.File, error) {
+	f, err := os.Open(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, cli.Errorf(api.ExitNotFound, "%s does not exist", file).
+			Hint("name another with -f FILE, or write one: docs/examples/hello-server/Formfile shows how")
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, formfile.MaxFileBytes+1))
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", file, err)
+	}
+	return formfile.Parse(file, b)
+}
+
+func newPackLs(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use: "ls", Aliases: []string{"list"}, Short: "list the packs here", Args: noArgs(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return a.withStore(func(s *store.Store) error { return a.listStore(cmd.Context(), s, "pack") })
+		},
+	}
+}
+
+// stored is one line of pack ls and base ls.
+type stored struct {
+	CID      string   `json:"cid"`
+	Kind     string   `json:"kind"`
+	Name     string   `json:"name"`
+	Base     string   `json:"base,omitempty"`
+	Size     int64    `json:"size_bytes"`
+	Complete bool     `json:"complete"`
+	Added    string   `json:"added_at"`
+	Names    []string `json:"names,omitempty"`
+}
+
+func (a *app) listStore(ctx context.Context, s *store.Store, kind string) error {
+	list, err := s.List(ctx)
+	if err != nil {
+		return err
+	}
+	names, err := s.Names()
+	if err != nil {
+		return err
+	}
+	out := []stored{}
+	for _, i := range list {
+		if i.Kind != kind {
+			continue
+		}
+		st := stored{CID: i.CID.String(), Kind: i.Kind, Name: i.Name, Size: i.Size, Complete: i.Complete, Added: since(&i.Added)}
+		if i.Base.Defined() {
+			st.Base = i.Base.String()
+		}
+		for _, n := range names {
+			if n.CID == i.CID {
+				st.Names = append(st.Names, n.Name)
+			}
+		}
+		out = append(out, st)
+	}
+	return a.p.Answer(out, func(w io.Writer) {
+		var rows [][]string
+		for _, st := range out {
+			state := "complete"
+			if !st.Complete {
+				state = "incomplete"
+			}
+			name := st.Name
+			if kind == "base" && len(st.Names) > 0 {
+				name = strings.Join(st.Names, " ")
+			}
+			rows = append(rows, []string{name, st.CID, cli.Bytes(uint64(st.Size)), state, st.Added})
+		}
+		cli.Table(w, []string{"NAME", "CID", "SIZE", "STATE", "ADDED"}, rows)
+	})
+}
+
+func newPackInspect(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use: "inspect CID|NAME", Short: "what a pack or base is made of", Args: argsBetween(1, 1, "one CID or NAME"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.withStore(func(s *store.Store) error { return a.runPackInspect(cmd.Context(), s, args[0]) })
+		},
+	}
+}
+
+func (a *app) runPackInspect(ctx context.Context, s *store.Store, arg string) error {
+	id, err := packID(ctx, s, arg)
+	if err != nil {
+		return err
+	}
+	root, err := s.Pack(ctx, id)
+	if err != nil {
+		base, berr := s.Base(ctx, id)
+		if berr != nil {
+			return fmt.Errorf("%s: %w", id, err)
+		}
+		return a.answerRoot(id, base, nil)
+	}
+	return a.answerRoot(id, nil, root)
+}
+
+func newPackRm(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use: "rm CID|NAME...", Aliases: []string{"remove"}, Short: "remove packs from this machine",
+		Long: `Removes packs or bases from this user's own store and frees their space. What
+the swarm holds is not touched.`,
+		Args: argsBetween(1, -1, "one CID or NAME or more"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.withStore(func(s *store.Store) error { return a.runPackRm(cmd.Context(), s, args) })
+		},
+	}
+}
+
+func (a *app) runPackRm(ctx context.Context, s *store.Store, args []string) error {
+	ids := []string{}
+	for _, arg := range args {
+		id, err := packID(ctx, s, arg)
+		if err != nil {
+			return err
+		}
+		if err := s.Remove(ctx, id); err != nil {
+			return fmt.Errorf("%s: %w", id, err)
+		}
+		ids = append(ids, id.String())
+	}
+	freed, err := s.GC(ctx, nil)
+	if err != nil {
+		return err
+	}
+	a.p.Note("freed %s", cli.Bytes(uint64(freed)))
+	return a.p.Answer(ids, func(w io.Writer) { fmt.Fprintln(w, strings.Join(ids, "\n")) })
+}
+
+type exportOptions struct {
+	out    string
+	noBase bool
+}
+
+func newExport(a *app) *cobra.Command {
+	var o exportOptions
+	c := &cobra.Command{
+		Use: "export CID|NAME -o FILE.car", Short: "write a pack as a CAR file",
+		Long: `Writes a CAR v1 whose root is the pack's CID, with its base, for any IPFS tool or
+another machine's "form pack import". "-o -" writes to standard output.`,
+		Args: argsBetween(1, 1, "one CID or NAME"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.withStore(func(s *store.Store) error { return a.runExport(cmd.Context(), s, args[0], o) })
+		},
+	}
+	c.Flags().StringVarP(&o.out, "output", "o", "", "the CAR file to write, or - for standard output")
+	c.Flags().BoolVar(&o.noBase, "no-base", false, "leave the base out; importing needs it there")
+	return c
+}
+
+func (a *app) runExport(ctx context.Context, s *store.Store, arg string, o exportOptions) error {
+	id, err := packID(ctx, s, arg)
+	if err != nil {
+		return err
+	}
+	var opts []store.ExportOption
+	if o.noBase {
+		opts = append(opts, store.WithoutBase())
+	}
+	if o.out == "" {
+		return cli.Errorf(api.ExitUsage, "export needs a file to write").Hint("form pack export %s -o %s.car", arg, arg)
+	}
+	if o.out == "-" {
+		if cli.IsTerminal(a.stdout) {
+			return cli.Errorf(api.ExitUsage, "a CAR file is no text for a terminal").Hint("redirect it, or -o FILE.car")
+		}
+		return s.Export(ctx, id, a.stdout, opts...)
+	}
+	task := a.p.Start("exporting")
+	defer task.Done()
+	size, err := writeWhole(o.out, func(w io.Writer) error { return s.Export(ctx, id, w, opts...) })
+	if err != nil {
+		return err
+	}
+	task.Done()
+	a.p.Note("%s: %s", o.out, cli.Bytes(uint64(size)))
+	return a.answerCID(id)
+}
+
+// writeWhole writes a file that has its name only when it is complete.
+func writeWhole(path string, f func(io.Writer) error) (size int64, err error) {
+	t, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-*")
+	if err != nil {
+		return 0, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, os.Remove(t.Name()))
+		}
+	}()
+	err = f(t)
+	if err == nil {
+		err = t.Chmod(0o644)
+	}
+	if err == nil {
+		err = t.Sync()
+	}
+	info, serr := t.Stat()
+	if err = errors.Join(err, serr, t.Close()); err != nil {
+		return 0, err
+	}
+	return info.Size(), os.Rename(t.Name(), path)
+}
+
+func newImport(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use: "import FILE.car", Short: "take a pack in from a CAR file", Args: argsBetween(1, 1, "one FILE.car, or -"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.withStore(func(s *store.Store) error {
+				id, err := a.importCAR(cmd.Context(), s, args[0])
+				if err != nil {
+					return err
+				}
+				return a.answerCID(id)
+			})
+		},
+	}
+}
+
+func (a *app) importCAR(ctx context.Context, s *store.Store, file string) (cid.Cid, error) {
+	in := a.stdin
+	if file != "-" {
+		f, err := os.Open(file)
+		if err != nil {
+			return cid.Undef, err
+		}
+		defer f.Close()
+		in = f
+	}
+	task := a.p.Start("importing")
+	defer task.Done()
+	id, err := s.Import(ctx, in)
+	if err != nil {
+		return cid.Undef, fmt.Errorf("import %s: %w", file, err)
+	}
+	return id, nil
+}
+
+// answerCID prints a CID as the last line.
+func (a *app) answerCID(id cid.Cid) error {
+	v := struct {
+		CID string `json:"cid"`
+	}{id.String()}
+	return a.p.Answer(v, func(w io.Writer) { fmt.Fprintln(w, id) })
+}

@@ -1,0 +1,159 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/formthefog/formation/cmd/form/internal/cli"
+	"github.com/formthefog/formation/cmd/internal/api"
+)
+
+const rootLong = `form builds Formpacks, ships them to a swarm of peers and looks after what
+runs there.
+
+It talks to the formd of --api or FORM_API, else the one on the default socket,
+else straight to peers: --peer, FORM_PEER or the kit's hosts. No local daemon is
+needed for anything.
+
+Exit codes: 0 done, 1 failed, 2 usage or invalid input, 3 not found, 4 daemon or
+peer unreachable, 5 not allowed, 6 timed out.`
+
+// newRoot is the whole command tree.
+func newRoot(a *app) *cobra.Command {
+	root := &cobra.Command{
+		Use: "form", Short: "build Formpacks, ship them, look after them", Long: rootLong,
+		SilenceErrors: true, SilenceUsage: true,
+		Example: `  form kit init
+  form pack validate
+  form ship --replicas 2 --wait
+  form ssh bigdog@hello-server`,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return unknown(cmd, args[0])
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	f := root.PersistentFlags()
+	f.StringVar(&a.flags.api, "api", "", "unix socket of a formd, unix:///PATH (env FORM_API)")
+	f.StringArrayVar(&a.flags.peers, "peer", nil, "multiaddr or ticket of a peer to go straight to (env FORM_PEER; repeatable)")
+	f.StringVar(&a.flags.ticket, "ticket", "", "ticket of the swarm (env FORM_TICKET)")
+	f.StringVar(&a.flags.config, "config", "", "the kit's folder (env FORM_CONFIG)")
+	f.BoolVar(&a.flags.json, "json", false, "print the answer as JSON")
+	f.BoolVarP(&a.flags.quiet, "quiet", "q", false, "say nothing but the answer, warnings and errors")
+	f.BoolVar(&a.flags.debug, "debug", false, "log what happens underneath, on stderr")
+	f.DurationVar(&a.flags.timeout, "timeout", 0, "give up after this time, with exit code 6 (0: never)")
+
+	cancel := context.CancelFunc(func() {})
+	root.PersistentPreRunE = func(cmd *cobra.Command, _ []string) error {
+		if a.flags.timeout < 0 {
+			return fmt.Errorf("--timeout: %s is negative", a.flags.timeout)
+		}
+		a.running = true
+		a.p.JSON, a.p.Quiet = a.flags.json, a.flags.quiet
+		if a.flags.timeout > 0 {
+			var ctx context.Context
+			ctx, cancel = context.WithTimeout(cmd.Context(), a.flags.timeout)
+			cmd.SetContext(ctx)
+		}
+		return nil
+	}
+	root.PersistentPostRun = func(*cobra.Command, []string) { cancel() }
+	root.AddGroup(
+		&cobra.Group{ID: "make", Title: "Make and ship:"},
+		&cobra.Group{ID: "run", Title: "Look after instances:"},
+		&cobra.Group{ID: "reach", Title: "Reach into instances:"},
+		&cobra.Group{ID: "swarm", Title: "The swarm:"},
+		&cobra.Group{ID: "setup", Title: "Set up:"},
+	)
+	add := func(group string, cmds ...*cobra.Command) {
+		for _, c := range cmds {
+			c.GroupID = group
+			root.AddCommand(c)
+		}
+	}
+	add("make", newPack(a), newBase(a), newShip(a), newCommit(a))
+	add("run", newManage(a), newLs(a), newStatusShort(a), newLogs(a), newScale(a), newRm(a))
+	add("reach", newSSH(a), newProxy(a), newForward(a))
+	add("swarm", newNode(a), newPeers(a), newNet(a), newDoctor(a))
+	add("setup", newKit(a), newKey(a), newConfig(a), newVersion(a))
+	secret := later("secret", "give an instance a secret", "secrets encrypted to the nodes that run an instance",
+		"until then put no secret into a pack or --env: log in with form ssh and place it by hand")
+	secret.Hidden = true
+	root.AddCommand(secret)
+	root.SetHelpCommandGroupID("setup")
+	root.SetCompletionCommandGroupID("setup")
+	return root
+}
+
+// group is a command that only holds others.
+func group(use, short string, subs ...*cobra.Command) *cobra.Command {
+	c := &cobra.Command{Use: use, Short: short}
+	c.AddCommand(subs...)
+	c.Args = func(cmd *cobra.Command, args []string) error {
+		if len(args) == 0 {
+			return cli.Errorf(api.ExitUsage, "%s needs a subcommand: %s", cmd.CommandPath(), strings.Join(names(subs), ", ")).
+				Hint("%s --help", cmd.CommandPath())
+		}
+		return unknown(cmd, args[0])
+	}
+	c.RunE = func(*cobra.Command, []string) error { return nil }
+	return c
+}
+
+// unknown is a word that is no subcommand of cmd.
+func unknown(cmd *cobra.Command, word string) error {
+	e := cli.Errorf(api.ExitUsage, "unknown command %q for %q", word, cmd.CommandPath())
+	if deeper := lookup(cmd, word); deeper != nil {
+		return e.Hint("did you mean: %s", deeper.CommandPath())
+	}
+	if near := cli.Nearest(word, names(cmd.Commands())); near != "" {
+		return e.Hint("did you mean: %s %s", cmd.CommandPath(), near)
+	}
+	return e.Hint("%s --help", cmd.CommandPath())
+}
+
+// lookup finds a command called word anywhere below cmd.
+func lookup(cmd *cobra.Command, word string) *cobra.Command {
+	for _, c := range cmd.Commands() {
+		if c.Name() == word && !c.Hidden {
+			return c
+		}
+		if d := lookup(c, word); d != nil {
+			return d
+		}
+	}
+	return nil
+}
+
+func names(cmds []*cobra.Command) []string {
+	var out []string
+	for _, c := range cmds {
+		if !c.Hidden {
+			out = append(out, c.Name())
+		}
+	}
+	return out
+}
+
+// argsBetween wants min to max arguments; max < 0 is no bound. what names them.
+func argsBetween(low, high int, what string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if len(args) >= low && (high < 0 || len(args) <= high) {
+			return nil
+		}
+		want := what
+		if want == "" {
+			want = "no arguments"
+		}
+		return cli.Errorf(api.ExitUsage, "%s takes %s; %d given", cmd.CommandPath(), want, len(args)).
+			Hint("usage: %s", cmd.UseLine())
+	}
+}
+
+// noArgs wants none.
+func noArgs() cobra.PositionalArgs { return argsBetween(0, 0, "") }
