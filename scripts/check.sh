@@ -1,0 +1,45 @@
+#!/usr/bin/env bash
+# The quick half of the tests: what is wrong without running a swarm.
+#
+#   scripts/check.sh           all of it, ending in the count
+#   EVENTS=DIR …               events go to DIR, and the caller counts
+. "$(dirname "$0")/env.sh"
+
+command -v go >/dev/null || scripts/setup.sh
+events=${EVENTS:-$CACHE/check}
+mkdir -p "$events"
+[ -n "${EVENTS:-}" ] || rm -f "$events"/*.json
+count=$CACHE/bin/testcount
+go build -o "$count" ./scripts/testcount
+
+# staticcheck must be built by the Go that go.mod names, or it cannot read its
+# export data.
+goversion=$(go env GOVERSION)
+staticcheck=$CACHE/bin/staticcheck-0.8.2-$goversion
+if [ ! -x "$staticcheck" ]; then
+	say "check: building staticcheck (once)"
+	GOTOOLCHAIN=$goversion GOFLAGS= GOBIN=$CACHE/bin go install honnef.co/go/tools/cmd/staticcheck@v0.8.2
+	mv "$CACHE/bin/staticcheck" "$staticcheck"
+fi
+
+unformatted() {
+	local files
+	files=$(find . -path './.?*' -prune -o -name node_modules -prune -o -name '*.go' -print | xargs gofmt -l)
+	[ -z "$files" ] || {
+		echo "gofmt -w these:"
+		echo "$files"
+		return 1
+	}
+}
+export -f unformatted
+
+failed=0
+step() { "$count" step "$events/steps.json" "$@" || failed=1; }
+step gofmt bash -euo pipefail -c unformatted
+step tidy go mod tidy -diff
+step vet go vet -tags e2e ./...
+step staticcheck "$staticcheck" -tags e2e ./...
+"$count" go "$events/unit.json" -race -timeout 20m ./... || failed=1
+
+[ -n "${EVENTS:-}" ] || "$count" sum "$events"/*.json || failed=1
+exit $failed
