@@ -46,7 +46,7 @@ func TestInsideTheGuest(t *testing.T) {
 		{"user", "id bigdog", "uid=1000(bigdog) gid=1000(bigdog) groups=1000(bigdog),27(sudo)"},
 		{"home", "stat -c '%U %a' /home/bigdog; ls -A /home/bigdog | grep -c bashrc", "bigdog 755\n1"},
 		{"environment", "echo $GREETING", "hello 'fog'"},
-		{"entrypoint environment", `for p in /proc/[0-9]*; do [ "$(cat $p/comm)" = python3 ] && tr '\0' '\n' <$p/environ | grep -E '^(GREETING|FORMATION_NAME|FORMATION_SLOT)=' | sort; done; true`, "FORMATION_NAME=web\nFORMATION_SLOT=0\nGREETING=hello 'fog'"},
+		{"entrypoint environment", `for p in /proc/[0-9]*; do [ "$(cat $p/comm 2>/dev/null)" = python3 ] && tr '\0' '\n' <$p/environ | grep -E '^(GREETING|FORMATION_NAME|FORMATION_SLOT)=' | sort; done; true`, "FORMATION_NAME=web\nFORMATION_SLOT=0\nGREETING=hello 'fog'"},
 		{"dns server", "cat /etc/resolv.conf", "nameserver 192.168.127.1"},
 		{"no zombies", "sh -c '(sleep 0.1 &) ; true'; sleep 0.5; grep -l '^State:.Z' /proc/[0-9]*/status 2>/dev/null | wc -l", "0"},
 		{"key is not in the root", "grep -rl 'PRIVATE KEY' /run/formation/disk/upper | wc -l", "0"},
@@ -279,7 +279,7 @@ func TestReasons(t *testing.T) {
 			v.Guest.Entrypoint = []string{"sh", "-c", "echo no such table >&2; exit 2"}
 		}), Failed, "entrypoint exited with code 2: no such table"},
 		{broken("loop-0", func(v *VM) { v.Guest.Entrypoint = []string{"/no/such/program"} }), Unhealthy, "entrypoint could not start: start /no/such/program: no such file or directory"},
-		{broken("kernel-0", func(v *VM) { v.Lowers = []string{r.vm.Kernel} }), Failed, "guest could not boot: mount /dev/vda (squashfs)"},
+		{broken("kernel-0", func(v *VM) { v.Lowers = []string{r.vm.Kernel} }), Failed, "(squashfs) on /layers/00: invalid argument"},
 	}
 	for _, c := range cases {
 		m.sync(t, c.vm)

@@ -121,9 +121,9 @@ type Config struct {
 	// Logger is required to be non-nil only if the caller wants to see logs.
 	Logger *slog.Logger
 
-	// tune and mayDial are for this package's tests.
+	// tune and allowed are for this package's tests.
 	tune    tuning
-	mayDial func(p peer.ID, addr ma.Multiaddr) bool // sees every dial
+	allowed func(p peer.ID, addr ma.Multiaddr, inbound bool) bool // asked of every connection
 }
 
 // tuning holds intervals which tests shorten. Zero fields take the defaults.

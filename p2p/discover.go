@@ -9,6 +9,7 @@ import (
 
 	"github.com/libp2p/go-libp2p"
 	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/libp2p/go-libp2p/p2p/net/swarm"
 	quic "github.com/libp2p/go-libp2p/p2p/transport/quic"
 	"github.com/libp2p/go-libp2p/p2p/transport/tcp"
 )
@@ -35,7 +36,7 @@ func Discover(ctx context.Context, addr string) (network string, id peer.ID, err
 	h, err := libp2p.New(
 		libp2p.NoListenAddrs,
 		libp2p.Transport(tcp.NewTCPTransport), libp2p.Transport(quic.NewTransport),
-		libp2p.DisableMetrics(), libp2p.UserAgent(userAgent), libp2p.DialRanker(rankDials),
+		libp2p.DisableMetrics(), libp2p.UserAgent(userAgent), libp2p.SwarmOpts(swarm.WithDialRanker(rankDials)),
 	)
 	if err != nil {
 		return "", "", err

@@ -75,7 +75,7 @@ func newHost(cfg *Config, p parsed, o hostOptions) (host.Host, error) {
 		libp2p.ConnectionManager(conns),
 		libp2p.ConnectionGater(o.gater),
 		libp2p.BandwidthReporter(o.bytes),
-		libp2p.DialRanker(rankDials),
+		libp2p.SwarmOpts(swarm.WithDialRanker(rankDials)),
 		libp2p.UserAgent(userAgent),
 		libp2p.DisableMetrics(),
 		libp2p.EnableRelay(), // to reach, and be reached, through members
@@ -197,23 +197,22 @@ func supportsRelay(h host.Host, p peer.ID) bool {
 }
 
 // connGater keeps the host quiet before Run and after it, and shows tests each
-// address that is about to be dialled.
+// address that is about to be dialled or has been accepted.
 type connGater struct {
 	open    func() bool
-	mayDial func(peer.ID, ma.Multiaddr) bool
+	allowed func(p peer.ID, a ma.Multiaddr, inbound bool) bool // nil: all are
 }
 
 func (g *connGater) InterceptPeerDial(peer.ID) bool { return g.open() }
 
 func (g *connGater) InterceptAddrDial(p peer.ID, a ma.Multiaddr) bool {
-	return g.mayDial == nil || g.mayDial(p, a)
+	return g.allowed == nil || g.allowed(p, a, false)
 }
 
 func (g *connGater) InterceptAccept(network.ConnMultiaddrs) bool { return g.open() }
 
 func (g *connGater) InterceptSecured(dir network.Direction, p peer.ID, c network.ConnMultiaddrs) bool {
-	// A test that forbids an address means both directions.
-	return dir == network.DirOutbound || g.mayDial == nil || g.mayDial(p, c.RemoteMultiaddr())
+	return dir == network.DirOutbound || g.allowed == nil || g.allowed(p, c.RemoteMultiaddr(), true)
 }
 
 func (g *connGater) InterceptUpgraded(network.Conn) (bool, control.DisconnectReason) { return true, 0 }

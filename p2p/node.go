@@ -82,7 +82,7 @@ func New(cfg Config) (*Node, error) {
 	n.ctx, n.cancel = context.WithCancel(context.Background())
 	n.inner, err = newHost(&cfg, parsed, hostOptions{
 		gate:   n.gate,
-		gater:  &connGater{open: n.isOpen, mayDial: cfg.mayDial},
+		gater:  &connGater{open: n.isOpen, allowed: cfg.allowed},
 		bytes:  n.bytes,
 		relays: n.relayCandidates,
 	})

@@ -10,6 +10,7 @@ import (
 
 	"github.com/ipfs/go-cid"
 	bolt "go.etcd.io/bbolt"
+	bolterrors "go.etcd.io/bbolt/errors"
 )
 
 // Buckets of the database. Numbers in keys and values are big endian.
@@ -71,7 +72,7 @@ func openDB(dir string, wait time.Duration) (*bolt.DB, error) {
 	db, err := bolt.Open(filepath.Join(dir, "store.db"), 0o600, &bolt.Options{
 		Timeout: wait, FreelistType: bolt.FreelistMapType, NoFreelistSync: true,
 	})
-	if errors.Is(err, bolt.ErrTimeout) {
+	if errors.Is(err, bolterrors.ErrTimeout) {
 		return nil, fmt.Errorf("%w: %s", ErrLocked, dir)
 	}
 	if err != nil {

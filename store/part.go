@@ -106,11 +106,7 @@ func (p *part) prepare() error {
 			return err
 		}
 	}
-	err = unix.Fallocate(int(p.file.Fd()), 0, 0, p.entry.Size)
-	if errors.Is(err, unix.EOPNOTSUPP) {
-		err = p.file.Truncate(p.entry.Size)
-	}
-	if err != nil {
+	if err := allocate(p.file, p.entry.Size); err != nil {
 		return fmt.Errorf("allocate %d bytes: %w", p.entry.Size, err)
 	}
 	return nil
@@ -276,8 +272,7 @@ func (p *part) writeBack() error {
 	if fresh == 0 || p.closed {
 		return nil
 	}
-	err := unix.SyncFileRange(int(p.file.Fd()), 0, 0, unix.SYNC_FILE_RANGE_WRITE)
-	if err != nil && !errors.Is(err, unix.ENOSYS) {
+	if err := startWriteback(p.file); err != nil {
 		return fmt.Errorf("write back %s: %w", p.entry.Root, err)
 	}
 	return nil
@@ -295,7 +290,7 @@ func (p *part) checkpoint() error {
 	if len(fresh) == 0 || p.closed {
 		return nil
 	}
-	if err := unix.Fdatasync(int(p.file.Fd())); err != nil {
+	if err := syncData(p.file); err != nil {
 		return fmt.Errorf("sync %s: %w", p.entry.Root, err)
 	}
 	for len(fresh) > 0 {
@@ -311,8 +306,9 @@ func (p *part) checkpoint() error {
 // finish turns a part with every leaf into an image. On ErrCorrupt (the file is
 // not what the entry declares, though each chunk is) nothing is left of it.
 func (p *part) finish() error {
-	p.hashing.Lock()   // whoever still hashes is done after this
-	p.hashing.Unlock() //nolint:staticcheck // SA2001: waiting is the point
+	p.hashing.Lock() // whoever still hashes is done after this
+	//lint:ignore SA2001 waiting is the point
+	p.hashing.Unlock()
 	if err := p.advance(-1, nil); err != nil {
 		return err
 	}

@@ -58,8 +58,9 @@ func newKeyImport(a *app) *cobra.Command {
 	var o keyOptions
 	c := &cobra.Command{
 		Use: "import [FILE]", Short: "restore an owner's key from its words",
-		Long: `Reads the 12 or 24 words from FILE, or from standard input, and writes the key. A
-passphrase that was used with the words is taken from FORM_PASSPHRASE. Everything
+		Long: `Reads the 12 or 24 words (or a raw seed of 64 hexadecimal digits) from FILE, or
+from standard input, and writes the key. A passphrase that was used with the
+words is taken from FORM_PASSPHRASE. Everything
 that key has shipped is yours again: form ls.`,
 		Args: argsBetween(0, 1, "at most one FILE"),
 		RunE: func(_ *cobra.Command, args []string) error {
@@ -137,9 +138,9 @@ func makeKey(n int) (words string, key ed25519.PrivateKey, err error) {
 }
 
 func (a *app) keyFromWords(words string) (ed25519.PrivateKey, error) {
-	key, err := keystore.FromMnemonic(words, a.getenv("FORM_PASSPHRASE"))
+	key, err := keystore.Import(words, a.getenv("FORM_PASSPHRASE"))
 	if err != nil {
-		return nil, cli.Errorf(api.ExitUsage, "%w", err).Hint("12 or 24 English words in their order, separated by spaces")
+		return nil, cli.Errorf(api.ExitUsage, "%w", err).Hint("12 or 24 English words in their order, separated by spaces, or a seed of 64 hexadecimal digits")
 	}
 	return key, nil
 }

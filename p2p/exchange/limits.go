@@ -18,15 +18,15 @@ const maxQueuedWants = 4096
 
 // targetMessage is the size of messages the server aims at: of a few blocks, since
 // each costs a stream.
-const targetMessage = 512<<10
+const targetMessage = 512 << 10
 
 // bitswapOptions are the findings' set-up: 1.04 of a raw stream at 80 ms of
 // round trip where the defaults reach 0.19.
 func bitswapOptions() []bitswap.Option {
 	return []bitswap.Option{
 		bitswap.MaxOutstandingBytesPerPeer(16 << 20),
-		bitswap.TaskWorkerCount(16),
-		bitswap.EngineTaskWorkerCount(16),
+		bitswap.TaskWorkerCount(8),
+		bitswap.EngineTaskWorkerCount(8),
 		bitswap.MaxQueuedWantlistEntriesPerPeer(maxQueuedWants),
 		bitswap.WithTargetMessageSize(targetMessage),
 		bitswap.WithoutDuplicatedBlockStats(),

@@ -56,11 +56,11 @@ type Config struct {
 	Operator  []string `toml:"operator"` // owner keys of whoever runs this node
 
 	TakeoverDelay Duration `toml:"takeover-delay"` // how long a dead node's slot waits; 0: 10 s
-	LogFormat string `toml:"log-format"` // text or json
-	LogLevel  string `toml:"log-level"`  // debug, info, warn or error
-	StopVMs   bool   `toml:"stop-vms"`   // SIGTERM stops the VMs too
-	NoPortmap bool   `toml:"no-portmap"` // no UPnP or NAT-PMP
-	NoMDNS    bool   `toml:"no-mdns"`    // no discovery on the LAN
+	LogFormat     string   `toml:"log-format"`     // text or json
+	LogLevel      string   `toml:"log-level"`      // debug, info, warn or error
+	StopVMs       bool     `toml:"stop-vms"`       // SIGTERM stops the VMs too
+	NoPortmap     bool     `toml:"no-portmap"`     // no UPnP or NAT-PMP
+	NoMDNS        bool     `toml:"no-mdns"`        // no discovery on the LAN
 }
 
 // DefaultPort is where libp2p listens unless told otherwise, TCP and UDP, as

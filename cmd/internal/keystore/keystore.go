@@ -6,8 +6,8 @@
 // unencrypted file.
 //
 // Guarantees: the same words and passphrase give the same key for ever; a file
-// is written whole, durably and with mode 0600, or not at all; a file from
-// elsewhere cannot make Load use more than [MaxFile] bytes of it or more than
+// is written whole, durably and with mode 0600, or not at all, and is not read if
+// other users can; a file from elsewhere cannot make Load use more than [MaxFile] bytes of it or more than
 // 1 GiB of memory.
 //
 // Not guaranteed: that secrets leave memory when they are no longer needed (Go
@@ -36,6 +36,8 @@ var (
 	ErrPassword = errors.New("wrong password")
 	// ErrFormat: the file is no key file of this package.
 	ErrFormat = errors.New("not a key file")
+	// ErrExposed: others than the file's owner may read or write it.
+	ErrExposed = errors.New("the key file is open to other users")
 )
 
 const (
@@ -96,14 +98,22 @@ func encode(key ed25519.PrivateKey, password []byte, factor int) ([]byte, error)
 }
 
 // Load reads a key file. password is called only if the file is encrypted; its
-// error is returned as it is. Errors wrap ErrPassword or ErrFormat where they
-// apply.
+// error is returned as it is. Errors wrap ErrPassword, ErrFormat or ErrExposed
+// where they apply. An encrypted file must be the owner's alone, too: its
+// password can be guessed at leisure by whoever has a copy.
 func Load(path string, password func() ([]byte, error)) (ed25519.PrivateKey, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, fmt.Errorf("load key: %w", err)
 	}
 	defer f.Close()
+	info, err := f.Stat() // of what is open, whatever the path names by now
+	if err != nil {
+		return nil, fmt.Errorf("load key: %w", err)
+	}
+	if mode := info.Mode().Perm(); mode&0o077 != 0 {
+		return nil, fmt.Errorf("load key: %s: %w (mode %04o): chmod 600 %s", path, ErrExposed, mode, path)
+	}
 	b, err := io.ReadAll(io.LimitReader(f, MaxFile+1))
 	if err != nil {
 		return nil, fmt.Errorf("load key: %w", err)

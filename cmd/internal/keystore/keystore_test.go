@@ -171,3 +171,53 @@ func TestLoadErrors(t *testing.T) {
 		t.Errorf("no folder: %v", err)
 	}
 }
+
+func TestImport(t *testing.T) {
+	fromWords, err := FromMnemonic(words, "p")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if k, err := Import("\n"+words+" ", "p"); err != nil || !k.Equal(fromWords) {
+		t.Errorf("words: %v", err)
+	}
+	seed := hex.EncodeToString(fromWords.Seed())
+	for _, text := range []string{seed, strings.ToUpper(seed), " " + seed + "\n"} {
+		if k, err := Import(text, ""); err != nil || !k.Equal(fromWords) {
+			t.Errorf("seed %q: %v", text, err)
+		}
+	}
+	for _, bad := range []string{"", seed[:62], seed + "00", seed[:63] + "x"} {
+		if _, err := Import(bad, ""); !errors.Is(err, ErrWords) || bad != "" && strings.Contains(err.Error(), bad) {
+			t.Errorf("Import(%q): %v, want ErrWords that does not quote it", bad, err)
+		}
+	}
+	if _, err := Import(seed, "p"); !errors.Is(err, ErrWords) {
+		t.Errorf("a passphrase with a raw seed: %v", err)
+	}
+}
+
+func TestLoadRefusesExposedFiles(t *testing.T) {
+	_, key, err := ed25519.GenerateKey(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(t.TempDir(), "key")
+	if err := Save(file, key, nil); err != nil {
+		t.Fatal(err)
+	}
+	for mode, want := range map[os.FileMode]error{
+		0o600: nil, 0o400: nil,
+		0o640: ErrExposed, 0o644: ErrExposed, 0o604: ErrExposed, 0o620: ErrExposed,
+	} {
+		if err := os.Chmod(file, mode); err != nil {
+			t.Fatal(err)
+		}
+		_, err := Load(file, nil)
+		if !errors.Is(err, want) {
+			t.Errorf("mode %v: %v, want %v", mode, err, want)
+		}
+		if want != nil && !strings.Contains(err.Error(), "chmod 600") {
+			t.Errorf("mode %v: no remedy in %q", mode, err)
+		}
+	}
+}

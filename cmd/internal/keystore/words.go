@@ -5,6 +5,7 @@ import (
 	"crypto/hmac"
 	"crypto/sha512"
 	"encoding/binary"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"strings"
@@ -52,6 +53,24 @@ func FromMnemonic(words, passphrase string) (ed25519.PrivateKey, error) {
 		return nil, fmt.Errorf("%w: a word is misspelt, missing or in the wrong place", ErrWords)
 	}
 	return derive(seed, path), nil
+}
+
+// Import is the key of what a person has kept: words as FromMnemonic takes them,
+// or the 64 hexadecimal digits of a raw Ed25519 seed, to which a passphrase does
+// not apply.
+func Import(text, passphrase string) (ed25519.PrivateKey, error) {
+	text = strings.TrimSpace(text)
+	if len(text) != hex.EncodedLen(ed25519.SeedSize) {
+		return FromMnemonic(text, passphrase)
+	}
+	seed, err := hex.DecodeString(text)
+	if err != nil { // the library's text quotes a character of the secret
+		return FromMnemonic(text, passphrase)
+	}
+	if passphrase != "" {
+		return nil, fmt.Errorf("%w: a passphrase belongs to words, not to a raw seed", ErrWords)
+	}
+	return ed25519.NewKeyFromSeed(seed), nil
 }
 
 // derive is SLIP-0010 for Ed25519, where every index is hardened.
