@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -32,38 +33,70 @@ func cgroupName(dir string) string {
 	return fmt.Sprintf("%016x", h.Sum64())
 }
 
+const cgroupPrefix = "formation-"
+
 // newCgroup makes a cgroup of its own for a VM, beside this process's. The
 // error says which part could not be had; what could is still used.
 func newCgroup(root, name string, vm VM) (*cgroup, error) {
-	self, err := os.ReadFile("/proc/self/cgroup")
-	if err != nil {
-		return &cgroup{}, fmt.Errorf("cgroup: %w", err)
-	}
 	limits := cgroupLimits(vm)
 	c := &cgroup{}
-	var errs []error
+	parents, err := cgroupParents(root)
+	errs := []error{err}
+	for controller, parent := range parents {
+		errs = append(errs, c.add(filepath.Join(parent, cgroupPrefix+name), limits[controller]))
+	}
+	return c, errors.Join(errs...)
+}
+
+// cgroupParents are the folders this process is in, by the v1 controller that
+// cgroupLimits knows, or "" for v2.
+func cgroupParents(root string) (map[string]string, error) {
+	self, err := os.ReadFile("/proc/self/cgroup")
+	if err != nil {
+		return nil, fmt.Errorf("cgroup: %w", err)
+	}
+	known := cgroupLimits(VM{})
+	parents := map[string]string{}
 	for line := range strings.SplitSeq(strings.TrimSpace(string(self)), "\n") {
 		parts := strings.SplitN(line, ":", 3)
 		if len(parts) != 3 {
 			continue
 		}
 		for controller := range strings.SplitSeq(parts[1], ",") {
-			files, wanted := limits[controller]
 			base := filepath.Join(root, controller, parts[2])
-			if controller == "" {
-				// v2; below a v1 layout it is mounted as "unified".
-				if base = filepath.Join(root, parts[2]); !isFile(filepath.Join(base, "cgroup.procs")) {
-					base = filepath.Join(root, "unified", parts[2])
-				}
-				wanted = isFile(filepath.Join(base, "cgroup.procs"))
+			if controller == "" && !isFile(filepath.Join(base, "cgroup.procs")) {
+				// Below a v1 layout, v2 is mounted as "unified".
+				base = filepath.Join(root, "unified", parts[2])
 			}
-			if !wanted {
-				continue
+			if _, ok := known[controller]; ok && isFile(filepath.Join(base, "cgroup.procs")) {
+				parents[controller] = base
 			}
-			errs = append(errs, c.add(filepath.Join(base, "formation-"+name), files))
 		}
 	}
-	return c, errors.Join(errs...)
+	return parents, nil
+}
+
+// sweepCgroups removes the empty cgroups of VMs that were killed together with
+// everything that could have cleaned up, and whose run directories are gone
+// too. The kernel refuses to remove one that is in use; one that was made just
+// now may still be waiting for its QEMU.
+func sweepCgroups(root string, now time.Time) error {
+	parents, err := cgroupParents(root)
+	errs := []error{err}
+	for _, parent := range parents {
+		found, err := filepath.Glob(filepath.Join(parent, cgroupPrefix+"*"))
+		errs = append(errs, err)
+		for _, folder := range found {
+			info, err := os.Stat(folder)
+			if err != nil || now.Sub(info.ModTime()) < time.Minute {
+				continue
+			}
+			if err := os.Remove(folder); err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.EBUSY) {
+				errs = append(errs, err)
+			}
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // cgroupLimits are the files to write, per v1 controller and "" for v2. CPU

@@ -78,7 +78,7 @@ func (h *fakeHypervisor) start(_ context.Context, dir string, vm VM) (instance, 
 	}
 	if err := errors.Join(disk.Truncate(int64(vm.DiskBytes)), disk.Close(),
 		os.WriteFile(filepath.Join(dir, appLog), fmt.Appendf(nil, "%s started\n", vm.ID), 0o600),
-		writeJSONFile(filepath.Join(dir, specFile), shimSpec{VM: vm}, false)); err != nil {
+		writeJSONFile(filepath.Join(dir, specFile), shimSpec{VM: vm})); err != nil {
 		return nil, err
 	}
 	key, err := guest.NewHostKey()

@@ -50,8 +50,9 @@ func initramfs(cacheDir, guestBinary, modules string) (string, error) {
 	if err := writeInitramfs(tmp, guestBinary, modules); err != nil {
 		return "", fmt.Errorf("initramfs: %w", err)
 	}
-	// World-readable: QEMU opens it under a user of its own.
-	if err := errors.Join(tmp.Chmod(0o444), tmp.Sync(), os.Rename(tmp.Name(), path)); err != nil {
+	// World-readable: QEMU opens it under a user of its own. Not synced: after a
+	// crash of the machine no VM runs, and the cache is emptied (see cleanCache).
+	if err := errors.Join(tmp.Chmod(0o444), os.Rename(tmp.Name(), path)); err != nil {
 		return "", fmt.Errorf("initramfs: %w", err)
 	}
 	return path, nil
@@ -89,7 +90,9 @@ func writeInitramfs(w io.Writer, guestBinary, modules string) error {
 	return err
 }
 
-// cleanCache removes initramfs files that keep does not name.
+// cleanCache removes initramfs files that keep does not name. What is kept must
+// be in use by a VM that runs, as only that proves the machine has not crashed
+// since it was written.
 func cleanCache(cacheDir string, keep map[string]bool) error {
 	entries, err := os.ReadDir(cacheDir)
 	if errors.Is(err, fs.ErrNotExist) {

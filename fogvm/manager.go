@@ -79,7 +79,7 @@ func (m *Manager) scan() error {
 			continue
 		}
 		w := newWorker(m, e.Name())
-		if spec, ok := w.load(); ok {
+		if spec := w.load(); spec != nil && w.inst != nil {
 			inUse[spec.Initramfs] = true
 		}
 		m.workers[e.Name()] = w

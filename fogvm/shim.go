@@ -62,6 +62,7 @@ func RunShim(ctx context.Context, dir string) error {
 	defer cancel()
 	var serving sync.WaitGroup
 	serving.Go(func() { s.serve(ctx, listener) })
+	serving.Go(func() { s.watchFolder(ctx) })
 	tellParent(nil)
 	reason := s.run(ctx)
 	s.update(func(st *Status) {
@@ -74,7 +75,7 @@ func RunShim(ctx context.Context, dir string) error {
 	err = os.Remove(filepath.Join(dir, shimSocket))
 	cancel()
 	serving.Wait()
-	if err != nil {
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("shim: %w", err)
 	}
 	return nil
@@ -380,13 +381,38 @@ func (s *shim) update(change func(*Status)) {
 	if s.status == before {
 		return
 	}
-	if err := writeJSONFile(filepath.Join(s.dir, stateFile), s.status, false); err != nil {
+	if err := writeJSONFile(filepath.Join(s.dir, stateFile), s.status); err != nil {
 		s.log.Error("state is not saved", "error", err)
 	}
 	for w := range s.watchers {
 		select {
 		case w <- struct{}{}:
 		default:
+		}
+	}
+}
+
+// folderInterval is how often a shim makes sure it still has a run directory.
+const folderInterval = 5 * time.Second
+
+// watchFolder ends a VM whose run directory was deleted under it: nobody could
+// ever find that VM again, and its disk is gone.
+func (s *shim) watchFolder(ctx context.Context) {
+	tick := time.NewTicker(folderInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		if _, err := os.Lstat(filepath.Join(s.dir, lockFile)); errors.Is(err, os.ErrNotExist) {
+			s.log.Error("the run directory is gone; ending the VM")
+			select {
+			case s.stop <- true:
+			default: // it is ending already
+			}
+			return
 		}
 	}
 }

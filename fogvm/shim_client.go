@@ -42,6 +42,9 @@ func newQEMU(cfg Config) (*qemuHypervisor, error) {
 	if cfg.StopTimeout <= 0 {
 		cfg.StopTimeout = 20 * time.Second
 	}
+	if err := sweepCgroups(cgroupRoot, time.Now()); err != nil {
+		cfg.Logger.Warn("cgroups are left behind", "error", err)
+	}
 	return &qemuHypervisor{cfg: cfg, log: cfg.Logger, accels: accel, warning: warning}, nil
 }
 
@@ -67,11 +70,15 @@ func (q *qemuHypervisor) start(ctx context.Context, dir string, vm VM) (instance
 		return nil, err
 	}
 	spec := shimSpec{VM: vm, QEMU: binary, Accel: q.accels, Initramfs: image, UID: uid, GID: gid, StopTimeout: q.cfg.StopTimeout}
-	if err := writeJSONFile(filepath.Join(dir, specFile), spec, true); err != nil {
+	if err := writeJSONFile(filepath.Join(dir, specFile), spec); err != nil {
 		return nil, err
 	}
 	if err := q.launch(ctx, dir); err != nil {
 		return nil, err
+	}
+	// What the disk is of must be known after a crash; the guest boots meanwhile.
+	if err := syncFile(filepath.Join(dir, specFile)); err != nil {
+		q.log.Warn("VM's definition may not survive a crash", "error", err)
 	}
 	return &shimInstance{dir: dir}, nil
 }

@@ -32,9 +32,8 @@ type shimSpec struct {
 	StopTimeout time.Duration `json:"stop_timeout"`
 }
 
-// writeJSONFile replaces a file atomically; durable makes it outlive a crash of
-// the machine, which takes a while.
-func writeJSONFile(path string, v any, durable bool) error {
+// writeJSONFile replaces a file atomically; syncFile makes it durable too.
+func writeJSONFile(path string, v any) error {
 	data, err := json.Marshal(v)
 	if err != nil {
 		return err
@@ -44,15 +43,26 @@ func writeJSONFile(path string, v any, durable bool) error {
 		return err
 	}
 	_, err = tmp.Write(data)
-	if durable && err == nil {
-		err = tmp.Sync()
-	}
 	err = errors.Join(err, tmp.Close())
 	if err == nil {
 		err = os.Rename(tmp.Name(), path)
 	}
 	if err != nil {
 		return errors.Join(fmt.Errorf("write %s: %w", filepath.Base(path), err), os.Remove(tmp.Name()))
+	}
+	return nil
+}
+
+// syncFile makes a file and its name outlive a crash of the machine.
+func syncFile(path string) error {
+	for _, p := range []string{path, filepath.Dir(path)} {
+		f, err := os.Open(p)
+		if err != nil {
+			return err
+		}
+		if err := errors.Join(f.Sync(), f.Close()); err != nil {
+			return fmt.Errorf("sync %s: %w", filepath.Base(p), err)
+		}
 	}
 	return nil
 }

@@ -241,8 +241,13 @@ func TestKill9(t *testing.T) {
 		if s.SSHHostKey != first.SSHHostKey {
 			t.Error("the disk was not kept")
 		}
-		again.sync(t)
-		eventually(t, r.patience, "VM gone", func() bool { return len(again.List()) == 0 })
+		again.end(t)
+	})
+	t.Run("the run directory: the VM ends by itself", func(t *testing.T) {
+		if err := os.RemoveAll(filepath.Join(r.cfg.Dir, "web-0")); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, time.Minute, "no process left", func() bool { return len(processesNaming(t, r.cfg.Dir)) == 0 })
 	})
 	if left, _ := filepath.Glob("/sys/fs/cgroup/*/formation-" + cgroupName(filepath.Join(r.cfg.Dir, "web-0"))); len(left) > 0 {
 		t.Errorf("cgroups left: %v", left)

@@ -39,12 +39,12 @@ func newWorker(m *Manager, id string) *worker {
 }
 
 // load reads what an earlier Manager left in the run directory and adopts the
-// VM if it runs.
-func (w *worker) load() (shimSpec, bool) {
+// VM if it runs. It returns what the directory was prepared for, or nil.
+func (w *worker) load() *shimSpec {
 	var spec shimSpec
 	if err := readJSONFile(filepath.Join(w.dir, specFile), &spec); err != nil {
 		w.status = Status{ID: w.id, Phase: Stopped}
-		return spec, false
+		return nil
 	}
 	w.have = &spec
 	w.status = Status{ID: w.id, Phase: Stopped, Incarnation: spec.VM.Incarnation, Restart: spec.VM.Restart}
@@ -55,14 +55,14 @@ func (w *worker) load() (shimSpec, bool) {
 		if !errors.Is(err, ErrNotRunning) {
 			w.m.log.Error("adopt", "instance", w.id, "error", err)
 		}
-		return spec, true
+		return &spec
 	}
 	w.inst = inst
 	if s, ok := <-inst.watch(ctx); ok {
 		w.status = s
 	}
 	w.m.log.Info("adopted a running VM", "instance", w.id, "pid", w.status.PID)
-	return spec, true
+	return &spec
 }
 
 func (w *worker) poke() {
