@@ -81,7 +81,8 @@ var guestBinary = sync.OnceValues(func() (string, error) {
 })
 
 // qemuRig needs FORMATION_VM_BASE: a folder with vmlinuz, modules.cpio and
-// rootfs.sqfs (the entries of a base).
+// rootfs.sqfs (the entries of a base), and layer-N.sqfs where the base itself has
+// no python3 (topmost first). scripts/fixtures.sh makes one.
 func qemuRig(t testing.TB) rig {
 	base := os.Getenv("FORMATION_VM_BASE")
 	if base == "" {
@@ -91,13 +92,18 @@ func qemuRig(t testing.TB) rig {
 	if err != nil {
 		t.Fatal(err)
 	}
+	lowers, err := filepath.Glob(filepath.Join(base, "layer-*.sqfs")) // sorted
+	if err != nil {
+		t.Fatal(err)
+	}
+	lowers = append(lowers, filepath.Join(base, "rootfs.sqfs"))
 	return rig{
 		// A deep folder: longer than a unix socket's path may be.
 		cfg: Config{Dir: filepath.Join(t.TempDir(), "a-data-directory-with-a-long-name", "and-another-one-below-it-so-that-sun-path-is-exceeded", "vms"),
 			Driver: DriverQEMU, ShimCommand: []string{os.Args[0], shimVerb}, GuestBinary: binary,
 			Backoff: 100 * time.Millisecond, Logger: testLogger(t)},
 		vm: VM{ID: "web-0", Incarnation: "1", Run: true, Kernel: filepath.Join(base, "vmlinuz"),
-			Initrd: filepath.Join(base, "modules.cpio"), Lowers: []string{filepath.Join(base, "rootfs.sqfs")},
+			Initrd: filepath.Join(base, "modules.cpio"), Lowers: lowers,
 			VCPU: 2, MemoryBytes: 512 << 20, DiskBytes: 1 << 30,
 			Guest: guest.Config{Hostname: "web", Name: "web", Instance: "abc",
 				Users:      []guest.User{{Name: "bigdog", Sudo: true, DisableRoot: true}},

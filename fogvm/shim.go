@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -261,114 +260,6 @@ func (s *shim) stopMachine(m *machine, force bool) error {
 		}
 	}
 	return errors.New("QEMU survives SIGKILL")
-}
-
-// talk connects to the guest's agent, configures it and follows its reports.
-func (s *shim) talk(ctx context.Context, channel net.Conn) {
-	conn, err := guest.Connect(ctx, channel)
-	if err != nil {
-		if ctx.Err() == nil {
-			s.log.Warn("agent", "error", err)
-		}
-		return
-	}
-	defer conn.Close()
-	s.mu.Lock()
-	s.agent = conn
-	cfg := s.spec.VM.Guest
-	cfg.SSHKeys = s.keys
-	s.mu.Unlock()
-	defer func() {
-		s.mu.Lock()
-		s.agent = nil
-		s.mu.Unlock()
-	}()
-	s.update(func(st *Status) { st.AgentAt = time.Now() })
-	s.log.Info("agent up", "kernel", conn.Info().Kernel, "guest_uptime_ms", conn.Info().UptimeMillis)
-	if err := errors.Join(conn.SetTime(time.Now()), conn.Configure(cfg)); err != nil {
-		s.log.Warn("configure guest", "error", err)
-		return
-	}
-	var parts sync.WaitGroup
-	defer parts.Wait()
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	parts.Go(func() { s.copyLogs(ctx, conn) })
-	parts.Go(func() { s.minuteByMinute(ctx, conn) })
-	silence := time.AfterFunc(3*guest.StatusInterval, s.agentSilent)
-	defer silence.Stop()
-	err = conn.Run(ctx, func(g guest.Status) {
-		silence.Reset(3 * guest.StatusInterval)
-		s.onGuest(g)
-	})
-	if err != nil {
-		s.log.Info("agent channel ended", "error", err)
-	}
-}
-
-// agentSilent marks a guest whose agent has stopped reporting: hung, or starved
-// of CPU. Its next report puts it right.
-func (s *shim) agentSilent() {
-	s.update(func(st *Status) {
-		if st.Phase == Running {
-			st.Phase, st.Ready, st.Reason = Unhealthy, false, fmt.Sprintf("the guest's agent has been silent for %s", 3*guest.StatusInterval)
-		}
-	})
-}
-
-func (s *shim) copyLogs(ctx context.Context, conn *guest.Conn) {
-	stream, err := conn.Logs()
-	if err != nil {
-		s.log.Warn("logs", "error", err)
-		return
-	}
-	stop := context.AfterFunc(ctx, func() { stream.Close() })
-	defer stop()
-	if _, err := io.Copy(s.app, stream); err != nil && ctx.Err() == nil {
-		s.log.Warn("logs", "error", err)
-	}
-}
-
-// minuteByMinute keeps the guest's clock: it may have slept with the host.
-func (s *shim) minuteByMinute(ctx context.Context, conn *guest.Conn) {
-	tick := time.NewTicker(time.Minute)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-			if err := conn.SetTime(time.Now()); err != nil {
-				return // the channel is gone, which conn.Run reports
-			}
-		}
-	}
-}
-
-// onGuest turns the agent's report into the VM's status.
-func (s *shim) onGuest(g guest.Status) {
-	s.update(func(st *Status) {
-		st.SSHHostKey, st.MeshKey, st.Restarts = g.SSHHostKey, g.MeshKey, g.Restarts
-		if st.Phase == Stopping {
-			return
-		}
-		st.Reason, st.Ready = g.Reason, g.Phase == guest.PhaseReady
-		switch g.Phase {
-		case guest.PhaseStarting:
-			st.Phase = Launching
-		case guest.PhaseReady:
-			st.Phase = Running
-			if st.ReadyAt.IsZero() {
-				st.ReadyAt = time.Now()
-			}
-		case guest.PhaseUnhealthy:
-			st.Phase = Unhealthy
-		case guest.PhaseFailed:
-			st.Phase = Failed
-		case guest.PhaseStopping:
-			st.Phase = Stopping
-		}
-	})
 }
 
 // update changes the status, saves it and wakes the watchers; nothing happens
