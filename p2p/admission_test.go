@@ -100,7 +100,12 @@ func TestOtherNetworkIsRefused(t *testing.T) {
 func TestStrangerCanUseNothing(t *testing.T) {
 	var served atomic.Int32
 	ac := newClub("sesame")
-	a, _ := start(t, func(c *Config) { c.Admission = ac; c.tune.hello = 2 * time.Second })
+	a, _ := start(t, func(c *Config) {
+		c.Admission = ac
+		c.tune.hello = 2 * time.Second
+		c.Blocks, c.Source = newBlocks(), oneLeaf{data: []byte("x")}
+	})
+	eventually(t, "exchange runs", a.blocks.Running)
 	a.Handle("api/1", func(_ context.Context, _ peer.ID, c net.Conn) {
 		served.Add(1)
 		c.Close()
@@ -119,7 +124,7 @@ func TestStrangerCanUseNothing(t *testing.T) {
 		t.Errorf("ping before admission: %v", res.Error)
 	}
 	protocols, err := h.Peerstore().GetProtocols(a.ID())
-	if err != nil || len(protocols) < 6 {
+	if err != nil || len(protocols) < 10 {
 		t.Fatalf("identify told %v, %v", protocols, err)
 	}
 	open := map[protocol.ID]bool{"/ipfs/id/1.0.0": true, "/ipfs/id/push/1.0.0": true, "/ipfs/ping/1.0.0": true, helloID(testNet): true}
@@ -139,7 +144,7 @@ func TestStrangerCanUseNothing(t *testing.T) {
 			}
 		}
 	}
-	if tried < 4 {
+	if tried < 10 {
 		t.Errorf("tried only %d of %v", tried, protocols)
 	}
 	// Gossip from a stranger's pubsub under our topic's name does not arrive.
@@ -224,7 +229,7 @@ func TestWeHoldOurStreamsUntilThePeerAdmitsUs(t *testing.T) {
 func TestGoneComesOnceWithTheLastConnection(t *testing.T) {
 	ac := newClub("sesame")
 	a, _ := start(t, func(c *Config) { c.Admission = ac })
-	b, _ := start(t, nil)
+	b, stopB := start(t, nil)
 	if _, err := b.Connect(ctxT(t), tcpAddr(t, a)); err != nil {
 		t.Fatal(err)
 	}
@@ -242,15 +247,7 @@ func TestGoneComesOnceWithTheLastConnection(t *testing.T) {
 	if ac.left(b.ID()) != 0 || len(a.Peers()) != 1 {
 		t.Error("Gone, or not a peer, with a connection left")
 	}
-	b.redial.mu.Lock()
-	delete(b.redial.book.entries, a.ID()) // so that it stays away
-	b.redial.mu.Unlock()
-	a.redial.mu.Lock()
-	delete(a.redial.book.entries, b.ID())
-	a.redial.mu.Unlock()
-	if err := a.Drop(b.ID(), "test"); err != nil {
-		t.Fatal(err)
-	}
+	stopB()
 	eventually(t, "Gone", func() bool { return ac.left(b.ID()) == 1 })
 	eventually(t, "no entry left in the gate", func() bool {
 		a.gate.mu.Lock()

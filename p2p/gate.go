@@ -2,6 +2,7 @@ package p2p
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -206,6 +207,9 @@ func (g *gate) fail(c network.Conn, err error) {
 	pr := g.find(c)
 	if pr == nil || pr.failed != nil || pr.admitted() {
 		return
+	}
+	if pr.refusal != nil && !errors.Is(err, ErrRefused) {
+		err = pr.refusal // the peer, told of it, has closed before us
 	}
 	pr.failed = err
 	gp := g.peers[c.RemotePeer()]

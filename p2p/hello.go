@@ -56,10 +56,13 @@ func writeHello(w io.Writer, hello []byte, client bool) error {
 	return err
 }
 
+// errCut: the stream ended within a hello.
+var errCut = errors.New("hello is cut off")
+
 func readHello(r io.Reader) (hello []byte, client bool, err error) {
 	var head [4]byte
 	if _, err := io.ReadFull(r, head[:]); err != nil {
-		return nil, false, fmt.Errorf("read hello: %w", err)
+		return nil, false, fmt.Errorf("%w: %w", errCut, err)
 	}
 	if head[0] != helloVersion {
 		return nil, false, fmt.Errorf("hello version %d is not supported", head[0])
@@ -70,7 +73,7 @@ func readHello(r io.Reader) (hello []byte, client bool, err error) {
 	}
 	hello = make([]byte, n)
 	if _, err := io.ReadFull(r, hello); err != nil {
-		return nil, false, fmt.Errorf("read hello: %w", err)
+		return nil, false, fmt.Errorf("%w: %w", errCut, err)
 	}
 	// Unknown flags are left alone: later versions may define them.
 	return hello, head[1]&flagClient != 0, nil
@@ -184,7 +187,9 @@ func (n *Node) present(ctx context.Context, c network.Conn, pr *proof) error {
 	}
 	if refused {
 		n.log.Warn("refused by peer", "peer", p, "reason", reason)
-		return &RefusedError{Peer: p, Reason: reason, ByPeer: true}
+		err := &RefusedError{Peer: p, Reason: reason, ByPeer: true}
+		n.gate.refuse(c, err) // the peer closes the connection as soon as we close s
+		return err
 	}
 	n.allow(c, false, false)
 	return nil
@@ -217,6 +222,13 @@ func (n *Node) serveHello(s network.Stream) {
 		if err := s.Close(); err != nil {
 			n.log.Debug("close hello stream", "peer", p, "err", err)
 		}
+		return
+	}
+	if errors.Is(err, errCut) {
+		// Nothing was judged: the connection is about to close, maybe because
+		// the peer refused us, and that is the reason to report.
+		n.log.Debug("no hello", "peer", p, "err", err)
+		s.Reset()
 		return
 	}
 	n.log.Info("peer not admitted", "peer", p, "addr", c.RemoteMultiaddr(), "reason", cleanReason(err.Error()))
