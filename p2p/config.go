@@ -20,7 +20,7 @@ const (
 	// MaxGossip bounds one gossip message.
 	MaxGossip = 64 << 10
 	// MaxHello bounds the bytes a peer presents to be admitted.
-	MaxHello = 16 << 10
+	MaxHello = 16<<10 + 64
 	// MaxReason bounds the text of a refusal; longer ones are cut.
 	MaxReason = 256
 	// HelloTimeout is how long a connection may stay unproven.
