@@ -99,15 +99,16 @@ func tellParent(problem error) {
 func openShimFiles(dir string) (*shim, func(), error) {
 	syscall.Umask(0o077)
 	s := &shim{dir: dir, stop: make(chan bool, 1), ended: make(chan struct{}), watchers: map[chan struct{}]struct{}{}}
-	lock, err := os.OpenFile(filepath.Join(dir, lockFile), os.O_CREATE|os.O_RDWR, 0o600)
+	// A bare descriptor that nothing closes: the lock is free when, and only
+	// when, the process is gone, so that who waits for it sees nothing left.
+	lock, err := unix.Open(filepath.Join(dir, lockFile), unix.O_CREAT|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
 	if err != nil {
-		return nil, nil, fmt.Errorf("shim: %w", err)
+		return nil, nil, fmt.Errorf("shim: lock: %w", err)
 	}
 	fail := func(err error) (*shim, func(), error) {
-		lock.Close()
 		return nil, nil, fmt.Errorf("shim: %w", err)
 	}
-	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+	if err := unix.Flock(lock, unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		return fail(fmt.Errorf("another shim runs %s: %w", dir, err))
 	}
 	if err := readJSONFile(filepath.Join(dir, specFile), &s.spec); err != nil {
@@ -128,7 +129,7 @@ func openShimFiles(dir string) (*shim, func(), error) {
 	s.status = Status{ID: s.spec.VM.ID, Incarnation: s.spec.VM.Incarnation, Restart: s.spec.VM.Restart,
 		Phase: Launching, Accel: s.spec.Accel, ShimPID: os.Getpid()}
 	return s, func() {
-		for _, c := range []io.Closer{s.console, s.app, logFile, lock} {
+		for _, c := range []io.Closer{s.console, s.app, logFile} {
 			c.Close()
 		}
 	}, nil

@@ -267,14 +267,20 @@ func (i *shimInstance) watch(ctx context.Context) <-chan Status {
 	out := make(chan Status)
 	go func() {
 		defer close(out)
-		if c, err := openShim(ctx, i.dir, shimRequest{Op: opStatus}); err == nil {
-			stop := context.AfterFunc(ctx, func() { c.Close() })
-			i.follow(ctx, c, out)
-			stop()
-			c.Close()
-		}
-		if ctx.Err() != nil {
-			return
+		// Only the lock tells that a shim is gone: a connection may break, or
+		// be refused, while it lives.
+		for shimAlive(i.dir) {
+			if c, err := openShim(ctx, i.dir, shimRequest{Op: opStatus}); err == nil {
+				stop := context.AfterFunc(ctx, func() { c.Close() })
+				i.follow(ctx, c, out)
+				stop()
+				c.Close()
+			}
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(20 * time.Millisecond):
+			}
 		}
 		// The shim is gone. If it ended in order its last word is on disk.
 		last := Status{Phase: Failed, Reason: "the VM's shim died"}
