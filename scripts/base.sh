@@ -9,9 +9,9 @@ fi
 [ -x bin/form ] || make -s build >&2
 say "base: making debian:12 from the Debian archive: once, about two minutes"
 kit=$CACHE/kit
-export XDG_CONFIG_HOME=$kit/config XDG_DATA_HOME=$kit/data XDG_CACHE_HOME=$kit/cache FORM_PASSWORD=formation-base
+export FORM_CONFIG=$kit/config XDG_DATA_HOME=$kit/data XDG_CACHE_HOME=$kit/cache FORM_PASSWORD=formation-base
 mkdir -p "$kit"
-[ -e "$XDG_CONFIG_HOME/form/config.toml" ] || bin/form kit init --yes >"$CACHE/base.log" 2>&1 || {
+[ -e "$FORM_CONFIG/config.toml" ] || bin/form kit init --yes >"$CACHE/base.log" 2>&1 || {
 	cat "$CACHE/base.log" >&2
 	die "form kit init failed"
 }

@@ -20,14 +20,18 @@ failed=0
 step() { "$count" step "$events/steps.json" "$@" || failed=1; }
 
 step build make -s build
+step base scripts/base.sh
 if [ -z "$only" ]; then
-	# What the platforms of CONTRACT ask: form needs neither cgo nor Linux.
+	# form needs neither cgo nor Linux.
 	step form-without-cgo env CGO_ENABLED=0 GOOS=darwin GOARCH=arm64 go vet ./cmd/form
 	car=store/testdata/car-js
 	[ -d $car/node_modules/@ipld/car ] || step npm npm ci --prefix $car --ignore-scripts --no-audit --no-fund
-	FORMATION_SLOW=1 EVENTS=$events scripts/check.sh || failed=1
+	fixtures=$CACHE/fixtures
+	step fixtures scripts/fixtures.sh "$fixtures"
+	FORMATION_SLOW=1 EVENTS=$events FORMATION_VM_BASE=$fixtures/vm \
+		FORMATION_STORE=$fixtures/store FORMATION_BASE=$(cat "$CACHE/base.cid") scripts/check.sh || failed=1
+	rm -rf "$fixtures"
 fi
-step base scripts/base.sh
 FORMATION_BIN=$ROOT/bin FORMATION_BASE=$BASE_CAR \
 	"$count" go "$events/e2e.json" -tags e2e -run '^TestE2E' -count 1 -race -timeout 25m ./cmd/form/... || failed=1
 

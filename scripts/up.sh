@@ -63,11 +63,13 @@ ticket=$(bin/form net invite | tail -n 1)
 [ -n "$ticket" ] || die "form net invite printed no ticket"
 printf 'export FORM_API=%q\nexport FORM_TICKET=%q\n' "$FORM_API" "$ticket" >>"$DEMO/env.part"
 # A developer's kit for this swarm alone: the user's own is not touched.
+# GOCACHE, because a shell that has read this may well build again.
 cat >"$DEMO/kit.env" <<KIT
-export XDG_CONFIG_HOME=$DEMO/kit/config
+export FORM_CONFIG=$DEMO/kit/config
 export XDG_DATA_HOME=$DEMO/kit/data
 export XDG_CACHE_HOME=$DEMO/kit/cache
 export FORM_PASSWORD=demo
+export GOCACHE=$(go env GOCACHE)
 KIT
 (. "$DEMO/kit.env" && bin/form kit init --yes) >"$DEMO/kit.log" 2>&1 || {
 	cat "$DEMO/kit.log" >&2
