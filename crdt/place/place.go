@@ -43,23 +43,9 @@ type Candidate struct {
 	Alive    bool
 }
 
-// Candidates returns every member node of v, by key. alive is the caller's
-// failure detector, nil for "all alive".
-func Candidates(v *crdt.View, alive func(stmt.Key) bool) []Candidate {
-	nodes := v.Nodes()
-	out := make([]Candidate, 0, len(nodes))
-	for _, n := range nodes {
-		out = append(out, Candidate{
-			Key: n.Key, Operator: n.Operator, Total: n.Total, Labels: n.Labels, Region: n.Region,
-			GPU: n.GPU, Draining: n.Draining, Alive: alive == nil || alive(n.Key),
-		})
-	}
-	return out
-}
-
 // Eligible says whether c may run spec at all, and if not, why, as one line for
 // people. It looks at constraints and at total capacity, never at free capacity:
-// that is [Admit]'s part, and must not change a ranking.
+// admission is the planner's part, and must not change a ranking.
 func Eligible(spec crdt.Spec, c Candidate) (ok bool, reason string) {
 	switch {
 	case !c.Alive:
@@ -248,29 +234,6 @@ func negLog2(x uint64) uint64 {
 // Need is what one replica of spec takes.
 func Need(spec crdt.Spec) crdt.Resources {
 	return crdt.Resources{CPUs: spec.VCPU, Memory: spec.MemoryBytes, Disk: spec.DiskBytes}
-}
-
-// Free is what is left of total beside replicas of others. The caller leaves out
-// the node's own claim on the instance it is about to admit.
-func Free(total crdt.Resources, others []crdt.Spec) crdt.Resources {
-	for _, s := range others {
-		n := Need(s)
-		total.CPUs = max(total.CPUs-n.CPUs, 0)
-		total.Memory -= min(n.Memory, total.Memory)
-		total.Disk -= min(n.Disk, total.Disk)
-	}
-	return total
-}
-
-// Admit says whether free capacity allows one more replica of spec, and if not,
-// what is short. A node asks it about itself before it claims; it never enters a
-// ranking.
-func Admit(spec crdt.Spec, free crdt.Resources) (ok bool, reason string) {
-	ok, reason = fits(Need(spec), free)
-	if !ok {
-		reason = "not enough left: " + reason
-	}
-	return ok, reason
 }
 
 func fits(need, have crdt.Resources) (bool, string) {

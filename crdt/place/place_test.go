@@ -172,17 +172,3 @@ func TestEligible(t *testing.T) {
 		}
 	}
 }
-
-func TestAdmit(t *testing.T) {
-	total := crdt.Resources{CPUs: 4, Memory: 1 << 30, Disk: 10 << 30}
-	free := Free(total, []crdt.Spec{{VCPU: 1, MemoryBytes: 512 << 20}, {VCPU: 1, MemoryBytes: 256 << 20}})
-	if ok, _ := Admit(crdt.Spec{VCPU: 2, MemoryBytes: 256 << 20}, free); !ok {
-		t.Error("what fits exactly is refused")
-	}
-	if ok, reason := Admit(crdt.Spec{VCPU: 1, MemoryBytes: 257 << 20}, free); ok || reason != "not enough left: 256 MiB of memory, needs 257" {
-		t.Errorf("%v %q", ok, reason)
-	}
-	if got := Free(total, []crdt.Spec{{VCPU: 9, MemoryBytes: 9 << 30}}); got.CPUs != 0 || got.Memory != 0 {
-		t.Errorf("free capacity below zero: %+v", got)
-	}
-}

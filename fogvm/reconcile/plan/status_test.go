@@ -154,16 +154,29 @@ func TestTakeoverBudget(t *testing.T) {
 	}
 }
 
-func TestVMID(t *testing.T) {
-	for _, s := range []Slot{{"abc", 0}, {"a-b", 12}} {
-		if got, ok := ParseVMID(VMID(s.Instance, s.Slot)); !ok || got != s {
-			t.Errorf("%+v → %+v, %v", s, got, ok)
+// Admission counts what claims take: memory and disk are promised once, CPUs
+// CPUOvercommit times, and what is free never goes below zero.
+func TestRoom(t *testing.T) {
+	node := crdt.Node{Total: crdt.Resources{CPUs: 4, Memory: 1 << 30, Disk: 10 << 30}}
+	used := crdt.Resources{CPUs: 2, Memory: 768 << 20, Disk: 9 << 30}
+	for _, tc := range []struct {
+		spec crdt.Spec
+		want string
+	}{
+		{crdt.Spec{VCPU: 14, MemoryBytes: 256 << 20, DiskBytes: 1 << 30}, ""},
+		{crdt.Spec{VCPU: 15}, "its CPUs are taken"},
+		{crdt.Spec{VCPU: 1, MemoryBytes: 257 << 20}, "its memory is taken"},
+		{crdt.Spec{VCPU: 1, DiskBytes: 1<<30 + 1}, "its disk is taken"},
+	} {
+		if got := full(&node, used, &tc.spec); got != tc.want {
+			t.Errorf("%+v: %q, want %q", tc.spec, got, tc.want)
 		}
 	}
-	for _, bad := range []string{"", "a", "-1", "a-", "a-x", "a-01", "a--1", "a-+1"} {
-		if s, ok := ParseVMID(bad); ok && VMID(s.Instance, s.Slot) != bad {
-			t.Errorf("%q is read as %+v", bad, s)
-		}
+	w, s := world3()
+	s.VCPU, s.MemoryBytes, s.DiskBytes = 9, 9<<30, 9<<30
+	w.Claims["web"] = []crdt.Claim{claimOf(1, 0, crdt.ClaimRunning, true)}
+	if got := w.Free(w.Nodes[0]); got != (crdt.Resources{Disk: 1 << 30}) {
+		t.Errorf("free beside a claim over the total: %+v", got)
 	}
 }
 

@@ -6,26 +6,12 @@ import (
 	"encoding/binary"
 	"fmt"
 	"strconv"
-	"strings"
 
 	"github.com/formthefog/formation/crdt"
 )
 
 // VMID is the host-unique name of a replica's VM.
 func VMID(instance string, slot int) string { return instance + "-" + strconv.Itoa(slot) }
-
-// ParseVMID is the inverse of VMID.
-func ParseVMID(id string) (Slot, bool) {
-	i := strings.LastIndexByte(id, '-')
-	if i <= 0 {
-		return Slot{}, false
-	}
-	n, err := strconv.Atoi(id[i+1:])
-	if err != nil || n < 0 || VMID(id[:i], n) != id {
-		return Slot{}, false
-	}
-	return Slot{id[:i], n}, true
-}
 
 var lower = base32.NewEncoding("abcdefghijklmnopqrstuvwxyz234567").WithPadding(base32.NoPadding)
 
