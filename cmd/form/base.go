@@ -14,6 +14,7 @@ import (
 	"github.com/formthefog/formation/cmd/form/internal/cli"
 	"github.com/formthefog/formation/cmd/form/internal/swarm"
 	"github.com/formthefog/formation/cmd/internal/api"
+	"github.com/formthefog/formation/cmd/internal/spell"
 	"github.com/formthefog/formation/crdt/stmt"
 	"github.com/formthefog/formation/store"
 	"github.com/formthefog/formation/store/formfile"
@@ -218,7 +219,7 @@ func (a *app) resolveBase(ctx context.Context, c *swarm.Conn, name string, trust
 			Hint("a ticket names the swarm's publishers: --ticket form1…")
 	}
 	e := cli.Errorf(api.ExitNotFound, "the swarm publishes no base %q", name)
-	if near := cli.Nearest(name, published); near != "" {
+	if near := spell.Nearest(name, published); near != "" {
 		e.Hint("did you mean %s?", near)
 	}
 	return api.Base{}, e.Hint("make it here: form base build --name %s", name)

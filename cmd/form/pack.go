@@ -15,6 +15,7 @@ import (
 
 	"github.com/formthefog/formation/cmd/form/internal/cli"
 	"github.com/formthefog/formation/cmd/internal/api"
+	"github.com/formthefog/formation/cmd/internal/spell"
 	"github.com/formthefog/formation/store"
 	"github.com/formthefog/formation/store/formfile"
 )
@@ -71,7 +72,7 @@ func packID(ctx context.Context, s *store.Store, arg string) (cid.Cid, error) {
 		return found[0].CID, nil
 	case 0:
 		e := cli.Errorf(api.ExitNotFound, "no pack %q here", arg)
-		if near := cli.Nearest(arg, all); near != "" {
+		if near := spell.Nearest(arg, all); near != "" {
 			e.Hint("did you mean %s?", near)
 		}
 		return cid.Undef, e.Hint("what is here: form pack ls, form base ls")

@@ -13,6 +13,7 @@ import (
 	"github.com/formthefog/formation/cmd/form/internal/cli"
 	"github.com/formthefog/formation/cmd/form/internal/swarm"
 	"github.com/formthefog/formation/cmd/internal/api"
+	"github.com/formthefog/formation/cmd/internal/spell"
 	"github.com/formthefog/formation/crdt/stmt"
 )
 
@@ -86,7 +87,7 @@ func (a *app) findForeign(ctx context.Context, c *swarm.Conn, h host, mine []api
 	for _, i := range mine {
 		all = append(all, i.Name)
 	}
-	if near := cli.Nearest(h.name, all); near != "" {
+	if near := spell.Nearest(h.name, all); near != "" {
 		e.Hint("did you mean %s?", near)
 	}
 	return api.Instance{}, e.Hint("what runs: form ls (form ls --all shows other owners' too)")

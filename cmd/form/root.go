@@ -9,6 +9,7 @@ import (
 
 	"github.com/formthefog/formation/cmd/form/internal/cli"
 	"github.com/formthefog/formation/cmd/internal/api"
+	"github.com/formthefog/formation/cmd/internal/spell"
 )
 
 const rootLong = `form builds Formpacks, ships them to a swarm of peers and looks after what
@@ -111,7 +112,7 @@ func unknown(cmd *cobra.Command, word string) error {
 	if deeper := lookup(cmd, word); deeper != nil {
 		return e.Hint("did you mean: %s", deeper.CommandPath())
 	}
-	if near := cli.Nearest(word, names(cmd.Commands())); near != "" {
+	if near := spell.Nearest(word, names(cmd.Commands())); near != "" {
 		return e.Hint("did you mean: %s %s", cmd.CommandPath(), near)
 	}
 	return e.Hint("%s --help", cmd.CommandPath())

@@ -21,6 +21,7 @@ import (
 
 	"github.com/pelletier/go-toml/v2"
 
+	"github.com/formthefog/formation/cmd/internal/spell"
 	"github.com/formthefog/formation/crdt/stmt"
 )
 
@@ -181,7 +182,7 @@ func located(path string, err error) error {
 			row, col := strict.Errors[i].Position()
 			key := strings.Join(strict.Errors[i].Key(), ".")
 			line := fmt.Sprintf("%s:%d:%d: unknown key %q", path, row, col, key)
-			if near := nearest(key); near != "" {
+			if near := spell.Nearest(strings.ReplaceAll(key, "_", "-"), Keys()); near != "" {
 				line += fmt.Sprintf("; did you mean %q?", near)
 			}
 			lines = append(lines, line)

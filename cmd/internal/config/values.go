@@ -169,34 +169,3 @@ func Keys() []string {
 	}
 	return keys
 }
-
-// nearest is the known key within two edits of key, or empty.
-func nearest(key string) string {
-	best, at := "", 3
-	for _, k := range Keys() {
-		if d := distance(k, strings.ReplaceAll(strings.ToLower(key), "_", "-")); d < at {
-			best, at = k, d
-		}
-	}
-	return best
-}
-
-// distance is the Levenshtein distance.
-func distance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			cost := 1
-			if a[i] == b[j] {
-				cost = 0
-			}
-			diagonal, row[j+1] = row[j+1], min(row[j+1]+1, row[j]+1, diagonal+cost)
-		}
-	}
-	return row[len(b)]
-}

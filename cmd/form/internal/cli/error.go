@@ -8,7 +8,6 @@ package cli
 
 import (
 	"fmt"
-	"strings"
 )
 
 // Error is an error made for the person at the keyboard.
@@ -45,34 +44,3 @@ func (e *Error) Hint(format string, args ...any) *Error {
 type ExitStatus int
 
 func (s ExitStatus) Error() string { return fmt.Sprintf("exit status %d", int(s)) }
-
-// Nearest is the candidate that word was probably meant to be, or "".
-func Nearest(word string, candidates []string) string {
-	best, at := "", len(word)/3+2
-	for _, c := range candidates {
-		if d := distance(strings.ToLower(word), strings.ToLower(c)); d < at {
-			best, at = c, d
-		}
-	}
-	return best
-}
-
-// distance is the Levenshtein distance in bytes.
-func distance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		prev := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			d := prev
-			if a[i] != b[j] {
-				d = 1 + min(prev, row[j], row[j+1])
-			}
-			prev, row[j+1] = row[j+1], d
-		}
-	}
-	return row[len(b)]
-}
