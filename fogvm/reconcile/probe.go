@@ -30,6 +30,7 @@ const (
 // Timing and bounds of the probes; the rest is live.Config's.
 const (
 	probeTick    = 250 * time.Millisecond
+	peersEvery   = 4               // ticks between two looks at who there is
 	probeTimeout = 2 * time.Second // an answer after that is not waited for
 	viaTimeout   = probeTimeout + time.Second
 	probing      = 64 // probes at once, our own and those for others
@@ -64,6 +65,7 @@ type Prober struct {
 	events  chan live.Event
 	probes  chan struct{} // one token per probe in progress
 	serve   chan struct{} // one token per indirect probe for others
+	ticks   int           // so far; owned by Run
 
 	mu       sync.Mutex
 	interest []stmt.Key
@@ -135,7 +137,7 @@ func (p *Prober) Run(ctx context.Context) error {
 	defer cancel()
 	tick := time.NewTicker(probeTick)
 	defer tick.Stop()
-	for n := 0; ; n++ {
+	for {
 		var ev live.Event
 		select {
 		case <-ctx.Done():
@@ -148,11 +150,19 @@ func (p *Prober) Run(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("probe: %w", err)
 		}
-		if _, isTick := ev.(live.Tick); isTick && n%4 == 0 {
+		p.handle(ctx, &probes, now, ev)
+	}
+}
+
+// handle refreshes the peers at every peersEvery-th tick and passes ev on.
+func (p *Prober) handle(ctx context.Context, probes *sync.WaitGroup, now time.Duration, ev live.Event) {
+	if _, isTick := ev.(live.Tick); isTick {
+		if p.ticks%peersEvery == 0 {
 			p.setPeers(now)
 		}
-		p.step(ctx, &probes, now, ev)
+		p.ticks++
 	}
+	p.step(ctx, probes, now, ev)
 }
 
 // bootTime is the time since boot, suspension included.

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 	"testing"
 	"time"
 
@@ -408,5 +409,41 @@ func TestProber(t *testing.T) {
 	state(ms[2], ms[0], "alive")
 	if len(ms[0].prober.Dead()) != 0 {
 		t.Errorf("dead: %v", ms[0].prober.Dead())
+	}
+}
+
+// Contacts between the ticks, in whatever rhythm, do not keep the prober from
+// learning who there is.
+func TestProberLearnsPeersBetweenContacts(t *testing.T) {
+	m := newMachine(t, newHub(), newLibrary(), 1)
+	within(t, 20*time.Second, "a register in the view", func() error {
+		if n := len(m.state.View().Nodes()); n != 1 {
+			return fmt.Errorf("%d", n)
+		}
+		return nil
+	})
+	for rhythm := range 16 { // contacts after the first tick, and after each other one
+		first, others := rhythm/4, rhythm%4
+		view := crdt.NewState(network, stmt.Key{}, crdt.NewModel()).View() // empty at the first tick
+		p := NewProber(ProberConfig{Self: stmt.KeyOf(keyOf(2)), Streams: m.end, View: func() *crdt.View { return view }})
+		ctx, cancel := context.WithCancel(context.Background())
+		cancel() // no probe leaves
+		var probes sync.WaitGroup
+		for tick := range peersEvery + 1 {
+			now := time.Duration(tick+1) * probeTick
+			p.handle(ctx, &probes, now, live.Tick{})
+			view = m.state.View()
+			contacts := others
+			if tick == 0 {
+				contacts = first
+			}
+			for range contacts {
+				p.handle(ctx, &probes, now, live.Contact{Key: m.key})
+			}
+		}
+		probes.Wait()
+		if got := p.Live(m.key); got != "alive" {
+			t.Errorf("with %d and then %d contacts between ticks the peer is %s", first, others, got)
+		}
 	}
 }
