@@ -22,9 +22,9 @@ type handler interface {
 
 // serve is the guest's half of the channel: it answers the host's handshake,
 // sends info and then every status it is given, and hands what arrives to h.
-// It ends when rw does or ctx is done.
-func serve(ctx context.Context, rw io.ReadWriteCloser, info Info, statuses <-chan Status, h handler) error {
-	ctx, cancel := context.WithCancel(ctx)
+// It ends when rw does, or without an error when parent is done.
+func serve(parent context.Context, rw io.ReadWriteCloser, info Info, statuses <-chan Status, h handler) error {
+	ctx, cancel := context.WithCancel(parent)
 	defer cancel()
 	stop := context.AfterFunc(ctx, func() { rw.Close() })
 	defer stop()
@@ -45,7 +45,9 @@ func serve(ctx context.Context, rw io.ReadWriteCloser, info Info, statuses <-cha
 	for {
 		stream, err := session.AcceptStream()
 		if err != nil {
-			if ctx.Err() != nil {
+			// The parent's: it is done before its end reaches ctx, and the host
+			// may hear of it in between.
+			if parent.Err() != nil {
 				return nil
 			}
 			return fmt.Errorf("control channel: %w", err)
