@@ -53,7 +53,8 @@ type peerAnswer struct {
 	Addr    string
 	Pack    string
 	Seconds float64
-	Bytes   int64 // moved over the network
+	Synced  float64 // raw: seconds until the file was on disk as well
+	Bytes   int64   // moved over the network
 	Leaves  int64
 	Total   int64
 	RSSMiB  float64 // peak
@@ -190,7 +191,13 @@ func (t peerTask) raw(ctx context.Context, h host.Host) error {
 	if err != nil {
 		return err
 	}
-	return answer(peerAnswer{Seconds: time.Since(start).Seconds(), Bytes: n, Total: n, CPU: ownCPU() - cpu})
+	took, worked := time.Since(start), ownCPU()-cpu
+	if err := f.Sync(); err != nil {
+		return err
+	}
+	return answer(peerAnswer{
+		Seconds: took.Seconds(), Synced: time.Since(start).Seconds(), Bytes: n, Total: n, CPU: worked,
+	})
 }
 
 func (t peerTask) fetch(ctx context.Context, h host.Host) error {
