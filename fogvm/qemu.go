@@ -131,10 +131,8 @@ func (m *machine) start(argv []string, files []*os.File, spec shimSpec) error {
 	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=/nonexistent", "LC_ALL=C"}
 	cmd.ExtraFiles = files
 	cmd.Stdout, cmd.Stderr = m.stderr, m.stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
-	if spec.UID != 0 {
-		cmd.SysProcAttr.Credential = &syscall.Credential{Uid: spec.UID, Gid: spec.GID, Groups: kvmGroups(spec.Accel)}
-	}
+	cmd.SysProcAttr = qemuUser(spec.UID, spec.GID, spec.Accel)
+	cmd.SysProcAttr.Pdeathsig, cmd.SysProcAttr.Setpgid = syscall.SIGKILL, true
 	started := make(chan error, 1)
 	exited := make(chan error, 1)
 	go func() {
@@ -199,18 +197,6 @@ func readableByAll(f *os.File) (*os.File, error) {
 		return nil, errors.Join(err, out.Close())
 	}
 	return out, nil
-}
-
-// kvmGroups is the group that owns the KVM device, which QEMU opens by path.
-func kvmGroups(accel string) []uint32 {
-	if accel != "kvm" {
-		return nil
-	}
-	var st unix.Stat_t
-	if err := unix.Stat(kvmDevice, &st); err != nil {
-		return nil
-	}
-	return []uint32{st.Gid}
 }
 
 // tailWriter passes everything on and remembers the end of it.

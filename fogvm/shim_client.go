@@ -29,10 +29,6 @@ type qemuHypervisor struct {
 }
 
 func newQEMU(cfg Config) (*qemuHypervisor, error) {
-	accel, warning, err := detectAccel(cfg.Accel, kvmDevice)
-	if err != nil {
-		return nil, err
-	}
 	if len(cfg.ShimCommand) == 0 || cfg.GuestBinary == "" {
 		return nil, errors.New("fogvm: the QEMU driver needs ShimCommand and GuestBinary")
 	}
@@ -45,7 +41,13 @@ func newQEMU(cfg Config) (*qemuHypervisor, error) {
 	if err := sweepCgroups(cgroupRoot, time.Now()); err != nil {
 		cfg.Logger.Warn("cgroups are left behind", "error", err)
 	}
-	return &qemuHypervisor{cfg: cfg, log: cfg.Logger, accels: accel, warning: warning}, nil
+	q := &qemuHypervisor{cfg: cfg, log: cfg.Logger}
+	uid, gid, err := q.credentials(cfg.Dir)
+	if err != nil {
+		return nil, err
+	}
+	q.accels, q.warning, err = detectAccel(cfg.Accel, func() error { return tryKVM(cfg.QEMU, uid, gid) })
+	return q, err
 }
 
 func (q *qemuHypervisor) accel() (string, string) { return q.accels, q.warning }
