@@ -2,10 +2,13 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"math"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"time"
@@ -156,17 +159,41 @@ func offer(c config.Config) (crdt.Resources, error) {
 		r.Memory = total - min(total, max(total/8, 512<<20))
 	}
 	if r.Disk == 0 {
-		var fs unix.Statfs_t
-		if err := unix.Statfs(c.Data, &fs); err != nil {
+		var st unix.Statfs_t
+		if err := unix.Statfs(c.Data, &st); err != nil {
 			return r, fmt.Errorf("disk of %s: %w", c.Data, err)
 		}
-		free := fs.Bavail * uint64(fs.Bsize)
-		// The host keeps a tenth. Disks are sparse: what runs already is counted
-		// as free as far as it is not written.
+		own, err := occupied(filepath.Join(c.Data, "vms"))
+		if err != nil {
+			return r, fmt.Errorf("disks of VMs: %w", err)
+		}
+		// The host keeps a tenth. What VMs here have written is part of the
+		// offer, or each restart would offer less than runs already.
+		free := st.Bavail*uint64(st.Bsize) + own
 		r.Disk = free - free/10
 	}
 	r.Memory = min(r.Memory, math.MaxInt64)
 	return r, nil
+}
+
+// occupied is how much disk the files below a folder take, in bytes. What goes
+// away meanwhile, or is not there, takes none.
+func occupied(dir string) (sum uint64, err error) {
+	err = filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
+		var st unix.Stat_t
+		if err == nil {
+			err = unix.Lstat(path, &st)
+		}
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		sum += uint64(st.Blocks) * 512 // POSIX: st_blocks counts these
+		return nil
+	})
+	return sum, err
 }
 
 // guestBinary finds form-guest: beside formd, else in the PATH.

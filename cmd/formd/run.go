@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -231,20 +232,24 @@ func (d *formd) openNetwork() (err error) {
 	return err
 }
 
-// maxKnown bounds the addresses taken from the state.
-const maxKnown = 32
+// Bounds of the addresses taken from the state: in all, and of one node.
+const (
+	maxKnown      = 32
+	maxKnownOfOne = 4
+)
 
 // knownAddrs are the addresses that other nodes signed into the state: a node
 // that was away finds back by them, also when the ticket's peers are gone.
 func knownAddrs(v *crdt.View, self stmt.Key) []string {
 	var out []string
-	for _, n := range v.Nodes() {
-		if n.Key == self {
-			continue
-		}
+	nodes := slices.Clone(v.Nodes())
+	rand.Shuffle(len(nodes), func(i, j int) { nodes[i], nodes[j] = nodes[j], nodes[i] }) // some may be gone for good
+	for _, n := range nodes {
+		known := 0
 		for _, a := range n.Addrs {
-			if _, err := peer.AddrInfoFromString(a); err == nil && len(out) < maxKnown {
+			if _, err := peer.AddrInfoFromString(a); err == nil && n.Key != self && known < maxKnownOfOne && len(out) < maxKnown {
 				out = append(out, a)
+				known++
 			}
 		}
 	}
@@ -299,7 +304,7 @@ func (d *formd) openReconciler() error {
 		Self: d.id.self(), Streams: d.node, View: d.state.View, Now: d.now, Logger: d.log.With("part", "live"),
 	})
 	d.rec, err = reconcile.New(reconcile.Config{
-		Self: d.id.self(), State: d.state, Content: d.store, Keeper: d.store, VMs: d.vms, Liveness: d.prober,
+		Self: d.id.self(), State: d.state, Loaded: d.state.View(), Content: d.store, Keeper: d.store, VMs: d.vms, Liveness: d.prober,
 		Dir: d.path("reconcile"), Node: d.register, Addrs: d.node.Addrs, Accepts: d.accept.accepts,
 		AcceptLabel: d.accept.label, TakeoverDelay: time.Duration(d.cfg.TakeoverDelay), Now: d.now,
 		Logger: d.log.With("part", "reconcile"),

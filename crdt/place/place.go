@@ -231,9 +231,50 @@ func negLog2(x uint64) uint64 {
 	return uint64(lead+1)<<logFraction - frac
 }
 
-// Need is what one replica of spec takes.
+// What a replica gets where its spec says nothing, and the most there is
+// (CONTRACT, Formfile).
+const (
+	DefaultVCPU   = 1
+	DefaultMemory = 512 << 20
+	DefaultDisk   = 5 << 30
+
+	MaxVCPU   = 128
+	MinMemory = 128 << 20
+	MaxMemory = 256_000 << 20
+	MinDisk   = 1 << 30
+	MaxDisk   = 65_535 << 30
+)
+
+// Need is what one replica of spec takes, and is given: never nothing, whatever
+// the spec says, so that no sum of needs is wrong.
 func Need(spec crdt.Spec) crdt.Resources {
-	return crdt.Resources{CPUs: spec.VCPU, Memory: spec.MemoryBytes, Disk: spec.DiskBytes}
+	r := crdt.Resources{CPUs: spec.VCPU, Memory: spec.MemoryBytes, Disk: spec.DiskBytes}
+	if r.CPUs == 0 {
+		r.CPUs = DefaultVCPU
+	}
+	if r.Memory == 0 {
+		r.Memory = DefaultMemory
+	}
+	if r.Disk == 0 {
+		r.Disk = DefaultDisk
+	}
+	return crdt.Resources{
+		CPUs: min(max(r.CPUs, 1), MaxVCPU), Memory: min(r.Memory, MaxMemory), Disk: min(r.Disk, MaxDisk),
+	}
+}
+
+// OutOfBounds says, as one line for people, what of a spec's sizes no machine
+// gives; empty when all is well.
+func OutOfBounds(spec crdt.Spec) string {
+	switch {
+	case spec.VCPU < 0 || spec.VCPU > MaxVCPU:
+		return fmt.Sprintf("%d vCPUs, allowed are 1 to %d", spec.VCPU, MaxVCPU)
+	case spec.MemoryBytes != 0 && (spec.MemoryBytes < MinMemory || spec.MemoryBytes > MaxMemory):
+		return fmt.Sprintf("%d MiB of memory, allowed are %d to %d", spec.MemoryBytes>>20, MinMemory>>20, MaxMemory>>20)
+	case spec.DiskBytes != 0 && (spec.DiskBytes < MinDisk || spec.DiskBytes > MaxDisk):
+		return fmt.Sprintf("%d MiB of disk, allowed are %d GiB to %d GiB", spec.DiskBytes>>20, MinDisk>>30, MaxDisk>>30)
+	}
+	return ""
 }
 
 func fits(need, have crdt.Resources) (bool, string) {

@@ -15,6 +15,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 	mh "github.com/multiformats/go-multihash"
 
+	"github.com/formthefog/formation/crdt"
 	"github.com/formthefog/formation/crdt/stmt"
 	"github.com/formthefog/formation/store"
 )
@@ -118,6 +119,39 @@ func (e *endpoint) Subscribe(_ context.Context, topic string, f func(context.Con
 	return nil
 }
 
+// gate is a State whose writes can be made to fail.
+type gate struct {
+	State
+	mu  sync.Mutex
+	err error
+}
+
+func (g *gate) setFail(err error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.err = err
+}
+
+func (g *gate) fails() error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.err
+}
+
+func (g *gate) SetNode(ctx context.Context, n crdt.Node) error {
+	if err := g.fails(); err != nil {
+		return err
+	}
+	return g.State.SetNode(ctx, n)
+}
+
+func (g *gate) SetClaims(ctx context.Context, claims []crdt.Claim) error {
+	if err := g.fails(); err != nil {
+		return err
+	}
+	return g.State.SetClaims(ctx, claims)
+}
+
 // library is the packs there are; shelf is one node's part of it.
 type library struct {
 	mu    sync.Mutex
@@ -213,6 +247,13 @@ func (s *shelf) Fetch(_ context.Context, c cid.Cid, _ store.FetchOptions) error 
 	}
 	s.here[c.String()] = true
 	return nil
+}
+
+// drop loses a pack.
+func (s *shelf) drop(c string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.here, c)
 }
 
 func (s *shelf) Unpin(context.Context, cid.Cid) error { return nil }

@@ -83,6 +83,9 @@ type Config struct {
 	Liveness Liveness
 	Dir      string // keeps what must outlive a restart: drain flag, VM definitions
 
+	// Loaded is the state that an earlier run left; nil: none.
+	Loaded *crdt.View
+
 	// Node is this node's register as it is published; Addrs, Holds and Draining
 	// are filled in.
 	Node  crdt.Node
@@ -145,6 +148,9 @@ func New(cfg Config) (*Reconciler, error) {
 		r.draining = true
 	} else if !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("reconcile: %w", err)
+	}
+	if cfg.Loaded != nil {
+		r.timers = plan.Remember(r.WorldOf(cfg.Loaded), cfg.Self, r.vmStatus())
 	}
 	r.packs = newPacks(cfg, r.Kick)
 	return r, nil
@@ -257,16 +263,15 @@ func (r *Reconciler) loop(ctx context.Context) error {
 // step looks once. Before the state is synchronised only the register is
 // published.
 func (r *Reconciler) step(ctx context.Context, view *crdt.View, ready bool) (time.Time, error) {
-	if err := r.publishNode(ctx); err != nil {
-		return time.Time{}, err
-	}
+	// Nothing that cannot be published keeps what runs from being looked after.
+	nodeErr := r.publishNode(ctx)
 	w := r.WorldOf(view)
 	r.mu.Lock()
 	r.world = w
 	r.mu.Unlock()
 	r.cfg.Liveness.SetInterest(plan.Interest(w, r.cfg.Self))
 	if !ready {
-		return time.Time{}, nil
+		return time.Time{}, nodeErr
 	}
 	out := plan.Plan(plan.Input{
 		Now: r.cfg.Now(), Self: r.cfg.Self, World: w, VMs: r.vmStatus(),
@@ -275,11 +280,23 @@ func (r *Reconciler) step(ctx context.Context, view *crdt.View, ready bool) (tim
 	})
 	r.timers = out.Timers
 	r.packs.want(out.Fetch, out.Keep, w)
-	// A claim is published before its VM is started, so that others know.
-	if err := r.cfg.State.SetClaims(ctx, out.Claims); err != nil {
-		return out.Wake, fmt.Errorf("publish claims: %w", err)
+	// A claim is published before its VM is started, so that others know. When
+	// that fails nothing starts, but what is here is still run, stopped and ended.
+	claimErr := r.cfg.State.SetClaims(ctx, out.Claims)
+	if claimErr != nil {
+		claimErr = fmt.Errorf("publish claims: %w", claimErr)
+		out.VMs = r.present(out.VMs)
 	}
-	return out.Wake, r.sync(ctx, w, out.VMs)
+	return out.Wake, errors.Join(nodeErr, claimErr, r.sync(ctx, w, out.VMs))
+}
+
+// present are those VMs that are on this host already.
+func (r *Reconciler) present(vms []plan.VM) []plan.VM {
+	here := map[string]bool{}
+	for _, s := range r.cfg.VMs.List() {
+		here[s.ID] = true
+	}
+	return slices.DeleteFunc(vms, func(v plan.VM) bool { return !here[v.ID] })
 }
 
 // relevant are the packs a decision may ask about.

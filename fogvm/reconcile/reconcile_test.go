@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -41,6 +42,7 @@ type machine struct {
 
 	end     *endpoint
 	state   *crdt.Replica
+	gate    *gate // between the state and the reconciler
 	vms     *fogvm.Manager
 	rec     *Reconciler
 	prober  *Prober
@@ -70,6 +72,7 @@ func (m *machine) start() {
 		SyncInterval: 200 * time.Millisecond,
 	})
 	must(err)
+	m.gate = &gate{State: m.state}
 	m.vms, err = fogvm.New(fogvm.Config{
 		Dir: filepath.Join(m.dir, "vms"), Driver: fogvm.DriverFake, Logger: slog.New(slog.DiscardHandler),
 		Fake: &fogvm.Fake{Script: func(fogvm.VM) fogvm.FakeRun { return fogvm.FakeRun{ReadyAfter: 50 * time.Millisecond} }},
@@ -80,7 +83,7 @@ func (m *machine) start() {
 		Times: live.Config{Interval: 100 * time.Millisecond, Indirect: 250 * time.Millisecond, Timeout: 500 * time.Millisecond},
 	})
 	m.rec, err = New(Config{
-		Self: m.key, State: m.state, Content: m.shelf, Keeper: m.shelf, VMs: m.vms, Liveness: m.prober,
+		Self: m.key, State: m.gate, Loaded: m.state.View(), Content: m.shelf, Keeper: m.shelf, VMs: m.vms, Liveness: m.prober,
 		Dir: filepath.Join(m.dir, "reconcile"), Addrs: func() []string { return nil }, TakeoverDelay: 300 * time.Millisecond,
 		Node: crdt.Node{Total: crdt.Resources{CPUs: 4, Memory: 8 << 30, Disk: 100 << 30}},
 	})
@@ -282,6 +285,81 @@ func TestFetchFailuresShow(t *testing.T) {
 	within(t, 30*time.Second, "ready after all", claim(func(c crdt.Claim) bool { return c.Ready }))
 }
 
+// A VM that runs outlives that its definition cannot be made again: its disk
+// cannot.
+func TestRunningVMOutlivesItsDefinition(t *testing.T) {
+	h, l := newHub(), newLibrary()
+	p := l.add("one", store.RunConfig{})
+	m := newMachine(t, h, l, 1)
+	o := ship(t, m, p, 1)
+	o.waitReady(m, 1)
+	first := m.vms.List()[0]
+	l.setFail(p, errors.New("gone from the swarm"))
+	m.shelf.drop(p)
+	m.rec.Rescan(context.Background())
+	m.rec.Kick()
+	within(t, 20*time.Second, "the claim says why", func() error {
+		if c := m.state.View().Claims(o.id)[0]; !c.Ready || !strings.Contains(c.Reason, "pack ") {
+			return fmt.Errorf("%+v", c)
+		}
+		return nil
+	})
+	if now := m.vms.List(); len(now) != 1 || now[0].Launches != first.Launches || !now[0].StartedAt.Equal(first.StartedAt) {
+		t.Errorf("the VM is %+v, was %+v", now, first)
+	}
+}
+
+// A machine whose state is lost keeps its VMs, which peers or their owner may
+// still know; one that learns of a deletion while it was away ends them.
+func TestVMsOutliveALostState(t *testing.T) {
+	h, l := newHub(), newLibrary()
+	p := l.add("one", store.RunConfig{})
+	m := newMachine(t, h, l, 1)
+	o := ship(t, m, p, 1)
+	o.waitReady(m, 1)
+	m.kill()
+	if err := os.RemoveAll(filepath.Join(m.dir, "state")); err != nil {
+		t.Fatal(err)
+	}
+	m.start()
+	within(t, 30*time.Second, "the VM is known to be of nothing", func() error {
+		m.rec.mu.Lock()
+		defer m.rec.mu.Unlock()
+		if _, kept := m.rec.applied[plan.VMID(o.id, 0)]; !kept || len(m.rec.world.Nodes) == 0 {
+			return errors.New("not yet")
+		}
+		return nil
+	})
+	if _, err := os.Stat(filepath.Join(m.dir, "vms", plan.VMID(o.id, 0))); err != nil || len(m.vms.List()) != 1 {
+		t.Fatalf("VMs: %+v, %v", m.vms.List(), err)
+	}
+}
+
+// While nothing can be published, nothing starts, and what is to end ends.
+func TestUnpublishedClaims(t *testing.T) {
+	h, l := newHub(), newLibrary()
+	p := l.add("one", store.RunConfig{})
+	m := newMachine(t, h, l, 1)
+	ended, kept := ship(t, m, p, 1), ship(t, m, p, 1)
+	ended.waitReady(m, 1)
+	kept.waitReady(m, 1)
+	m.gate.setFail(errors.New("disk full"))
+	waits := ship(t, m, p, 1)
+	raws, err := ended.a.Delete(ended.id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ended.submit(m, raws)
+	within(t, 20*time.Second, "one VM is left", func() error {
+		if vms := m.vms.List(); len(vms) != 1 || vms[0].ID != plan.VMID(kept.id, 0) {
+			return fmt.Errorf("%+v", vms)
+		}
+		return nil
+	})
+	m.gate.setFail(nil)
+	waits.waitReady(m, 1)
+}
+
 // What is neither claimed, spare, leased nor pinned is collected.
 func TestCollectKeepsLeases(t *testing.T) {
 	h, l := newHub(), newLibrary()
@@ -347,7 +425,7 @@ func TestDefine(t *testing.T) {
 	})
 	s.here[pack] = true
 	spec := &crdt.Spec{
-		ID: "abc", Name: "web", MemoryBytes: 2 << 30, Env: map[string]string{"PORT": "81", "B": "c"},
+		ID: "abc", Name: "web", VCPU: 2, MemoryBytes: 2 << 30, DiskBytes: 10 << 30, Env: map[string]string{"PORT": "81", "B": "c"},
 		SSHKeys: []string{"ssh-ed25519 OWNER"}, Expose: []string{"8080/tcp", "9090", "bad"},
 	}
 	vm, err := define(context.Background(), s, spec, plan.VM{

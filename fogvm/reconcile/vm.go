@@ -18,6 +18,7 @@ import (
 	"github.com/ipfs/go-cid"
 
 	"github.com/formthefog/formation/crdt"
+	"github.com/formthefog/formation/crdt/place"
 	"github.com/formthefog/formation/fogvm"
 	"github.com/formthefog/formation/fogvm/guest"
 	"github.com/formthefog/formation/fogvm/reconcile/plan"
@@ -31,6 +32,7 @@ func (r *Reconciler) vmStatus() map[string]plan.VMStatus {
 	for _, s := range r.cfg.VMs.List() {
 		out[s.ID] = plan.VMStatus{
 			Incarnation: s.Incarnation, Restart: s.Restart, Phase: plan.VMPhase(s.Phase), Ready: s.Ready,
+			Booted: !s.AgentAt.IsZero(),
 			Reason: s.Reason, Accel: s.Accel, StartedAt: unixOf(s.StartedAt), ReadyAt: unixOf(s.ReadyAt),
 			SSHHostKey: s.SSHHostKey, MeshKey: s.MeshKey,
 		}
@@ -38,11 +40,22 @@ func (r *Reconciler) vmStatus() map[string]plan.VMStatus {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for id, b := range r.broken {
-		if _, there := out[id]; !there {
-			out[id] = plan.VMStatus{Incarnation: b.incarnation, Restart: b.restart, Phase: plan.VMFailed, Reason: b.reason}
+		vm, there := out[id]
+		if there && vm.Incarnation == b.incarnation && vm.Restart == b.restart {
+			vm.Reason = orElse(vm.Reason, b.reason) // it runs as it was
+			out[id] = vm
+			continue
 		}
+		out[id] = plan.VMStatus{Incarnation: b.incarnation, Restart: b.restart, Phase: plan.VMFailed, Reason: b.reason}
 	}
 	return out
+}
+
+func orElse(s, t string) string {
+	if s != "" {
+		return s
+	}
+	return t
 }
 
 func unixOf(t time.Time) int64 {
@@ -70,7 +83,10 @@ func (r *Reconciler) sync(ctx context.Context, w plan.World, want []plan.VM) err
 			if vm, err = define(ctx, r.cfg.Content, specs[v.Instance], v); err != nil {
 				r.log.Error("cannot define the VM", "instance", v.Instance, "slot", v.Slot.Slot, "pack", v.Pack, "err", err)
 				broken[v.ID] = definitionError{v.Incarnation, v.Restart, err.Error()}
-				continue
+				if vm, known = before[v.ID]; !known {
+					continue
+				}
+				// What runs has a disk: it is left as it is.
 			}
 		}
 		vm.Run = v.Run
@@ -105,13 +121,8 @@ type definitionError struct {
 	reason      string
 }
 
-// Defaults of a VM that neither spec nor pack sizes (CONTRACT, Formfile).
-const (
-	defaultMemory = 512 << 20
-	defaultDisk   = 5 << 30
-)
-
-// define makes a VM of a spec and its pack.
+// define makes a VM of a spec and its pack. Its size is what the swarm has
+// counted for it, so the pack's own is not looked at.
 func define(ctx context.Context, content Content, s *crdt.Spec, v plan.VM) (fogvm.VM, error) {
 	if s == nil {
 		return fogvm.VM{}, fmt.Errorf("instance %s is unknown", v.Instance)
@@ -128,12 +139,11 @@ func define(ctx context.Context, content Content, s *crdt.Spec, v plan.VM) (fogv
 	if err != nil {
 		return fogvm.VM{}, fmt.Errorf("base %s: %w", root.Base, err)
 	}
+	size := place.Need(*s)
 	vm := fogvm.VM{
 		ID: v.ID, Incarnation: v.Incarnation, Run: v.Run, Restart: v.Restart,
-		VCPU:        orInt(s.VCPU, root.Run.VCPU, 1),
-		MemoryBytes: orUint(s.MemoryBytes, root.Run.MemoryBytes, defaultMemory),
-		DiskBytes:   orUint(s.DiskBytes, root.Run.DiskBytes, defaultDisk),
-		Guest:       guestConfig(s, root, v.Slot.Slot),
+		VCPU: size.CPUs, MemoryBytes: size.Memory, DiskBytes: size.Disk,
+		Guest: guestConfig(s, root, v.Slot.Slot),
 	}
 	if vm.Kernel, err = content.Path(base.Kernel); err != nil {
 		return fogvm.VM{}, fmt.Errorf("kernel: %w", err)
@@ -153,24 +163,6 @@ func define(ctx context.Context, content Content, s *crdt.Spec, v plan.VM) (fogv
 		vm.Lowers = append(vm.Lowers, p)
 	}
 	return vm, nil
-}
-
-func orInt(v ...int) int {
-	for _, x := range v {
-		if x != 0 {
-			return x
-		}
-	}
-	return 0
-}
-
-func orUint(v ...uint64) uint64 {
-	for _, x := range v {
-		if x != 0 {
-			return x
-		}
-	}
-	return 0
 }
 
 // guestConfig is what the guest is told: the pack's run configuration with the

@@ -19,6 +19,7 @@ import (
 	"cmp"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/formthefog/formation/crdt"
@@ -73,9 +74,11 @@ type Slot struct {
 // Timers are what a node remembers between two calls, all of it first sightings
 // of its own: losing them only delays a claim.
 type Timers struct {
-	Empty     map[Slot]time.Time // since when nobody holds the slot
-	Failed    map[Slot]time.Time // since when only failed claims hold it
-	Takeovers []time.Time        // of the last minute
+	Empty     map[Slot]time.Time   // since when nobody holds the slot
+	Failed    map[Slot]time.Time   // since when only failed claims hold it
+	Stray     map[string]time.Time // since when a VM, by ID, is of nothing ever known
+	Known     map[string]bool      // VMs, by ID, whose instance was known once
+	Takeovers []time.Time          // of the last minute
 }
 
 // VMPhase mirrors fogvm.Phase; the reconciler translates.
@@ -96,6 +99,7 @@ type VMStatus struct {
 	Incarnation string
 	Restart     uint64
 	Phase       VMPhase
+	Booted      bool // its agent has answered since StartedAt
 	Ready       bool
 	Reason      string
 	Accel       string
@@ -151,7 +155,8 @@ func Plan(in Input) Output {
 		Input: in,
 		used:  in.World.usage(),
 		out: Output{Timers: Timers{
-			Empty: map[Slot]time.Time{}, Failed: map[Slot]time.Time{},
+			Empty: map[Slot]time.Time{}, Failed: map[Slot]time.Time{}, Stray: map[string]time.Time{},
+			Known:     in.Timers.known(in.World, in.Self, in.VMs),
 			Takeovers: recent(in.Timers.Takeovers, in.Now),
 		}},
 		wanted: map[string]bool{}, keep: map[string]bool{},
@@ -224,15 +229,65 @@ func (p *planner) instance(s *crdt.Spec) {
 
 // orphans drains the VMs and claims of instances that are no more.
 func (p *planner) orphans() {
-	known := make(map[string]bool, len(p.World.Instances))
+	live := make(map[string]bool, len(p.World.Instances))
 	for i := range p.World.Instances {
-		known[p.World.Instances[i].ID] = true
+		live[p.World.Instances[i].ID] = true
 	}
 	for _, c := range p.World.Own(p.Self) {
-		if !known[c.Instance] {
+		if !live[c.Instance] {
 			p.drain(c, "the instance was deleted")
 		}
 	}
+	for _, id := range sortedKeys(p.VMs) {
+		if !p.out.Timers.Known[id] {
+			p.stray(id)
+		}
+	}
+}
+
+// Remember are the first Timers of a node that starts with the state and the VMs
+// that an earlier run left.
+func Remember(w World, self stmt.Key, vms map[string]VMStatus) Timers {
+	return Timers{Known: Timers{}.known(w, self, vms)}
+}
+
+// known are the VMs of instances that the world knows or did once.
+func (t Timers) known(w World, self stmt.Key, vms map[string]VMStatus) map[string]bool {
+	now := map[string]bool{}
+	for i := range w.Instances {
+		now[w.Instances[i].ID] = true
+	}
+	for _, c := range w.Own(self) {
+		now[c.Instance] = true
+	}
+	out := map[string]bool{}
+	for id := range vms {
+		if instance, _, _ := strings.Cut(id, "-"); now[instance] || t.Known[id] {
+			out[id] = true
+		}
+	}
+	return out
+}
+
+// strayTime is how long a VM of an instance that was never known is left as it
+// is: this node has lost its state, and its peers may bring it back.
+const strayTime = 24 * time.Hour
+
+func (p *planner) stray(id string) {
+	since := p.Timers.Stray[id]
+	if since.IsZero() {
+		since = p.Now
+	}
+	end := since.Add(strayTime)
+	if !p.Now.Before(end) {
+		return
+	}
+	p.out.Timers.Stray[id] = since
+	p.wake(end)
+	vm := p.VMs[id]
+	p.out.VMs = append(p.out.VMs, VM{
+		ID: id, Run: vm.Phase != VMStopped, Incarnation: vm.Incarnation, Restart: vm.Restart, Keep: true,
+	})
 }
 
 // drain gives a claim up: the VM is not wanted any more, and the claim is held
@@ -259,6 +314,11 @@ func (p *planner) finish() {
 		return cmp.Or(cmp.Compare(a.Instance, b.Instance), cmp.Compare(a.Slot, b.Slot))
 	})
 	slices.SortFunc(o.VMs, func(a, b VM) int { return cmp.Compare(a.ID, b.ID) })
+	for _, vm := range o.VMs {
+		if _, stray := o.Timers.Stray[vm.ID]; !stray {
+			o.Timers.Known[vm.ID] = true
+		}
+	}
 }
 
 // recent drops what is older than a minute. The result is a new slice.

@@ -127,6 +127,48 @@ func TestScenarios(t *testing.T) {
 			c.remove("web")
 			c.run(2 * time.Second)
 		}},
+		{"dead-for-good-then-drain", 8, func(c *cluster) {
+			c.ship("web", 1, "p1")
+			c.run(10 * time.Second)
+			c.kill(c.holder("web", 0), true)
+			c.run(60 * time.Second)
+			n := c.node(c.holder("web", 0))
+			c.logf("n%d drains", n.id)
+			n.reg.Draining = true
+			c.run(60 * time.Second)
+		}},
+		{"size-out-of-bounds", 2, func(c *cluster) {
+			c.ship("web", 2, "p1")
+			c.run(10 * time.Second)
+			c.change("web", "wants 64 MiB", func(s *crdt.Spec) { s.MemoryBytes = 64 << 20 })
+			c.run(30 * time.Second)
+			for id := range 2 {
+				for _, vm := range c.node(id + 1).vms {
+					if vm.boots != 1 {
+						c.violate("n%d booted its VM %d times", id+1, vm.boots)
+					}
+				}
+			}
+			c.change("web", "wants 1 GiB", func(s *crdt.Spec) { s.MemoryBytes = 1 << 30 })
+			c.run(30 * time.Second)
+		}},
+		{"disk-offered-shrinks", 3, func(c *cluster) {
+			c.ship("web", 1, "p1")
+			c.run(10 * time.Second)
+			n := c.node(c.holder("web", 0))
+			c.logf("n%d offers 1 GiB of disk", n.id)
+			n.reg.Total.Disk = 1 << 30
+			c.run(30 * time.Second)
+		}},
+		{"guest-hangs-in-boot", 2, func(c *cluster) {
+			c.hangs[1], c.hangs[2] = true, true
+			c.ship("web", 1, "p1")
+			c.run(10 * time.Second)
+			for id := range 2 {
+				c.hangs[id+1] = len(c.node(id+1).claims) > 0
+			}
+			c.run(15 * time.Minute)
+		}},
 		{"drain", 3, func(c *cluster) {
 			c.ship("web", 2, "p1")
 			c.run(10 * time.Second)

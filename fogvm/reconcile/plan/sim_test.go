@@ -25,6 +25,7 @@ type cluster struct {
 	log   strings.Builder
 	bad   []string          // violated safety invariants
 	fails map[string]bool   // packs whose VMs fail
+	hangs map[int]bool      // nodes whose VMs hang while they boot
 	noted map[string]string // last line of each subject, to log changes only
 }
 
@@ -61,7 +62,7 @@ type simVM struct {
 }
 
 func newCluster(n int) *cluster {
-	c := &cluster{tick: 250 * time.Millisecond, specs: map[string]crdt.Spec{}, fails: map[string]bool{}, noted: map[string]string{}}
+	c := &cluster{tick: 250 * time.Millisecond, specs: map[string]crdt.Spec{}, fails: map[string]bool{}, hangs: map[int]bool{}, noted: map[string]string{}}
 	for i := range n {
 		c.add(i + 1)
 	}
@@ -220,11 +221,17 @@ func (c *cluster) world(n *simNode) World {
 func (c *cluster) status(n *simNode) map[string]VMStatus {
 	out := map[string]VMStatus{}
 	for id, vm := range n.vms {
-		s := VMStatus{Incarnation: vm.incarnation, Restart: vm.restart, Phase: VMStopped, Accel: "fake"}
+		s := VMStatus{
+			Incarnation: vm.incarnation, Restart: vm.restart, Phase: VMStopped, Accel: "fake",
+			StartedAt: epoch.Add(vm.at).Unix(),
+		}
 		switch {
 		case vm.run && c.fails[vm.pack]:
 			s.Phase, s.Reason = VMFailed, "exit code 1"
+		case vm.run && c.hangs[n.id]:
+			s.Phase = VMLaunching
 		case vm.run && c.now >= vm.at+bootTime:
+			s.Booted = true
 			s.Phase, s.Ready, s.ReadyAt = VMRunning, true, int64((vm.at+bootTime)/time.Second)
 		case vm.run:
 			s.Phase = VMLaunching

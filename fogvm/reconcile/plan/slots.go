@@ -21,10 +21,19 @@ func (w World) nodeOf(k stmt.Key) *crdt.Node {
 }
 
 // leaving says whether a claim's node should hand the slot over: it drains, or
-// no longer fits the spec.
+// no longer fits the spec. The disk of a replica that runs the spec as it is now
+// is there already, whatever its node has left to offer.
 func (w World) leaving(s *crdt.Spec, c crdt.Claim) bool {
 	n := w.nodeOf(c.Node)
-	return n == nil || n.Draining || w.barred(n, s) != ""
+	if n == nil || n.Draining {
+		return true
+	}
+	if c.StartedAt != 0 && c.SpecGeneration >= s.Generation {
+		with := *n
+		with.Total.Disk = max(with.Total.Disk, place.Need(*s).Disk)
+		n = &with
+	}
+	return w.barred(n, s) != ""
 }
 
 // holds says whether a claim keeps others from claiming its slot.
@@ -148,21 +157,27 @@ func (p *planner) since(s *crdt.Spec, claims []crdt.Claim, slot int) (at time.Ti
 		}
 		failed = failed || (c.Phase == crdt.ClaimFailed && !p.World.dead(c.Node) && !void(s, c))
 	}
-	switch {
-	case failed:
-		if at = p.Timers.Failed[key]; at.IsZero() {
-			at = p.Now
-		}
-		p.out.Timers.Failed[key] = at
+	if failed {
+		at = p.first(p.Timers.Failed, p.out.Timers.Failed, key)
 		return at, p.TakeoverDelay, p.TakeoverDelay
-	case !deadAt.IsZero():
-		return deadAt, p.TakeoverDelay, p.TakeoverDelay
 	}
-	if at = p.Timers.Empty[key]; at.IsZero() {
+	at = p.first(p.Timers.Empty, p.out.Timers.Empty, key)
+	if !deadAt.IsZero() {
+		// The dead may have lost the slot to another long ago: then only the
+		// vacancy is news.
+		return later(deadAt, at), p.TakeoverDelay, p.TakeoverDelay
+	}
+	return at, 0, rankStep
+}
+
+// first is when a slot was first seen in a state; now, if it is news.
+func (p *planner) first(before, after map[Slot]time.Time, key Slot) time.Time {
+	at := before[key]
+	if at.IsZero() {
 		at = p.Now
 	}
-	p.out.Timers.Empty[key] = at
-	return at, 0, rankStep
+	after[key] = at
+	return at
 }
 
 // observeEmpty keeps the timers of vacant slots going on a node that cannot or
@@ -248,6 +263,9 @@ func (p *planner) own(s *crdt.Spec, claims []crdt.Claim, c crdt.Claim, kept bool
 		p.drain(c, "scaled down")
 		return false
 	}
+	if why := place.OutOfBounds(*s); why != "" && s.Phase != crdt.PhaseStopped {
+		return p.refuseSize(c, why)
+	}
 	if c.Phase == crdt.ClaimDraining {
 		// Draining was decided on another view; that it no longer holds shows
 		// below, where the claim is judged like any other.
@@ -262,6 +280,19 @@ func (p *planner) own(s *crdt.Spec, claims []crdt.Claim, c crdt.Claim, kept bool
 		return true
 	}
 	p.run(s, claims, c)
+	return true
+}
+
+// refuseSize leaves a replica as it was before its owner asked for a size that
+// no machine gives.
+func (p *planner) refuseSize(c crdt.Claim, why string) bool {
+	id := VMID(c.Instance, c.Slot)
+	vm, there := p.VMs[id]
+	if !there {
+		return false
+	}
+	p.keep[c.Pack] = true
+	p.retain(c, id, vm, "the change is refused: "+why)
 	return true
 }
 

@@ -28,6 +28,9 @@ func Status(w World, s *crdt.Spec) (word, reason string) {
 	if s.Phase == crdt.PhaseStopped {
 		return stoppedStatus(w, s)
 	}
+	if why := place.OutOfBounds(*s); why != "" {
+		return Failure, why
+	}
 	t := w.tally(s)
 	switch {
 	case t.ready == s.Replicas && t.current == s.Replicas:

@@ -58,7 +58,7 @@ func TestStatus(t *testing.T) {
 		{"node died, not taken over yet", []crdt.Claim{claimOf(1, 0, running, true), claimOf(2, 1, running, true)}, func(w *World, _ *crdt.Spec) {
 			w.Dead[stmt.Key{2}] = time.Unix(1, 0)
 		}, Pending, "replica 1 waits for a node"},
-		{"no node at all fits", nil, func(_ *World, s *crdt.Spec) { s.MemoryBytes = 1 << 40 }, Failure, "no node is eligible: "},
+		{"no node at all fits", nil, func(_ *World, s *crdt.Spec) { s.MemoryBytes = 200_000 << 20 }, Failure, "no node is eligible: "},
 		{"label nobody has", nil, func(_ *World, s *crdt.Spec) { s.Labels = map[string]string{"disk": "ssd"} }, Failure, "label disk=ssd missing"},
 		{"rollout under way", []crdt.Claim{claimOf(1, 0, running, true), claimOf(2, 1, running, true)}, func(_ *World, s *crdt.Spec) {
 			s.Generation = 4
@@ -71,6 +71,7 @@ func TestStatus(t *testing.T) {
 		{"stopped", []crdt.Claim{claimOf(1, 0, crdt.ClaimStopped, false)}, func(_ *World, s *crdt.Spec) { s.Phase = crdt.PhaseStopped }, Success, "stopped"},
 		{"stopping", []crdt.Claim{claimOf(1, 0, running, false)}, func(_ *World, s *crdt.Spec) { s.Phase = crdt.PhaseStopped }, Pending, "replica 0 is stopping"},
 		{"fence is not available", nil, func(_ *World, s *crdt.Spec) { s.Partition = "fence" }, Failure, "\"fence\" is not available"},
+		{"sizes out of bounds", nil, func(_ *World, s *crdt.Spec) { s.VCPU = -1 }, Failure, "-1 vCPUs, allowed are 1 to 128"},
 		{"critical key", nil, func(_ *World, s *crdt.Spec) { s.Critical = []string{"x"} }, Failure, "does not know: x"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -100,6 +101,8 @@ func TestNobodyClaimsWhatMayNotRun(t *testing.T) {
 		"stopped":   func(_ *World, s *crdt.Spec) { s.Phase = crdt.PhaseStopped },
 		"fence":     func(_ *World, s *crdt.Spec) { s.Partition = "fence" },
 		"critical":  func(_ *World, s *crdt.Spec) { s.Critical = []string{"x"} },
+		"no size":   func(w *World, s *crdt.Spec) { s.MemoryBytes, w.Nodes[0].Total.Memory = 0, 500<<20 },
+		"negative":  func(_ *World, s *crdt.Spec) { s.VCPU = -1 << 40 },
 	} {
 		w, s := world3()
 		w.Nodes = w.Nodes[:1]
@@ -148,7 +151,8 @@ func TestTakeoverBudget(t *testing.T) {
 		w.Claims[s.ID] = []crdt.Claim{c}
 	}
 	now := time.Unix(100, 0)
-	out := Plan(Input{Now: now, Self: stmt.Key{1}, World: w})
+	seen := Plan(Input{Now: time.Unix(50, 0), Self: stmt.Key{1}, World: w}).Timers
+	out := Plan(Input{Now: now, Self: stmt.Key{1}, World: w, Timers: seen})
 	if len(out.Claims) != TakeoverBudget || !out.Wake.Equal(now.Add(time.Minute)) {
 		t.Errorf("%d takeovers at once, wake after %v", len(out.Claims), out.Wake.Sub(now))
 	}
@@ -166,7 +170,8 @@ func TestRoom(t *testing.T) {
 		{crdt.Spec{VCPU: 14, MemoryBytes: 256 << 20, DiskBytes: 1 << 30}, ""},
 		{crdt.Spec{VCPU: 15}, "its CPUs are taken"},
 		{crdt.Spec{VCPU: 1, MemoryBytes: 257 << 20}, "its memory is taken"},
-		{crdt.Spec{VCPU: 1, DiskBytes: 1<<30 + 1}, "its disk is taken"},
+		{crdt.Spec{VCPU: 1, MemoryBytes: 256 << 20, DiskBytes: 1<<30 + 1}, "its disk is taken"},
+		{crdt.Spec{}, "its memory is taken"}, // nothing said takes the defaults
 	} {
 		if got := full(&node, used, &tc.spec); got != tc.want {
 			t.Errorf("%+v: %q, want %q", tc.spec, got, tc.want)
@@ -177,6 +182,35 @@ func TestRoom(t *testing.T) {
 	w.Claims["web"] = []crdt.Claim{claimOf(1, 0, crdt.ClaimRunning, true)}
 	if got := w.Free(w.Nodes[0]); got != (crdt.Resources{Disk: 1 << 30}) {
 		t.Errorf("free beside a claim over the total: %+v", got)
+	}
+}
+
+// A VM of an instance and a claim that nobody knows is left as it is for a day.
+func TestStrayVMsAreKeptForADay(t *testing.T) {
+	w, _ := world3()
+	gone := w.Instances[0]
+	w.Instances = nil
+	start := time.Unix(1000, 0)
+	in := Input{Now: start, Self: stmt.Key{1}, World: w, VMs: map[string]VMStatus{"web-0": {Incarnation: "i", Restart: 7, Phase: VMRunning, Ready: true}}}
+	for _, tc := range []struct {
+		after time.Duration
+		kept  bool
+	}{{0, true}, {strayTime - time.Second, true}, {strayTime, false}} {
+		in.Now = start.Add(tc.after)
+		out := Plan(in)
+		in.Timers = out.Timers
+		if kept := len(out.VMs) == 1; kept != tc.kept {
+			t.Fatalf("after %v: %+v", tc.after, out.VMs)
+		}
+		if tc.kept && out.VMs[0] != (VM{ID: "web-0", Run: true, Incarnation: "i", Restart: 7, Keep: true}) {
+			t.Errorf("after %v: %+v", tc.after, out.VMs[0])
+		}
+	}
+	known := w
+	known.Instances = []crdt.Spec{gone}
+	in.Timers = Remember(known, in.Self, in.VMs)
+	if out := Plan(in); len(out.VMs) != 0 {
+		t.Errorf("a VM of a deleted instance is kept: %+v", out.VMs)
 	}
 }
 

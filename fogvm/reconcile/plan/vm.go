@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"strconv"
+	"time"
 
 	"github.com/formthefog/formation/crdt"
 )
@@ -132,11 +133,22 @@ func (p *planner) stop(s *crdt.Spec, c crdt.Claim, vm VMStatus, there bool) {
 	p.out.Claims = append(p.out.Claims, c)
 }
 
+// bootLimit is how long a guest may take until its agent answers. Emulated and
+// on a busy machine a minute is usual.
+const bootLimit = 10 * time.Minute
+
 // observeVM copies what is known of the VM into its claim.
 func (p *planner) observeVM(c *crdt.Claim, vm VMStatus) {
 	c.Ready, c.Reason, c.Accel = vm.Ready, vm.Reason, vm.Accel
 	c.StartedAt, c.ReadyAt = vm.StartedAt, vm.ReadyAt
 	c.SSHHostKey, c.MeshKey = vm.SSHHostKey, vm.MeshKey
+	if end := time.Unix(vm.StartedAt, 0).Add(bootLimit); vm.Phase == VMLaunching && vm.StartedAt != 0 && !vm.Booted {
+		if !p.Now.Before(end) {
+			c.Phase, c.Reason = crdt.ClaimFailed, orElse(vm.Reason, fmt.Sprintf("the guest did not come up within %v", bootLimit))
+			return
+		}
+		p.wake(end)
+	}
 	switch vm.Phase {
 	case VMRunning:
 		c.Phase = crdt.ClaimRunning

@@ -161,7 +161,9 @@ func (w World) barred(n *crdt.Node, s *crdt.Spec) string {
 func sortedKeys[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }
 
 // runnable says whether slots of s are to be filled at all.
-func runnable(s *crdt.Spec) bool { return s.Phase != crdt.PhaseStopped && refusal(s) == "" }
+func runnable(s *crdt.Spec) bool {
+	return s.Phase != crdt.PhaseStopped && refusal(s) == "" && place.OutOfBounds(*s) == ""
+}
 
 // refusal says why no node of this version may run s; empty when it may.
 func refusal(s *crdt.Spec) string {
