@@ -43,7 +43,7 @@ func (v view) Has(ctx context.Context, c cid.Cid) (bool, error) {
 }
 
 func (v view) GetSize(_ context.Context, c cid.Cid) (int, error) {
-	if checkHash(c) != nil {
+	if CheckCID(c) != nil {
 		return -1, ipld.ErrNotFound{Cid: c}
 	}
 	size := -1
@@ -123,7 +123,7 @@ func (s *Store) keysAfter(bucket, after []byte) [][]byte {
 
 // block reads and verifies any block. ErrNotFound.
 func (s *Store) block(c cid.Cid) ([]byte, error) {
-	if checkHash(c) != nil {
+	if CheckCID(c) != nil {
 		return nil, ErrNotFound
 	}
 	data, err := s.node(c)

@@ -17,7 +17,7 @@ import (
 // Pin keeps c (a pack, a base or an entry root, here already or not) and what it
 // links from GC.
 func (s *Store) Pin(_ context.Context, c cid.Cid) error {
-	if err := checkHash(c); err != nil {
+	if err := CheckCID(c); err != nil {
 		return fmt.Errorf("pin: %w", err)
 	}
 	err := s.db.Update(func(tx *bolt.Tx) error { return tx.Bucket(bPins).Put(c.Bytes(), []byte{}) })
@@ -167,7 +167,7 @@ func (s *Store) SetName(name string, c cid.Cid, publisher ed25519.PublicKey) err
 	if !baseName.MatchString(name) {
 		return fmt.Errorf("set name: %q is no base name", name)
 	}
-	if err := checkHash(c); err != nil {
+	if err := CheckCID(c); err != nil {
 		return fmt.Errorf("set name %s: %w", name, err)
 	}
 	err := s.db.Update(func(tx *bolt.Tx) error {

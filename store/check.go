@@ -36,7 +36,7 @@ func (r *Root) check() error {
 	case !r.Base.Defined() || r.Base.Type() != cid.DagCBOR:
 		return invalid("base is no DAG-CBOR link")
 	}
-	if err := checkHash(r.Base); err != nil {
+	if err := CheckCID(r.Base); err != nil {
 		return err
 	}
 	for i, e := range r.Layers {
@@ -80,7 +80,7 @@ func (e Entry) check() error {
 	if _, err := minChunk(e.Chunker); err != nil {
 		return err
 	}
-	return checkHash(e.Root)
+	return CheckCID(e.Root)
 }
 
 // minChunk is the smallest chunk a chunker makes, the last one excepted. It

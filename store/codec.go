@@ -98,7 +98,7 @@ func (l *link) UnmarshalCBOR(b []byte) error {
 		return err
 	}
 	l.Cid = c
-	return checkHash(c)
+	return CheckCID(c)
 }
 
 var (
@@ -124,10 +124,14 @@ func must[T any](v T, err error) T {
 	return v
 }
 
-// checkHash accepts CIDv1 with a whole sha2-256 only.
-func checkHash(c cid.Cid) error {
+// hashLen is the length of a whole sha2-256 as a multihash.
+const hashLen = 2 + sha256.Size
+
+// CheckCID accepts CIDv1 with a whole sha2-256 only: nothing else names anything in
+// a store. ErrCorrupt.
+func CheckCID(c cid.Cid) error {
 	p := c.Prefix()
-	if p.Version != 1 || p.MhType != multihash.SHA2_256 || p.MhLength != sha256.Size {
+	if p.Version != 1 || p.MhType != multihash.SHA2_256 || p.MhLength != sha256.Size || len(c.Hash()) != hashLen {
 		return fmt.Errorf("%w: hash kind of %s is not CIDv1 sha2-256", ErrCorrupt, c)
 	}
 	return nil
@@ -136,6 +140,7 @@ func checkHash(c cid.Cid) error {
 // digest is the key of a block; only sha2-256 gets this far.
 type digest [sha256.Size]byte
 
+// digestOf is for a CID that has passed CheckCID: of another it panics.
 func digestOf(c cid.Cid) (d digest) {
 	h := c.Hash()
 	copy(d[:], h[len(h)-sha256.Size:])
@@ -154,7 +159,7 @@ func cidOfDigest(codec uint64, d digest) cid.Cid {
 
 // verifyBlock checks that data is what c names.
 func verifyBlock(c cid.Cid, data []byte) error {
-	if err := checkHash(c); err != nil {
+	if err := CheckCID(c); err != nil {
 		return err
 	}
 	if sha256.Sum256(data) != digestOf(c) {

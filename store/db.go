@@ -195,7 +195,11 @@ func dropLeaves(tx *bolt.Tx, images map[uint32]bool) error {
 }
 
 // node reads a stored block that is no leaf; the copy belongs to the caller.
+// ErrNotFound, ErrCorrupt.
 func (s *Store) node(c cid.Cid) ([]byte, error) {
+	if err := CheckCID(c); err != nil {
+		return nil, err
+	}
 	d := digestOf(c)
 	var data []byte
 	err := s.db.View(func(tx *bolt.Tx) error {

@@ -21,7 +21,7 @@ import (
 // gone. ErrNoPeer, ErrCorrupt (the pack itself is bad; a bad peer is only left
 // aside), ErrTooLarge.
 func (s *Store) Fetch(ctx context.Context, c cid.Cid, opts FetchOptions) error {
-	if err := checkHash(c); err != nil {
+	if err := CheckCID(c); err != nil {
 		return fmt.Errorf("fetch: %w", err)
 	}
 	for {

@@ -70,8 +70,12 @@ type marker struct {
 	cutoff int64            // unix seconds; younger unreferenced images stay
 }
 
-// mark follows a root as far as it is here.
+// mark follows a root as far as it is here. Specs name what they like: a CID that
+// names nothing keeps nothing.
 func (m *marker) mark(c cid.Cid) error {
+	if CheckCID(c) != nil {
+		return nil
+	}
 	if c.Type() != cid.DagCBOR {
 		return m.markImage(c)
 	}
@@ -172,7 +176,7 @@ func (s *Store) sweep(tx *bolt.Tx, m marker) (freed int64, err error) {
 	}
 	if err := sweepKeys(tx, bRoots, func(k []byte) bool {
 		c, err := cid.Cast(k)
-		return err == nil && m.nodes[digestOf(c)]
+		return err == nil && CheckCID(c) == nil && m.nodes[digestOf(c)]
 	}); err != nil {
 		return 0, err
 	}

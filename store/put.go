@@ -133,7 +133,7 @@ func (s *Store) root(c cid.Cid) (node, error) {
 }
 
 func (s *Store) signedRoot(c cid.Cid) (r signed, n node, err error) {
-	if err := checkHash(c); err != nil {
+	if err := CheckCID(c); err != nil {
 		return r, n, err
 	}
 	rec, err := s.rootRecord(c)

@@ -24,6 +24,9 @@ func (s *Store) Source() *Source { return &Source{s} }
 // every image, the base's first, level by level, each once. What is not here ends
 // the list; if all is, the entry roots are returned in that order.
 func (src *Source) Describe(ctx context.Context, root cid.Cid, send func(data []byte) error) ([]cid.Cid, error) {
+	if CheckCID(root) != nil { // peers ask for what they like; such a CID names nothing
+		return nil, nil
+	}
 	d := newDescription(root, src.s.cfg.MaxPack)
 	for {
 		want, ok := d.next()

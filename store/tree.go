@@ -217,7 +217,7 @@ func parseInterior(data []byte, size int64) ([]item, error) {
 	out := make([]item, len(links))
 	left := size
 	for i, l := range links {
-		if err := checkHash(l.Cid); err != nil {
+		if err := CheckCID(l.Cid); err != nil {
 			return nil, err
 		}
 		if t := l.Cid.Type(); t != cid.Raw && t != cid.DagProtobuf {

@@ -273,6 +273,9 @@ func (p *packs) pinned(ctx context.Context, c cid.Cid) (bool, error) {
 
 // fetchNow fetches for somebody who asks and leases the pack.
 func (p *packs) fetchNow(ctx context.Context, c cid.Cid, from []peer.ID, progress func(store.Progress)) error {
+	if err := store.CheckCID(c); err != nil {
+		return err
+	}
 	p.mu.Lock()
 	p.leases[c.String()] = p.now().Add(Lease)
 	p.mu.Unlock()
@@ -313,7 +316,7 @@ func (p *packs) kept() []cid.Cid {
 	}
 	var out []cid.Cid
 	for _, w := range words {
-		if c, err := cid.Decode(w); err == nil {
+		if c, err := cid.Decode(w); err == nil && store.CheckCID(c) == nil {
 			out = append(out, c)
 		}
 	}
