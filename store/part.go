@@ -242,6 +242,11 @@ func (p *part) advance(i int, data []byte) error {
 		return nil
 	}
 	defer p.hashing.Unlock()
+	return p.hashOn(i, data)
+}
+
+// hashOn is advance for who holds hashing.
+func (p *part) hashOn(i int, data []byte) error {
 	for p.next < p.tree.leaves() && p.has(p.next) {
 		if p.next == i && data != nil {
 			p.whole.Write(data)
@@ -306,19 +311,28 @@ func (p *part) checkpoint() error {
 // finish turns a part with every leaf into an image. On ErrCorrupt (the file is
 // not what the entry declares, though each chunk is) nothing is left of it.
 func (p *part) finish() error {
-	p.hashing.Lock() // whoever still hashes is done after this
-	//lint:ignore SA2001 waiting is the point
-	p.hashing.Unlock()
-	if err := p.advance(-1, nil); err != nil {
+	sum, err := p.sum()
+	if err != nil {
 		return err
 	}
-	if p.next != p.tree.leaves() {
-		return fmt.Errorf("image %s: %w", p.entry.Root, ErrIncomplete)
-	}
-	if !bytes.Equal(p.whole.Sum(nil), p.entry.SHA256) {
+	if !bytes.Equal(sum, p.entry.SHA256) {
 		return errors.Join(fmt.Errorf("%w: image %s has another SHA-256 than declared", ErrCorrupt, p.entry.Root), p.discard())
 	}
 	return p.become()
+}
+
+// sum is the SHA-256 of the whole file, after whoever still hashes has done so.
+// ErrIncomplete while leaves are missing.
+func (p *part) sum() ([]byte, error) {
+	p.hashing.Lock()
+	defer p.hashing.Unlock()
+	if err := p.hashOn(-1, nil); err != nil {
+		return nil, err
+	}
+	if p.next != p.tree.leaves() {
+		return nil, fmt.Errorf("image %s: %w", p.entry.Root, ErrIncomplete)
+	}
+	return p.whole.Sum(nil), nil
 }
 
 // become gives the image its final name, durably, and records it.
