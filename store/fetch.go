@@ -12,6 +12,7 @@ import (
 	"github.com/ipfs/go-cid"
 	"github.com/libp2p/go-libp2p/core/peer"
 	bolt "go.etcd.io/bbolt"
+	"golang.org/x/sys/unix"
 )
 
 // Fetch brings a pack with its base, or a base, here; verified, durable, pinned
@@ -19,7 +20,8 @@ import (
 // what came before an error or the end of ctx is kept for the next Fetch. Callers
 // that ask for the same CID share one fetch, which ends when all of them have
 // gone. ErrNoPeer, ErrCorrupt (the pack itself is bad; a bad peer is only left
-// aside), ErrTooLarge.
+// aside), ErrTooLarge, ErrNoSpace (nothing is written then; a part of the disk stays
+// free).
 func (s *Store) Fetch(ctx context.Context, c cid.Cid, opts FetchOptions) error {
 	if err := CheckCID(c); err != nil {
 		return fmt.Errorf("fetch: %w", err)
@@ -182,7 +184,21 @@ func (j *job) bring(ctx context.Context) error {
 	if len(parts) == 0 {
 		return nil
 	}
-	return newSwarm(j, parts, first).run(ctx)
+	return giveBack(newSwarm(j, parts, first).run(ctx), parts)
+}
+
+// giveBack removes the parts of a fetch that filled the disk: what they hold can
+// be fetched again, and what others write now cannot.
+func giveBack(err error, parts []*part) error {
+	if !errors.Is(err, unix.ENOSPC) {
+		return err
+	}
+	for _, p := range parts {
+		if !p.record.Whole {
+			err = errors.Join(err, p.discard())
+		}
+	}
+	return err
 }
 
 // putDescription stores a pack's nodes, so that a later fetch and other peers
@@ -277,7 +293,7 @@ func (s *Store) Announce(ctx context.Context, root cid.Cid) error {
 // this machine has. closeAll ends what is left of the work, and releases all.
 func (j *job) open(ctx context.Context, d *description) (parts []*part, closeAll func(), err error) {
 	var free []func()
-	closeAll = func() {
+	end := func() {
 		for _, p := range parts {
 			j.s.drop(p)
 		}
@@ -287,9 +303,17 @@ func (j *job) open(ctx context.Context, d *description) (parts []*part, closeAll
 	}
 	defer func() {
 		if err != nil {
-			closeAll()
+			err = giveBack(err, parts)
+			end()
 		}
 	}()
+	need, err := j.s.unallocated(d.entries)
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := j.s.needSpace(need); err != nil {
+		return nil, nil, err
+	}
 	order := make([]int, len(d.entries)) // one order for all jobs, or they wait for each other
 	for i := range order {
 		order[i] = i
@@ -330,7 +354,7 @@ func (j *job) open(ctx context.Context, d *description) (parts []*part, closeAll
 		j.s.parts[e.Root] = p
 		j.s.mu.Unlock()
 	}
-	return parts, closeAll, nil
+	return parts, end, nil
 }
 
 func (j *job) borrow(p *part) error {

@@ -29,6 +29,7 @@ const (
 type Store struct {
 	cfg    Config
 	log    *slog.Logger
+	disk   disk
 	db     *bolt.DB
 	ctx    context.Context // ends with Close
 	cancel context.CancelFunc
@@ -73,7 +74,7 @@ func Open(cfg Config) (*Store, error) {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	s := &Store{
-		cfg: cfg, log: cfg.Logger, db: db, ctx: ctx, cancel: cancel, fetcher: cfg.Fetcher,
+		cfg: cfg, log: cfg.Logger, disk: realDisk, db: db, ctx: ctx, cancel: cancel, fetcher: cfg.Fetcher,
 		jobs: map[cid.Cid]*job{}, claims: map[cid.Cid]chan struct{}{}, parts: map[cid.Cid]*part{},
 		hashed: map[uint32]time.Time{},
 	}

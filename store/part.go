@@ -37,6 +37,7 @@ type part struct {
 	have    bits
 	missing int     // leaves
 	bytes   int64   // in place
+	gone    bool    // discarded
 	fresh   []int32 // leaves in place that no checkpoint lists
 
 	release sync.Once   // of the claim, when finished or given up
@@ -106,8 +107,18 @@ func (p *part) prepare() error {
 			return err
 		}
 	}
-	if err := allocate(p.file, p.entry.Size); err != nil {
-		return fmt.Errorf("allocate %d bytes: %w", p.entry.Size, err)
+	if err := p.allocate(); err != nil {
+		return errors.Join(err, p.discard()) // half of it would fill the disk for nothing
+	}
+	return nil
+}
+
+func (p *part) allocate() error {
+	if err := p.s.needSpace(p.entry.Size); err != nil {
+		return err
+	}
+	if err := p.s.disk.allocate(p.file, p.entry.Size); err != nil {
+		return fmt.Errorf("allocate %d bytes: %w", p.entry.Size, noSpace(err))
 	}
 	return nil
 }
@@ -228,8 +239,8 @@ func (p *part) putVerified(i int, data []byte) (added bool, err error) {
 	if p.has(i) {
 		return false, nil
 	}
-	if _, err := p.file.WriteAt(data, off); err != nil {
-		return false, fmt.Errorf("write %s: %w", p.entry.Root, err)
+	if _, err := p.s.disk.writeAt(p.file, data, off); err != nil {
+		return false, fmt.Errorf("write %s: %w", p.entry.Root, noSpace(err))
 	}
 	return p.mark(i, true), nil
 }
@@ -394,17 +405,25 @@ func (p *part) list(leaves []int32) error {
 	return nil
 }
 
-// discard removes all there is of a part.
+// discard removes all there is of a part, once.
 func (p *part) discard() error {
 	p.mu.Lock()
-	p.fresh = nil
+	again := p.gone
+	p.fresh, p.gone = nil, true
 	p.mu.Unlock()
+	if again {
+		return nil
+	}
 	return errors.Join(p.s.forget(map[uint32]bool{p.record.id: true}), os.Remove(p.s.partPath(p.entry.Root)))
 }
 
-// close ends work on the part and keeps what came.
+// close ends work on the part and keeps what came. A part of which nothing came
+// goes: it would only take space.
 func (p *part) close() error {
 	err := p.checkpoint()
+	if _, inPlace := p.state(); inPlace == 0 {
+		err = errors.Join(err, p.discard())
+	}
 	p.saving.Lock()
 	defer p.saving.Unlock()
 	p.closed = true

@@ -19,6 +19,7 @@ var (
 	ErrLocked     = errors.New("store is in use by another process")
 	ErrTooLarge   = errors.New("too large") // more than Config.MaxPack allows
 	ErrNoPeer     = errors.New("no peer has it")
+	ErrNoSpace    = errors.New("not enough disk space")
 )
 
 // Config of a store. Zero values take the documented default.

@@ -87,9 +87,6 @@ func (s *Store) undo(parts []*part) error {
 			errs = append(errs, s.forget(map[uint32]bool{p.record.id: true}), os.Remove(s.imagePath(p.entry.Root)))
 			continue
 		}
-		if r, err := s.image(p.entry.Root); errors.Is(err, ErrNotFound) || err == nil && r.id != p.record.id {
-			continue // finish found it wrong and removed it
-		}
 		errs = append(errs, p.discard())
 	}
 	return errors.Join(errs...)
