@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"log/slog"
 	"os"
 	"time"
 
@@ -35,11 +36,9 @@ func (s *Store) GC(_ context.Context, keep func() []cid.Cid) (freed int64, err e
 		if err := eachName(tx, func(n Name) { roots = append(roots, n.CID) }); err != nil {
 			return err
 		}
-		m := marker{tx: tx, nodes: map[digest]bool{}, images: map[cid.Cid]bool{}, cutoff: time.Now().Add(-s.cfg.Grace).Unix()}
+		m := marker{tx: tx, log: s.log, nodes: map[digest]bool{}, images: map[cid.Cid]bool{}, cutoff: time.Now().Add(-s.cfg.Grace).Unix()}
 		for _, c := range roots {
-			if err := m.mark(c); err != nil {
-				return err
-			}
+			m.mark(c)
 		}
 		freed, err = s.sweep(tx, m)
 		return err
@@ -65,60 +64,79 @@ func (s *Store) inFlight() []cid.Cid {
 
 type marker struct {
 	tx     *bolt.Tx
+	log    *slog.Logger
 	nodes  map[digest]bool
 	images map[cid.Cid]bool // entry roots
 	cutoff int64            // unix seconds; younger unreferenced images stay
 }
 
-// mark follows a root as far as it is here. Specs name what they like: a CID that
-// names nothing keeps nothing.
-func (m *marker) mark(c cid.Cid) error {
+// mark follows a root as far as it is here and can be read. Specs name what they
+// like: a CID that names nothing keeps nothing, a node that is no root, or a
+// damaged one, only itself; neither may keep the rest from being collected.
+func (m *marker) mark(c cid.Cid) {
 	if CheckCID(c) != nil {
-		return nil
+		return
 	}
 	if c.Type() != cid.DagCBOR {
-		return m.markImage(c)
-	}
-	if m.nodes[digestOf(c)] {
-		return nil
+		m.markImage(c)
+		return
 	}
 	d := digestOf(c)
 	data := m.tx.Bucket(bNodes).Get(d[:])
-	if data == nil {
-		return nil
+	if m.nodes[d] || data == nil {
+		return
 	}
 	m.nodes[d] = true
-	var rec rootRecord
-	if err := getRecord(m.tx, bRoots, c.Bytes(), &rec); err == nil {
-		sig, err := cid.Cast(rec.Sig)
-		if err != nil {
-			return fmt.Errorf("%w: signature CID: %w", ErrCorrupt, err)
-		}
-		m.nodes[digestOf(sig)] = true
+	if err := m.markSeal(c); err != nil {
+		m.log.Warn("cannot follow a signature; keeping its root", "pack", c, "err", err)
 	}
 	n, err := decodeRoot(data)
 	if err != nil {
-		return fmt.Errorf("root %s: %w", c, err)
+		m.log.Warn("cannot follow a kept node; keeping it alone", "pack", c, "err", err)
+		return
 	}
 	if n.pack != nil {
-		if err := m.mark(n.pack.Base); err != nil {
-			return err
-		}
+		m.mark(n.pack.Base)
 	}
 	for _, e := range n.entries() {
-		if err := m.markImage(e.Root); err != nil {
-			return err
-		}
+		m.markImage(e.Root)
 	}
+}
+
+// markSeal keeps the signature block of a root.
+func (m *marker) markSeal(root cid.Cid) error {
+	var rec rootRecord
+	err := getRecord(m.tx, bRoots, root.Bytes(), &rec)
+	if errors.Is(err, ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	sig, err := cid.Cast(rec.Sig)
+	if err != nil {
+		return err
+	}
+	if err := CheckCID(sig); err != nil {
+		return err
+	}
+	m.nodes[digestOf(sig)] = true
 	return nil
 }
 
-// markImage keeps an image and the interior nodes over it.
-func (m *marker) markImage(root cid.Cid) error {
+// markImage keeps an image and the interior nodes over it, as far as they can be
+// read.
+func (m *marker) markImage(root cid.Cid) {
 	if m.images[root] {
-		return nil
+		return
 	}
 	m.images[root] = true
+	if err := m.markTree(root); err != nil {
+		m.log.Warn("cannot follow an image's nodes; keeping the image", "entry", root, "err", err)
+	}
+}
+
+func (m *marker) markTree(root cid.Cid) error {
 	r, err := imageOf(m.tx, root)
 	if errors.Is(err, ErrNotFound) {
 		return nil
@@ -142,7 +160,7 @@ func (m *marker) markImage(root cid.Cid) error {
 			return nil
 		}
 		if err := w.add(data); err != nil {
-			return fmt.Errorf("image %s: %w", root, err)
+			return err
 		}
 	}
 	return nil
@@ -160,7 +178,7 @@ func (s *Store) sweep(tx *bolt.Tx, m marker) (freed int64, err error) {
 		switch {
 		case m.images[e.Root]:
 		case r.Added > m.cutoff:
-			return m.markImage(e.Root)
+			m.markImage(e.Root)
 		default:
 			dead[r.id] = true
 			freed += r.Size

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/ipfs/go-cid"
+	bolt "go.etcd.io/bbolt"
 )
 
 func imageFiles(t testing.TB, s *Store) int {
@@ -106,6 +107,66 @@ func TestGCSparesTheYoung(t *testing.T) {
 	}
 	if _, err := s.Path(e); !errors.Is(err, ErrNotFound) {
 		t.Errorf("path: %v", err)
+	}
+}
+
+// Whatever a spec names as its pack, and whatever is damaged, the rest is
+// collected; what could not be followed stays.
+func TestGCGoesOnOverWhatItCannotFollow(t *testing.T) {
+	for name, spoil := range map[string]func(s *Store, pack signed) cid.Cid{
+		"a signature block": func(_ *Store, pack signed) cid.Cid { return pack.sig },
+		"an interior node's hash": func(s *Store, pack signed) cid.Cid {
+			n := node1(t, s, pack.cid)
+			return cidOfDigest(cid.DagCBOR, digestOf(n.entries()[0].Root))
+		},
+		"a damaged root": func(s *Store, pack signed) cid.Cid {
+			putRaw(t, s, bNodes, pack.cid.Hash()[2:], pack.data[:len(pack.data)/2])
+			return pack.cid
+		},
+		"a damaged record": func(s *Store, pack signed) cid.Cid {
+			putRaw(t, s, bRoots, pack.cid.Bytes(), []byte("x"))
+			return pack.cid
+		},
+		"a damaged signature CID": func(s *Store, pack signed) cid.Cid {
+			raw := must(encoder.Marshal(rootRecord{Kind: kindPack, Sig: must(cid.Decode("bafyqaaa")).Bytes()}))
+			putRaw(t, s, bRoots, pack.cid.Bytes(), raw)
+			return pack.cid
+		},
+		"a damaged interior node": func(s *Store, pack signed) cid.Cid {
+			n := node1(t, s, pack.cid)
+			putRaw(t, s, bNodes, n.entries()[0].Root.Hash()[2:], []byte("x"))
+			return pack.cid
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := openStore(t, t.TempDir())
+			s.cfg.Grace = -time.Hour
+			kept, old := packOf(t, s, "kept", noise(114, 1<<20)), packOf(t, s, "old", noise(115, 50<<10))
+			pack, _, err := s.signedRoot(kept)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := s.Unpin(t.Context(), old); err != nil {
+				t.Fatal(err)
+			}
+			c := spoil(s, pack)
+			if freed := collect(t, s, c); freed < 50<<10 {
+				t.Errorf("freed %d bytes", freed)
+			}
+			if size, err := s.Blocks().GetSize(t.Context(), c); err != nil {
+				t.Errorf("the node named: %d bytes, %v", size, err)
+			}
+			if name != "a damaged root" && imageFiles(t, s) != 4 {
+				t.Errorf("%d images", imageFiles(t, s))
+			}
+		})
+	}
+}
+
+func putRaw(t testing.TB, s *Store, bucket, key, value []byte) {
+	t.Helper()
+	if err := s.db.Update(func(tx *bolt.Tx) error { return tx.Bucket(bucket).Put(key, value) }); err != nil {
+		t.Fatal(err)
 	}
 }
 
