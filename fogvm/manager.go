@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
@@ -28,9 +29,9 @@ type Manager struct {
 	wake    chan struct{} // desired changed; buffered
 
 	mu       sync.Mutex
-	desired  map[string]VM // nil until the first Sync: adopted VMs are left alone
-	invalid  map[string]Status
-	draining bool // Shutdown: stop everything, keep disks
+	desired  map[string]VM     // nil until the first Sync: adopted VMs are left alone
+	invalid  map[string]Status // wishes that cannot be carried out
+	draining bool              // Shutdown: stop everything, keep disks
 	workers  map[string]*worker
 }
 
@@ -133,9 +134,10 @@ func (m *Manager) retire(id string, w *worker) {
 }
 
 // Sync sets what is wanted, whole: VMs that are not listed are stopped and
-// deleted. It returns at once; List and Changed tell what follows. A VM that
-// breaks VM's bounds, or shares its ID with an earlier one of the list, is
-// shown as Failed with the reason and does not hinder the others.
+// deleted. It returns at once; List and Changed tell what follows. A VM to run
+// that breaks VM's bounds does not hinder the others: one that is here already
+// stays as the last Sync without that fault wanted it, one that is not is shown
+// as Failed, both with the reason. An ID that is listed twice is an error.
 func (m *Manager) Sync(ctx context.Context, desired []VM) error {
 	if err := ctx.Err(); err != nil {
 		return err
@@ -143,7 +145,7 @@ func (m *Manager) Sync(ctx context.Context, desired []VM) error {
 	want := make(map[string]VM, len(desired))
 	invalid := map[string]Status{}
 	for _, vm := range desired {
-		if err := vm.Validate(); err != nil {
+		if err := vm.checkWish(); err != nil {
 			invalid[vm.ID] = Status{ID: vm.ID, Incarnation: vm.Incarnation, Restart: vm.Restart, Phase: Failed, Reason: err.Error()}
 			continue
 		}
@@ -153,6 +155,13 @@ func (m *Manager) Sync(ctx context.Context, desired []VM) error {
 		want[vm.ID] = vm
 	}
 	m.mu.Lock()
+	for id := range invalid {
+		before, known := m.desired[id]
+		if _, valid := want[id]; known && !valid {
+			want[id] = before
+		}
+	}
+	shown := !maps.Equal(m.invalid, invalid)
 	m.desired, m.invalid = want, invalid
 	for id := range want {
 		if m.workers[id] == nil {
@@ -164,11 +173,22 @@ func (m *Manager) Sync(ctx context.Context, desired []VM) error {
 	}
 	m.mu.Unlock()
 	m.poke()
+	if shown {
+		m.notify()
+	}
 	return nil
 }
 
+// checkWish: what is only to be stopped, or kept so, needs no more than a name.
+func (v *VM) checkWish() error {
+	if !v.Run && idPattern.MatchString(v.ID) {
+		return nil
+	}
+	return v.Validate()
+}
+
 // wants is a worker's view of what is desired of its VM. known is false while
-// nothing was said yet.
+// nothing was said yet that can be carried out.
 func (m *Manager) wants(id string) (vm VM, listed, known bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -176,7 +196,8 @@ func (m *Manager) wants(id string) (vm VM, listed, known bool) {
 	if m.draining {
 		return VM{ID: id, Incarnation: m.workers[id].snapshot().Incarnation}, true, true
 	}
-	return vm, listed, m.desired != nil
+	_, faulty := m.invalid[id]
+	return vm, listed, m.desired != nil && (listed || !faulty)
 }
 
 // List is the status of every VM here, wanted or still going, by ID.
@@ -184,8 +205,18 @@ func (m *Manager) List() []Status {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	out := make([]Status, 0, len(m.workers))
-	for _, w := range m.workers {
-		out = append(out, w.snapshot())
+	for id, w := range m.workers {
+		s := w.snapshot()
+		if wish, faulty := m.invalid[id]; faulty {
+			if s.Reason != "" {
+				s.Reason += "; "
+			}
+			s.Reason += "left as it was: " + wish.Reason
+			if s.Phase == Stopped {
+				s.Phase = Failed
+			}
+		}
+		out = append(out, s)
 	}
 	for id, s := range m.invalid {
 		if m.workers[id] == nil {

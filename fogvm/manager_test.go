@@ -56,6 +56,45 @@ func TestInvalidVMDoesNotHinderOthers(t *testing.T) {
 	}
 }
 
+// TestFaultyWishLeavesTheVMAlone: an owner's slip must not cost the disk, in this
+// Manager or the next, and must not stand in the way of stopping or deleting.
+func TestFaultyWishLeavesTheVMAlone(t *testing.T) {
+	r := fakeRig(t)
+	m := r.manage(t)
+	m.sync(t, r.vm)
+	before := m.await(t, r, "web-0", "ready", ready)
+	faulty := r.vm
+	faulty.MemoryBytes, faulty.Restart = 64<<20, 1
+	check := func(m *managed) {
+		t.Helper()
+		m.sync(t, faulty)
+		s := m.await(t, r, "web-0", "ready, with a reason", func(s Status) bool { return ready(s) && strings.Contains(s.Reason, "memory") })
+		if !s.StartedAt.Equal(before.StartedAt) || s.Restart != before.Restart {
+			t.Errorf("got %+v, was %+v", s, before)
+		}
+	}
+	check(m)
+	m.end(t)
+	m = r.manage(t)
+	check(m)
+	m.sync(t, r.vm)
+	if s := m.await(t, r, "web-0", "ready", ready); s.Reason != "" || !s.StartedAt.Equal(before.StartedAt) {
+		t.Errorf("after the remedy: %+v", s)
+	}
+	check(m)
+	faulty.Run = false
+	m.sync(t, faulty)
+	m.await(t, r, "web-0", "stopped", func(s Status) bool { return s.Phase == Stopped && s.Reason == "" })
+	if _, err := os.Stat(filepath.Join(r.cfg.Dir, "web-0", diskFile)); err != nil {
+		t.Error(err)
+	}
+	faulty.Run = true
+	m.sync(t, faulty)
+	m.await(t, r, "web-0", "failed", func(s Status) bool { return s.Phase == Failed && strings.Contains(s.Reason, "memory") })
+	m.sync(t)
+	eventually(t, r.patience, "unlisted VM gone", func() bool { return len(m.List()) == 0 })
+}
+
 func TestUnhealthyVMStaysUp(t *testing.T) {
 	r := fakeRig(t)
 	r.cfg.Fake.Script = func(VM) FakeRun { return FakeRun{Unhealthy: "database is down"} }
