@@ -26,8 +26,19 @@ type Fake struct {
 	// answers HTTP requests with "hello from ID\n" and echoes anything else.
 	Serve func(id string, port int, conn net.Conn)
 
+	// fault, if set, is asked with the VM's ID before an operation ("adopt",
+	// "watch", "authorize"), which fails if there is an error.
+	fault func(op, id string) error
+
 	mu  sync.Mutex
 	vms map[string]*fakeVM // by run directory
+}
+
+func (f *Fake) faultOf(op, id string) error {
+	if f.fault == nil {
+		return nil
+	}
+	return f.fault(op, id)
 }
 
 // FakeRun scripts one run of a fake VM. The zero value is ready at once.
@@ -105,6 +116,9 @@ func (h *fakeHypervisor) start(_ context.Context, dir string, vm VM) (instance, 
 }
 
 func (h *fakeHypervisor) adopt(_ context.Context, dir string) (instance, error) {
+	if err := h.f.faultOf("adopt", filepath.Base(dir)); err != nil {
+		return nil, err
+	}
 	h.f.mu.Lock()
 	defer h.f.mu.Unlock()
 	if v := h.f.vms[dir]; v != nil {
@@ -192,6 +206,9 @@ func (v *fakeVM) watch(ctx context.Context) <-chan Status {
 			case <-changed:
 			case <-ctx.Done():
 				return
+			}
+			if v.f.faultOf("watch", v.vm.ID) != nil {
+				return // the connection breaks
 			}
 		}
 	}()

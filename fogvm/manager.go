@@ -68,22 +68,36 @@ func New(cfg Config) (*Manager, error) {
 	return m, m.scan()
 }
 
+// scanAtOnce is how many run directories are looked at together: one that does
+// not answer must not hold up the others, and each takes descriptors.
+const scanAtOnce = 16
+
 // scan adopts what is in Dir.
 func (m *Manager) scan() error {
 	entries, err := os.ReadDir(m.cfg.Dir)
 	if err != nil {
 		return fmt.Errorf("fogvm: %w", err)
 	}
-	inUse := map[string]bool{}
+	var loads errgroup.Group
+	loads.SetLimit(scanAtOnce)
 	for _, e := range entries {
-		if !e.IsDir() || !idPattern.MatchString(e.Name()) {
-			continue
+		if e.IsDir() && idPattern.MatchString(e.Name()) {
+			w := newWorker(m, e.Name())
+			m.workers[w.id] = w
+			loads.Go(func() error { w.load(); return nil })
 		}
-		w := newWorker(m, e.Name())
-		if spec := w.load(); spec != nil && w.inst != nil {
-			inUse[spec.Initramfs] = true
+	}
+	if err := loads.Wait(); err != nil {
+		return err
+	}
+	inUse := map[string]bool{}
+	for _, w := range m.workers {
+		if w.unsure && w.have == nil {
+			return nil // what it boots from is not known either: nothing is cleaned
 		}
-		m.workers[e.Name()] = w
+		if w.have != nil && (w.unsure || w.inst != nil) {
+			inUse[w.have.Initramfs] = true
+		}
 	}
 	if err := cleanCache(filepath.Join(m.cfg.Dir, cacheDir), inUse); err != nil {
 		m.log.Warn("initramfs cache is not cleaned", "error", err)

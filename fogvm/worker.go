@@ -22,6 +22,7 @@ type worker struct {
 
 	// Only the run loop touches these.
 	have     *shimSpec // what dir was last prepared for; nil: nothing
+	unsure   bool      // have and inst may not be all that is in dir: see find
 	failures int       // ends in a row that nobody asked for
 	notUntil time.Time // back-off
 
@@ -34,35 +35,71 @@ type worker struct {
 const steadyRun = time.Minute
 
 func newWorker(m *Manager, id string) *worker {
-	return &worker{m: m, id: id, dir: filepath.Join(m.cfg.Dir, id), wake: make(chan struct{}, 1),
+	return &worker{m: m, id: id, dir: filepath.Join(m.cfg.Dir, id), wake: make(chan struct{}, 1), unsure: true,
 		status: Status{ID: id, Phase: Launching}}
 }
 
-// load reads what an earlier Manager left in the run directory and adopts the
-// VM if it runs. It returns what the directory was prepared for, or nil.
-func (w *worker) load() *shimSpec {
-	var spec shimSpec
-	if err := readJSONFile(filepath.Join(w.dir, specFile), &spec); err != nil {
-		w.status = Status{ID: w.id, Phase: Stopped}
-		return nil
-	}
-	w.have = &spec
-	w.status = Status{ID: w.id, Phase: Stopped, Incarnation: spec.VM.Incarnation, Restart: spec.VM.Restart}
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+// loadTimeout bounds what one VM may add to the start of a Manager. A VM that
+// takes longer is found by the first step.
+const loadTimeout = 5 * time.Second
+
+// load shows what an earlier Manager left in the run directory.
+func (w *worker) load() {
+	ctx, cancel := context.WithTimeout(context.Background(), loadTimeout)
 	defer cancel()
-	inst, err := w.m.hyp.adopt(ctx, w.dir)
-	if err != nil {
-		if !errors.Is(err, ErrNotRunning) {
-			w.m.log.Error("adopt", "instance", w.id, "error", err)
-		}
-		return &spec
+	err := w.find(ctx)
+	w.status = Status{ID: w.id, Phase: Stopped}
+	if w.have != nil {
+		w.status.Incarnation, w.status.Restart = w.have.VM.Incarnation, w.have.VM.Restart
 	}
-	w.inst = inst
-	if s, ok := <-inst.watch(ctx); ok {
+	if err != nil {
+		w.m.log.Error("run directory", "instance", w.id, "error", err)
+		w.status.Phase, w.status.Reason = Launching, err.Error()
+	}
+	if w.inst == nil {
+		return
+	}
+	w.status.Phase = Launching
+	if s, ok := <-w.inst.watch(ctx); ok {
 		w.status = s
 	}
 	w.m.log.Info("adopted a running VM", "instance", w.id, "pid", w.status.PID)
-	return &spec
+}
+
+// find learns what the run directory was prepared for and adopts the VM that
+// runs there. Only a successful look tells that there is nothing: until then
+// the VM may be well and its disk worth keeping.
+func (w *worker) find(ctx context.Context) error {
+	if !w.unsure {
+		return nil
+	}
+	spec := new(shimSpec)
+	readErr := readJSONFile(filepath.Join(w.dir, specFile), spec)
+	switch {
+	case readErr == nil:
+		w.have = spec
+	case errors.Is(readErr, fs.ErrNotExist):
+		w.have, readErr = nil, nil
+	}
+	err := errors.Join(readErr, w.adopt(ctx))
+	w.unsure = err != nil
+	return err
+}
+
+// adopt takes over what runs in the run directory, if anything does.
+func (w *worker) adopt(ctx context.Context) error {
+	if w.running() != nil {
+		return nil
+	}
+	inst, err := w.m.hyp.adopt(ctx, w.dir)
+	if errors.Is(err, ErrNotRunning) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("look for a running VM: %w", err)
+	}
+	w.setInstance(inst)
+	return nil
 }
 
 func (w *worker) poke() {
@@ -177,14 +214,14 @@ func (w *worker) follow(s Status) {
 
 // ended: the VM's events have ended, though nobody asked here for its end.
 func (w *worker) ended(ctx context.Context) {
-	inst, err := w.m.hyp.adopt(ctx, w.dir)
-	if err == nil {
-		w.setInstance(inst) // only the connection was lost
+	w.setInstance(nil)
+	w.unsure = true
+	if err := w.adopt(ctx); err != nil {
+		w.m.log.Error("VM lost sight of", "instance", w.id, "error", err)
 		return
 	}
-	w.setInstance(nil)
-	if !errors.Is(err, ErrNotRunning) {
-		w.m.log.Error("VM lost", "instance", w.id, "error", err)
+	if w.running() != nil {
+		return // only the connection was lost
 	}
 	s := w.snapshot()
 	if !s.StartedAt.IsZero() && time.Since(s.StartedAt) > steadyRun {
@@ -193,11 +230,17 @@ func (w *worker) ended(ctx context.Context) {
 	w.failed(s.Reason)
 }
 
-// failed records a failure and sets the back-off.
-func (w *worker) failed(reason string) time.Duration {
+// backOff counts a failure and returns how long to wait after it.
+func (w *worker) backOff() time.Duration {
 	w.failures++
 	delay := w.m.cfg.Backoff << min(w.failures-1, 6)
 	w.notUntil = time.Now().Add(delay)
+	return delay
+}
+
+// failed shows a failure and sets the back-off.
+func (w *worker) failed(reason string) time.Duration {
+	delay := w.backOff()
 	if reason == "" {
 		reason = "the VM ended"
 	}
@@ -216,22 +259,19 @@ func (w *worker) step(ctx context.Context) (gone bool, retry time.Duration, err 
 		return false, 0, nil
 	}
 	if !listed {
-		if err := w.stop(ctx); err != nil {
-			return false, w.m.cfg.Backoff, err
-		}
 		if err := w.wipe(ctx); err != nil {
 			return false, w.m.cfg.Backoff, err
 		}
 		return true, 0, nil
 	}
-	if w.have != nil && w.have.VM.Incarnation != want.Incarnation {
-		if err := w.stop(ctx); err != nil {
-			return false, w.m.cfg.Backoff, err
+	if wait := time.Until(w.notUntil); want.Run && w.unsure && wait > 0 {
+		return false, wait, nil
+	}
+	if err := w.find(ctx); err != nil {
+		if w.running() != nil {
+			return false, w.backOff(), err // how it does is its own word
 		}
-		if err := w.wipe(ctx); err != nil {
-			return false, w.m.cfg.Backoff, err
-		}
-		w.failures, w.notUntil = 0, time.Time{}
+		return false, w.failed(err.Error()), err
 	}
 	if !want.Run {
 		if err := w.stop(ctx); err != nil {
@@ -243,7 +283,13 @@ func (w *worker) step(ctx context.Context) (gone bool, retry time.Duration, err 
 		w.failures, w.notUntil = 0, time.Time{}
 		return false, 0, nil
 	}
-	if w.running() != nil {
+	if w.have != nil && w.have.VM.Incarnation != want.Incarnation {
+		if err := w.wipe(ctx); err != nil {
+			return false, w.m.cfg.Backoff, err
+		}
+		w.failures, w.notUntil = 0, time.Time{}
+	}
+	if w.running() != nil && w.have != nil {
 		if w.have.VM.Restart == want.Restart {
 			return false, 0, w.authorize(ctx, want)
 		}
@@ -261,6 +307,7 @@ func (w *worker) step(ctx context.Context) (gone bool, retry time.Duration, err 
 	return false, 0, nil
 }
 
+// start launches what does not run; find has told so.
 func (w *worker) start(ctx context.Context, want VM) error {
 	w.set(func(st *Status) {
 		accel, _ := w.m.hyp.accel()
@@ -272,14 +319,13 @@ func (w *worker) start(ctx context.Context, want VM) error {
 		if err := w.wipe(ctx); err != nil {
 			return fmt.Errorf("start VM: %w", err)
 		}
-	} else if err := w.evict(ctx); err != nil {
-		return fmt.Errorf("start VM: %w", err)
 	}
 	if err := os.MkdirAll(w.dir, 0o700); err != nil {
 		return fmt.Errorf("start VM: %w", err)
 	}
 	inst, err := w.m.hyp.start(ctx, w.dir, want)
 	if err != nil {
+		w.unsure = true // how far it came is not known
 		return fmt.Errorf("start VM: %w", err)
 	}
 	w.have = &shimSpec{VM: want}
@@ -303,32 +349,21 @@ func (w *worker) stop(ctx context.Context) error {
 	return nil
 }
 
-// evict makes sure that nothing runs in the run directory: a VM this worker does
-// not know of, because an earlier one lost sight of it.
-func (w *worker) evict(ctx context.Context) error {
-	inst, err := w.m.hyp.adopt(ctx, w.dir)
-	if errors.Is(err, ErrNotRunning) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	return inst.stop(ctx, false)
-}
-
-// wipe removes the run directory and everything in it.
+// wipe stops what runs in the run directory and removes it. What it was
+// prepared for need not be known.
 func (w *worker) wipe(ctx context.Context) error {
-	if _, err := os.Stat(w.dir); errors.Is(err, fs.ErrNotExist) {
-		w.have = nil
-		return nil
+	if w.unsure {
+		if err := w.adopt(ctx); err != nil {
+			return fmt.Errorf("delete VM: %w", err)
+		}
 	}
-	if err := w.evict(ctx); err != nil {
-		return fmt.Errorf("delete VM: %w", err)
+	if err := w.stop(ctx); err != nil {
+		return err
 	}
 	if err := os.RemoveAll(w.dir); err != nil {
 		return fmt.Errorf("delete VM: %w", err)
 	}
-	w.have = nil
+	w.have, w.unsure = nil, false
 	return nil
 }
 
