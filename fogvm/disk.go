@@ -7,11 +7,12 @@ import (
 	"io/fs"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 )
 
 // makeDisk creates a sparse ext4 image of exactly size bytes, unless path is
-// already there. It appears under its name only when complete.
+// already there. It appears under its name only when complete and synced.
 func makeDisk(ctx context.Context, path string, size uint64) error {
 	info, err := os.Stat(path)
 	if err == nil {
@@ -28,16 +29,33 @@ func makeDisk(ctx context.Context, path string, size uint64) error {
 	if err != nil {
 		return fmt.Errorf("make disk: %w", err)
 	}
-	if err := errors.Join(f.Truncate(int64(size)), f.Close()); err != nil {
+	err = f.Truncate(int64(size))
+	if err == nil {
+		err = mkfs(ctx, tmp)
+	}
+	// A crash of the machine must not leave the name on an image of zeros, which
+	// would count as made.
+	if err == nil {
+		err = syncFile(f)
+	}
+	err = errors.Join(err, f.Close())
+	if err == nil {
+		err = os.Rename(tmp, path)
+	}
+	if err != nil {
+		return errors.Join(fmt.Errorf("make disk: %w", err), os.Remove(tmp))
+	}
+	if err := syncFolder(filepath.Dir(path)); err != nil {
 		return fmt.Errorf("make disk: %w", err)
 	}
-	cmd := exec.CommandContext(ctx, "mkfs.ext4", mkfsArgs(tmp)...)
+	return nil
+}
+
+func mkfs(ctx context.Context, path string) error {
+	cmd := exec.CommandContext(ctx, "mkfs.ext4", mkfsArgs(path)...)
 	cmd.Env = append(os.Environ(), "E2FSPROGS_FAKE_TIME=1", "SOURCE_DATE_EPOCH=1", "MKE2FS_CONFIG=/dev/null")
 	if out, err := cmd.CombinedOutput(); err != nil {
-		return errors.Join(fmt.Errorf("make disk: mkfs.ext4: %w: %s", err, strings.TrimSpace(string(out))), os.Remove(tmp))
-	}
-	if err := os.Rename(tmp, path); err != nil {
-		return fmt.Errorf("make disk: %w", err)
+		return fmt.Errorf("mkfs.ext4: %w: %s", err, strings.TrimSpace(string(out)))
 	}
 	return nil
 }

@@ -72,15 +72,11 @@ func (q *qemuHypervisor) start(ctx context.Context, dir string, vm VM) (instance
 		return nil, err
 	}
 	spec := shimSpec{VM: vm, QEMU: binary, Accel: q.accels, Initramfs: image, UID: uid, GID: gid, StopTimeout: q.cfg.StopTimeout}
-	if err := writeJSONFile(filepath.Join(dir, specFile), spec); err != nil {
+	if err := saveJSONFile(filepath.Join(dir, specFile), spec); err != nil {
 		return nil, err
 	}
 	if err := q.launch(ctx, dir); err != nil {
 		return nil, err
-	}
-	// What the disk is of must be known after a crash; the guest boots meanwhile.
-	if err := syncFile(filepath.Join(dir, specFile)); err != nil {
-		q.log.Warn("VM's definition may not survive a crash", "error", err)
 	}
 	return &shimInstance{dir: dir}, nil
 }

@@ -32,8 +32,22 @@ type shimSpec struct {
 	StopTimeout time.Duration `json:"stop_timeout"`
 }
 
-// writeJSONFile replaces a file atomically; syncFile makes it durable too.
+// writeJSONFile replaces a file atomically for who reads it. It is not durable:
+// what a shim says of processes means nothing after a crash of the machine.
 func writeJSONFile(path string, v any) error {
+	return replaceJSONFile(path, v, func(*os.File) error { return nil })
+}
+
+// saveJSONFile also makes the file outlive a crash of the machine: whole, either
+// the old or the new.
+func saveJSONFile(path string, v any) error {
+	if err := replaceJSONFile(path, v, syncFile); err != nil {
+		return err
+	}
+	return syncFolder(filepath.Dir(path))
+}
+
+func replaceJSONFile(path string, v any, complete func(*os.File) error) error {
 	data, err := json.Marshal(v)
 	if err != nil {
 		return err
@@ -43,6 +57,9 @@ func writeJSONFile(path string, v any) error {
 		return err
 	}
 	_, err = tmp.Write(data)
+	if err == nil {
+		err = complete(tmp)
+	}
 	err = errors.Join(err, tmp.Close())
 	if err == nil {
 		err = os.Rename(tmp.Name(), path)
@@ -53,16 +70,18 @@ func writeJSONFile(path string, v any) error {
 	return nil
 }
 
-// syncFile makes a file and its name outlive a crash of the machine.
-func syncFile(path string) error {
-	for _, p := range []string{path, filepath.Dir(path)} {
-		f, err := os.Open(p)
-		if err != nil {
-			return err
-		}
-		if err := errors.Join(f.Sync(), f.Close()); err != nil {
-			return fmt.Errorf("sync %s: %w", filepath.Base(p), err)
-		}
+// syncFile brings a file's content to the disk. A variable for tests, which
+// look at what is there at that moment.
+var syncFile = (*os.File).Sync
+
+// syncFolder brings the names in a folder to the disk.
+func syncFolder(dir string) error {
+	f, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(syncFile(f), f.Close()); err != nil {
+		return fmt.Errorf("sync %s: %w", filepath.Base(dir), err)
 	}
 	return nil
 }
