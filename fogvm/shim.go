@@ -270,6 +270,8 @@ func (s *shim) update(change func(*Status)) {
 	defer s.mu.Unlock()
 	before := s.status
 	change(&s.status)
+	// The console's words are the guest's too.
+	s.status.Reason = guest.ClipReason(s.status.Reason)
 	if s.status == before {
 		return
 	}

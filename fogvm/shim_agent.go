@@ -46,8 +46,11 @@ func (s *shim) talk(ctx context.Context, channel net.Conn) {
 	parts.Go(func() { s.minuteByMinute(ctx, conn) })
 	silence := time.AfterFunc(3*guest.StatusInterval, s.agentSilent)
 	defer silence.Stop()
-	err = conn.Run(ctx, func(g guest.Status) {
+	err = conn.Run(ctx, func(g guest.Status, refused error) {
 		silence.Reset(3 * guest.StatusInterval)
+		if refused != nil {
+			s.log.Warn("the guest's report is not believed", "error", refused)
+		}
 		s.onGuest(g)
 	})
 	if err != nil {

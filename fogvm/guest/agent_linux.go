@@ -318,7 +318,7 @@ func (a *agent) publish() {
 		a.cond.wasReady = true
 	}
 	s.SSHHostKey = a.hostKey
-	s.Reason = clip(s.Reason, maxReason)
+	s.Reason = ClipReason(s.Reason)
 	if a.recheck != nil {
 		a.recheck.Stop()
 	}

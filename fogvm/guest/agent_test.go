@@ -72,10 +72,10 @@ func TestChannel(t *testing.T) {
 	}
 	heard := make(chan Status, 1)
 	ran := make(chan error, 1)
-	go func() { ran <- c.Run(ctx, func(s Status) { heard <- s }) }()
+	go func() { ran <- c.Run(ctx, func(s Status, _ error) { heard <- s }) }()
 
-	statuses <- Status{Phase: PhaseReady, Reason: strings.Repeat("x", 3*maxReason)}
-	if s := <-heard; s.Phase != PhaseReady || len(s.Reason) > maxReason {
+	statuses <- Status{Phase: PhaseReady, Reason: strings.Repeat("x", 3*MaxReason)}
+	if s := <-heard; s.Phase != PhaseReady || len(s.Reason) > MaxReason {
 		t.Errorf("status %s, reason of %d bytes", s.Phase, len(s.Reason))
 	}
 	if err := errors.Join(c.Configure(Config{Hostname: "h"}), c.Authorize([]string{"k"}), c.SetTime(time.Unix(5, 0)), c.Power(Power{Reboot: true})); err != nil {

@@ -125,7 +125,7 @@ const (
 // StatusInterval.
 type Status struct {
 	Phase Phase `json:"phase"`
-	// Reason is for a user to read; empty when all is well. At most 1 KiB.
+	// Reason is for a user to read; empty when all is well. At most MaxReason bytes.
 	Reason string `json:"reason,omitempty"`
 	// Restarts counts the entrypoint's restarts since this boot.
 	Restarts int `json:"restarts,omitempty"`

@@ -22,7 +22,7 @@ func (a *agent) exec(ctx context.Context, req ExecRequest, stream net.Conn) {
 	s, err := a.startExec(req)
 	if err != nil {
 		// The stream may be gone already; then nobody waits for the reason.
-		_ = out.write(FrameError, []byte(clip(err.Error(), maxReason)))
+		_ = out.write(FrameError, []byte(clip(err.Error(), maxExecError)))
 		return
 	}
 	gone := make(chan struct{})

@@ -25,7 +25,11 @@ const (
 	FrameError  FrameType = 9 // text: the command could not be run; the last frame
 )
 
-const frameHeader = 5
+const (
+	frameHeader = 5
+	// maxExecError bounds the text of a FrameError.
+	maxExecError = 4 << 10
+)
 
 // ErrFrame is wrapped by every error about a malformed or oversized frame.
 var ErrFrame = errors.New("bad frame")
@@ -38,7 +42,7 @@ func frameLimits(t FrameType) (low, high int, ok bool) {
 	case FrameStdin, FrameStdout, FrameStderr:
 		return 0, MaxFrame, true
 	case FrameError:
-		return 0, 4 << 10, true
+		return 0, maxExecError, true
 	case FrameEOF:
 		return 0, 0, true
 	case FrameResize, FrameExit:

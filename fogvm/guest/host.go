@@ -65,6 +65,7 @@ func connect(rw io.ReadWriteCloser) (*Conn, error) {
 		return nil, fmt.Errorf("%w: no hello", ErrFrame)
 	}
 	c.info = *first.Hello
+	c.info.Kernel = ClipReason(c.info.Kernel)
 	return c, nil
 }
 
@@ -72,10 +73,20 @@ func connect(rw io.ReadWriteCloser) (*Conn, error) {
 func (c *Conn) Info() Info { return c.info }
 
 // Run reads status reports until the channel ends or ctx does, and calls
-// onStatus for each. It returns nil when ctx ended.
-func (c *Conn) Run(ctx context.Context, onStatus func(Status)) error {
+// onStatus with them. A report's keys and text are bounded and well formed: the
+// error names what was not and is left out. Reports that come faster than one in
+// reportPace are skipped, never the last. It returns nil when ctx ended.
+func (c *Conn) Run(ctx context.Context, onStatus func(Status, error)) error {
 	stop := context.AfterFunc(ctx, func() { c.Close() })
 	defer stop()
+	latest, over := make(chan Status, 1), make(chan struct{})
+	var pacing sync.WaitGroup
+	defer pacing.Wait()
+	defer close(latest)
+	defer close(over)
+	pacing.Go(func() {
+		pace(latest, over, func(s Status) { onStatus(s.checked()) })
+	})
 	for {
 		var m toHost
 		if err := readJSON(c.control, &m); err != nil {
@@ -85,10 +96,27 @@ func (c *Conn) Run(ctx context.Context, onStatus func(Status)) error {
 			return fmt.Errorf("read guest status: %w", err)
 		}
 		if m.Status != nil {
-			m.Status.Reason = clip(m.Status.Reason, maxReason)
-			m.Status.SSHHostKey = clip(m.Status.SSHHostKey, maxReason)
-			m.Status.MeshKey = clip(m.Status.MeshKey, maxReason)
-			onStatus(*m.Status)
+			select {
+			case <-latest: // too late for that one
+			default:
+			}
+			latest <- *m.Status // has room: nobody else sends
+		}
+	}
+}
+
+// reportPace is the least time between two reports that are passed on: each may
+// become a file here and a signed statement in the swarm.
+const reportPace = 250 * time.Millisecond
+
+// pace hands over what latest holds, at once after a quiet time and otherwise
+// one a reportPace, until latest is closed. After over nothing waits any more.
+func pace(latest <-chan Status, over <-chan struct{}, do func(Status)) {
+	for s := range latest {
+		do(s)
+		select {
+		case <-time.After(reportPace):
+		case <-over:
 		}
 	}
 }
@@ -157,15 +185,4 @@ func (r *ExecRequest) Validate() error {
 		return errors.New("exec: command or environment too long")
 	}
 	return nil
-}
-
-const maxReason = 1 << 10
-
-// clip cuts s to at most n bytes, keeping its end: of an output's tail the end
-// is what matters.
-func clip(s string, n int) string {
-	if len(s) <= n {
-		return s
-	}
-	return "…" + s[len(s)-n+3:]
 }
