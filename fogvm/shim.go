@@ -221,48 +221,6 @@ func (s *shim) await(ctx context.Context, m *machine) (exit error, asked bool) {
 	return s.stopMachine(m, force), true
 }
 
-// stopMachine is the ladder: the agent, the power button, SIGTERM, SIGKILL.
-func (s *shim) stopMachine(m *machine, force bool) error {
-	limit := s.spec.StopTimeout
-	s.mu.Lock()
-	agent := s.agent
-	s.mu.Unlock()
-	type rung struct {
-		name string
-		act  func() error
-		wait time.Duration
-	}
-	var ladder []rung
-	if !force && agent != nil {
-		grace := guest.Power{GraceSeconds: max(1, int(limit.Seconds()/2))}
-		ladder = append(ladder, rung{"agent", func() error { return agent.Power(grace) }, limit * 3 / 4})
-	}
-	if !force {
-		press := func() error {
-			ctx, cancel := context.WithTimeout(context.Background(), time.Second)
-			defer cancel()
-			return m.qmp.execute(ctx, "system_powerdown")
-		}
-		// A guest without an agent has not got far enough to lose anything.
-		ladder = append(ladder, rung{"power button", press, min(limit/4, 2*time.Second)})
-	}
-	ladder = append(ladder,
-		rung{"SIGTERM", func() error { return m.signal(syscall.SIGTERM) }, 5 * time.Second},
-		rung{"SIGKILL", func() error { return m.signal(syscall.SIGKILL) }, time.Hour})
-	for _, r := range ladder {
-		s.log.Info("stopping", "by", r.name, "wait", r.wait)
-		if err := r.act(); err != nil {
-			s.log.Warn("stopping", "by", r.name, "error", err)
-		}
-		select {
-		case exit := <-m.exited:
-			return exit
-		case <-time.After(r.wait):
-		}
-	}
-	return errors.New("QEMU survives SIGKILL")
-}
-
 // update changes the status, saves it and wakes the watchers; nothing happens
 // when nothing changed.
 func (s *shim) update(change func(*Status)) {

@@ -91,7 +91,10 @@ func (s *shim) minuteByMinute(ctx context.Context, conn *guest.Conn) {
 			return
 		case <-tick.C:
 			if err := conn.SetTime(time.Now()); err != nil {
-				return // the channel is gone, which conn.Run reports
+				if ctx.Err() == nil {
+					s.log.Warn("the guest's clock is not kept any more", "error", err)
+				}
+				return
 			}
 		}
 	}

@@ -1,9 +1,14 @@
 package fogvm
 
 import (
+	"errors"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/formthefog/formation/fogvm/guest"
 )
@@ -19,5 +24,55 @@ func TestReasonsAreBounded(t *testing.T) {
 	}
 	if n := len(saved.Reason); n == 0 || n > guest.MaxReason || strings.Contains(saved.Reason, "\x1b") {
 		t.Errorf("a reason of %d bytes: %q", n, saved.Reason)
+	}
+}
+
+// TestClimb: a rung whose act hangs, as a guest's may, or fails costs its time
+// and no more.
+func TestClimb(t *testing.T) {
+	killed := errors.New("killed")
+	for _, c := range []struct {
+		name  string
+		works string // the rung that ends the machine
+		want  []string
+		took  time.Duration
+		err   error
+	}{
+		{"all is well", "agent", []string{"agent"}, 0, nil},
+		{"nobody listens", "SIGTERM", []string{"agent", "power button", "SIGTERM"}, 17 * time.Second, nil},
+		{"nothing but force", "SIGKILL", []string{"agent", "power button", "SIGTERM", "SIGKILL"}, 22 * time.Second, killed},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			var mu sync.Mutex
+			var tried []string
+			exited, over := make(chan error, 1), make(chan struct{})
+			act := func(name string, otherwise func() error) func() error {
+				return func() error {
+					mu.Lock()
+					defer mu.Unlock()
+					tried = append(tried, name)
+					if name == c.works {
+						exited <- c.err
+						return nil
+					}
+					mu.Unlock()
+					defer mu.Lock()
+					return otherwise()
+				}
+			}
+			hang := func() error { <-over; return nil }
+			fail := func() error { return errors.New("no such device") }
+			s := &shim{log: testLogger(t)}
+			start := time.Now()
+			err := s.climb([]rung{
+				{"agent", act("agent", hang), 15 * time.Second}, {"power button", act("power button", fail), 2 * time.Second},
+				{"SIGTERM", act("SIGTERM", hang), 5 * time.Second}, {"SIGKILL", act("SIGKILL", hang), time.Hour},
+			}, exited)
+			close(over)
+			synctest.Wait()
+			if took := time.Since(start); !errors.Is(err, c.err) || took != c.took || !slices.Equal(tried, c.want) {
+				t.Errorf("%s: %v after %s by %q", c.name, err, took, tried)
+			}
+		})
 	}
 }

@@ -19,8 +19,15 @@ type Conn struct {
 	control net.Conn
 	info    Info
 
-	mu sync.Mutex // orders writes on control
+	patience time.Duration // with a guest that does not read control
+
+	mu   sync.Mutex // orders writes on control
+	torn error      // why nothing more can be written on control
 }
+
+// sendPatience is how long a message waits for room on the control stream. An
+// agent reads it whatever else it does, and 256 KiB of messages fit in.
+const sendPatience = 5 * time.Second
 
 // Connect performs the host's half of the handshake on rw, which it owns from
 // now on, and waits for the agent's hello until ctx ends. rw must be fresh:
@@ -50,7 +57,7 @@ func connect(rw io.ReadWriteCloser) (*Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &Conn{session: session}
+	c := &Conn{session: session, patience: sendPatience}
 	if c.control, err = c.open(openStream{Kind: streamControl}); err != nil {
 		session.Close()
 		return nil, err
@@ -161,11 +168,17 @@ func (c *Conn) open(first openStream) (net.Conn, error) {
 	return stream, nil
 }
 
+// send writes one message, in bounded time. The first failure is for good: part
+// of the message may have gone, and the guest could not tell where the next
+// one starts.
 func (c *Conn) send(m toGuest) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if err := writeJSON(c.control, m); err != nil {
-		return fmt.Errorf("send to guest: %w", err)
+	if c.torn == nil {
+		c.torn = errors.Join(c.control.SetWriteDeadline(time.Now().Add(c.patience)), writeJSON(c.control, m))
+	}
+	if c.torn != nil {
+		return fmt.Errorf("send to guest: %w", c.torn)
 	}
 	return nil
 }
