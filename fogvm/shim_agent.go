@@ -21,41 +21,44 @@ func (s *shim) talk(ctx context.Context, channel net.Conn) {
 		}
 		return
 	}
-	defer conn.Close()
 	s.mu.Lock()
 	s.agent = conn
 	cfg := s.spec.VM.Guest
 	cfg.SSHKeys = s.keys
 	s.mu.Unlock()
-	defer func() {
-		s.mu.Lock()
-		s.agent = nil
-		s.mu.Unlock()
-	}()
+	silence := time.AfterFunc(3*guest.StatusInterval, s.agentSilent)
+	defer silence.Stop()
+	if err := s.follow(ctx, conn, cfg, silence); err != nil {
+		s.log.Warn("agent channel ended", "error", err)
+	}
+	s.mu.Lock()
+	s.agent = nil
+	s.mu.Unlock()
+	<-ctx.Done() // a guest that broke its channel may run on, and is silent
+}
+
+// follow configures the guest and passes its reports on until the channel,
+// which it closes, or ctx ends.
+func (s *shim) follow(ctx context.Context, conn *guest.Conn, cfg guest.Config, silence *time.Timer) error {
+	var parts sync.WaitGroup
+	defer parts.Wait()
+	defer conn.Close()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	s.update(func(st *Status) { st.AgentAt = time.Now() })
 	s.log.Info("agent up", "kernel", conn.Info().Kernel, "guest_uptime_ms", conn.Info().UptimeMillis)
 	if err := errors.Join(conn.SetTime(time.Now()), conn.Configure(cfg)); err != nil {
-		s.log.Warn("configure guest", "error", err)
-		return
+		return fmt.Errorf("configure guest: %w", err)
 	}
-	var parts sync.WaitGroup
-	defer parts.Wait()
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
 	parts.Go(func() { s.copyLogs(ctx, conn) })
 	parts.Go(func() { s.minuteByMinute(ctx, conn) })
-	silence := time.AfterFunc(3*guest.StatusInterval, s.agentSilent)
-	defer silence.Stop()
-	err = conn.Run(ctx, func(g guest.Status, refused error) {
+	return conn.Run(ctx, func(g guest.Status, refused error) {
 		silence.Reset(3 * guest.StatusInterval)
 		if refused != nil {
 			s.log.Warn("the guest's report is not believed", "error", refused)
 		}
 		s.onGuest(g)
 	})
-	if err != nil {
-		s.log.Info("agent channel ended", "error", err)
-	}
 }
 
 // agentSilent marks a guest whose agent has stopped reporting: hung, or starved

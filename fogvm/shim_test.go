@@ -1,7 +1,10 @@
 package fogvm
 
 import (
+	"context"
 	"errors"
+	"io"
+	"net"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -9,6 +12,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/hashicorp/yamux"
 
 	"github.com/formthefog/formation/fogvm/guest"
 )
@@ -75,4 +80,50 @@ func TestClimb(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestBrokenChannel: a guest that breaks its channel and runs on is let go of,
+// and its silence is still waited for while it runs.
+func TestBrokenChannel(t *testing.T) {
+	ours, theirs := net.Pipe()
+	defer theirs.Close()
+	go func() {
+		hello := append([]byte("formation-guest"), guest.Version)
+		if _, err := theirs.Write(hello); err != nil {
+			return
+		}
+		if _, err := io.ReadFull(theirs, hello); err != nil {
+			return
+		}
+		session, err := yamux.Server(theirs, nil) // with keep-alive: pings
+		if err != nil {
+			return
+		}
+		control, err := session.Accept()
+		if err != nil {
+			return
+		}
+		if _, _, err := guest.ReadFrame(control); err == nil {
+			_ = guest.WriteFrame(control, guest.FrameJSON, []byte(`{"hello":{"version":1}}`))
+			_, _ = session.Ping()
+		}
+	}()
+	ctx, cancel := context.WithCancel(t.Context())
+	s := &shim{dir: t.TempDir(), log: testLogger(t)}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		s.talk(ctx, ours)
+	}()
+	eventually(t, 10*time.Second, "the guest let go of", func() bool {
+		_, err := s.connected()
+		return err != nil && !s.snapshot().AgentAt.IsZero()
+	})
+	select {
+	case <-done:
+		t.Error("nobody notices the guest's silence")
+	default:
+	}
+	cancel()
+	<-done
 }

@@ -53,7 +53,7 @@ func connect(rw io.ReadWriteCloser) (*Conn, error) {
 	if _, err := rw.Write(preamble()); err != nil {
 		return nil, err
 	}
-	session, err := yamux.Client(rw, muxConfig())
+	session, err := yamux.Client(&muxGuard{ReadWriteCloser: rw}, hostMuxConfig())
 	if err != nil {
 		return nil, err
 	}

@@ -86,3 +86,11 @@ func muxConfig() *yamux.Config {
 	c.Logger = log.New(io.Discard, "", 0)
 	return c
 }
+
+// hostMuxConfig is the host's: it waits for a guest that takes nothing as long
+// as it believes one that says nothing.
+func hostMuxConfig() *yamux.Config {
+	c := muxConfig()
+	c.ConnectionWriteTimeout = 3 * StatusInterval
+	return c
+}
