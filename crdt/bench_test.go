@@ -16,7 +16,7 @@ func manyInstances(b *testing.B, n int) (*world, [][]byte) {
 		w.admit(owner, stmt.RoleOwner)
 		a := w.author(owner, nil)
 		for i := range 100 {
-			_, raws, err := a.Create(Spec{Name: fmt.Sprintf("app-%d", i), Pack: "bafyreib", Replicas: 3, VCPU: 1, MemoryBytes: 1 << 29})
+			_, raws, err := a.Create(Spec{Name: fmt.Sprintf("app-%d", i), Pack: testPack, Replicas: 3, VCPU: 1, MemoryBytes: 1 << 29})
 			if err != nil {
 				b.Fatal(err)
 			}

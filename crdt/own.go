@@ -23,6 +23,7 @@ type ownRegisters struct {
 	seen   uint64  // highest epoch anybody holds of this node
 	node   []byte  // body last wanted
 	claims []Claim // last wanted, nil before the first SetClaims
+	bad    string  // which of them cannot be published, as last told
 }
 
 // load reads the epoch of earlier runs.
@@ -128,9 +129,10 @@ func (r *Replica) SetNode(ctx context.Context, n Node) error {
 // is published is signed anew, and what is missing from claims becomes a
 // tombstone; the same set again does nothing. Node, Epoch and Seq are ignored;
 // a zero Owner is filled from the spec. Claims on instances that are unknown and
-// name no owner, or that are deleted, are left out. When it returns nil the set
-// is on disk and on its way. Errors wrap ErrInvalid for a claim over MaxClaim
-// and ErrNotMember while the node is not admitted.
+// name no owner, or that are deleted, are left out. So is, with a warning, a
+// claim that cannot be published (over MaxClaim, or on no slot): one bad claim
+// must not silence the node. When it returns nil the set is on disk and on its
+// way. Errors wrap ErrNotMember while the node is not admitted.
 func (r *Replica) SetClaims(ctx context.Context, claims []Claim) error {
 	if err := r.setOwn(ctx, func() ([]*stmt.Statement, error) {
 		r.own.claims = slices.Clone(claims)
@@ -201,10 +203,12 @@ func (r *Replica) nodeChanges() ([]*stmt.Statement, error) {
 // Under mu.
 func (r *Replica) claimChanges() ([]*stmt.Statement, error) {
 	bodies := map[claimKey][]byte{}
+	var bad []error
 	for _, c := range r.own.claims {
 		doc, err := ParseDocID(c.Instance)
 		if err != nil {
-			return nil, err
+			bad = append(bad, err)
+			continue
 		}
 		if c.Owner.IsZero() {
 			if d := r.state.docs[doc]; d != nil {
@@ -216,10 +220,12 @@ func (r *Replica) claimChanges() ([]*stmt.Statement, error) {
 		}
 		body, err := encodeClaim(c, false)
 		if err != nil {
-			return nil, err
+			bad = append(bad, fmt.Errorf("instance %s: %w", c.Instance, err))
+			continue
 		}
 		bodies[claimKey{r.key, doc, c.Owner, c.Slot}] = body
 	}
+	r.tellBad(errors.Join(bad...))
 	for k := range r.state.byNode[r.key] {
 		c := r.state.claims[k]
 		if _, wanted := bodies[k]; wanted {
@@ -250,6 +256,15 @@ func (r *Replica) claimChanges() ([]*stmt.Statement, error) {
 		out = append(out, st)
 	}
 	return out, nil
+}
+
+// tellBad warns of claims that are left out, once. Under mu.
+func (r *Replica) tellBad(err error) {
+	text := fmt.Sprint(err)
+	if err != nil && text != r.own.bad {
+		r.cfg.Logger.Warn("claims are left out", "err", err)
+	}
+	r.own.bad = text
 }
 
 // errNoRoot: this node does not hold the network's root key.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/formthefog/formation/crdt/stmt"
 )
@@ -107,7 +108,12 @@ type claimKey struct {
 	slot  int
 }
 
-const maxReason = 256
+// Bounds of the texts in a claim, in bytes. Some come from the guest, so a claim
+// is made to fit by leaving out what is too long, the reason first.
+const (
+	maxReason    = 256
+	maxClaimText = 256
+)
 
 func encodeClaim(c Claim, gone bool) ([]byte, error) {
 	doc, err := ParseDocID(c.Instance)
@@ -118,19 +124,33 @@ func encodeClaim(c Claim, gone bool) ([]byte, error) {
 	if !gone {
 		b = claimBody{
 			Instance: doc, Slot: c.Slot, Owner: c.Owner, Generation: c.Generation, Phase: c.Phase,
-			Ready: c.Ready, Reason: cutText(c.Reason, maxReason), Pack: c.Pack, Address: c.Address,
-			Address6: c.Address6, MeshKey: c.MeshKey, SSHHostKey: c.SSHHostKey, Endpoint: c.Endpoint,
-			Accel: c.Accel, SpecGeneration: c.SpecGeneration, StartedAt: c.StartedAt, ReadyAt: c.ReadyAt,
+			Ready: c.Ready, Reason: cutText(c.Reason, maxReason), Pack: fitText(c.Pack), Address: fitText(c.Address),
+			Address6: fitText(c.Address6), MeshKey: fitText(c.MeshKey), SSHHostKey: fitText(c.SSHHostKey),
+			Endpoint: fitText(c.Endpoint), Accel: fitText(c.Accel),
+			SpecGeneration: c.SpecGeneration, StartedAt: c.StartedAt, ReadyAt: c.ReadyAt,
 		}
 	}
 	out, err := stmt.Marshal(b)
-	if err != nil {
-		return nil, err
+	if over := len(out) - MaxClaim; err == nil && over > 0 && b.Reason != "" {
+		b.Reason = cutText(b.Reason, max(len(b.Reason)-over, 0))
+		out, err = stmt.Marshal(b)
 	}
-	if len(out) > MaxClaim || c.Slot < 0 || c.Slot >= MaxReplicas {
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrInvalid, err)
+	}
+	if len(out) > MaxClaim || c.Slot < 0 || c.Slot >= MaxReplicas || c.Owner.IsZero() {
 		return nil, fmt.Errorf("%w: claim of %d bytes on slot %d", ErrInvalid, len(out), c.Slot)
 	}
 	return out, nil
+}
+
+// fitText is s, or nothing when it could not be published: a part of a key or an
+// address is worse than none.
+func fitText(s string) string {
+	if len(s) > maxClaimText || !utf8.ValidString(s) {
+		return ""
+	}
+	return s
 }
 
 func decodeClaim(st *stmt.Statement) (*claimBody, error) {

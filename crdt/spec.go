@@ -134,25 +134,29 @@ func (s *Spec) values() (map[string][]byte, error) {
 }
 
 // setValues fills s from the keys of a document. A known key with a value of a
-// wrong type reads as absent and is kept in Unknown: one bad key of an owner's
-// newer tool must not hide the instance.
+// wrong type or out of bounds reads as absent and is kept in Unknown: one bad key
+// of an owner's newer tool must not hide the instance.
 func (s *Spec) setValues(vals map[string][]byte) {
 	var phase string
-	fields := map[string]any{
-		keyName: &s.Name, keyPack: &s.Pack, keyGeneration: &s.Generation, keyReplicas: &s.Replicas,
-		keyPhase: &phase, keyRestart: &s.Restart, keyRecreate: &s.Recreate, keyVCPU: &s.VCPU,
-		keyMemory: &s.MemoryBytes, keyDisk: &s.DiskBytes, keySSH: &s.SSHKeys, keyExpose: &s.Expose,
-		keyRegion: &s.Region, keyOperators: &s.Operators, keyPartition: &s.Partition, keyGPU: &s.GPU,
+	fields := map[string]func([]byte) bool{
+		keyName: into(&s.Name, isLabel), keyPack: into(&s.Pack, goodPack),
+		keyGeneration: into(&s.Generation, goodCounter), keyReplicas: into(&s.Replicas, goodReplicas),
+		keyPhase: into(&phase, goodWord), keyRestart: into(&s.Restart, goodCounter),
+		keyRecreate: into(&s.Recreate, goodCounter), keyVCPU: into(&s.VCPU, goodVCPU),
+		keyMemory: into(&s.MemoryBytes, goodMemory), keyDisk: into(&s.DiskBytes, goodDisk),
+		keySSH: into(&s.SSHKeys, anyValue), keyExpose: into(&s.Expose, anyValue),
+		keyRegion: into(&s.Region, goodWord), keyOperators: into(&s.Operators, anyValue),
+		keyPartition: into(&s.Partition, goodWord), keyGPU: into(&s.GPU, goodWord),
 	}
 	for _, k := range slices.Sorted(maps.Keys(vals)) {
 		raw := vals[k]
-		if p, ok := fields[k]; ok {
-			if stmt.Unmarshal(raw, p) == nil {
+		if read, ok := fields[k]; ok {
+			if read(raw) {
 				continue
 			}
-		} else if name, ok := strings.CutPrefix(k, prefixEnv); ok && setText(&s.Env, name, raw) {
+		} else if name, ok := strings.CutPrefix(k, prefixEnv); ok && setText(&s.Env, name, raw, anyPair) {
 			continue
-		} else if name, ok := strings.CutPrefix(k, prefixLabel); ok && setText(&s.Labels, name, raw) {
+		} else if name, ok := strings.CutPrefix(k, prefixLabel); ok && setText(&s.Labels, name, raw, goodLabel) {
 			continue
 		}
 		if s.Unknown == nil {
@@ -164,7 +168,6 @@ func (s *Spec) setValues(vals map[string][]byte) {
 	if s.Phase == "" {
 		s.Phase = PhaseRunning
 	}
-	s.Replicas = min(max(s.Replicas, 0), MaxReplicas)
 	s.setCritical()
 }
 
@@ -185,9 +188,9 @@ func (s *Spec) setCritical() {
 	}
 }
 
-func setText(m *map[string]string, key string, raw []byte) bool {
+func setText(m *map[string]string, key string, raw []byte, good func(k, v string) bool) bool {
 	var v string
-	if stmt.Unmarshal(raw, &v) != nil {
+	if stmt.Unmarshal(raw, &v) != nil || !good(key, v) {
 		return false
 	}
 	if *m == nil {
@@ -203,21 +206,6 @@ func (s *Spec) clone() Spec {
 	c.Env, c.Labels, c.Unknown = maps.Clone(s.Env), maps.Clone(s.Labels), maps.Clone(s.Unknown)
 	c.SSHKeys, c.Expose, c.Operators = slices.Clone(s.SSHKeys), slices.Clone(s.Expose), slices.Clone(s.Operators)
 	return c
-}
-
-// validate refuses what no Author should sign.
-func (s *Spec) validate() error {
-	switch {
-	case !isLabel(s.Name):
-		return fmt.Errorf("%w: name %q is no DNS label", ErrInvalid, s.Name)
-	case s.Replicas < 0 || s.Replicas > MaxReplicas:
-		return fmt.Errorf("%w: %d replicas (0 to %d)", ErrInvalid, s.Replicas, MaxReplicas)
-	case s.VCPU < 0:
-		return fmt.Errorf("%w: %d vCPUs", ErrInvalid, s.VCPU)
-	case s.Phase != "" && s.Phase != PhaseRunning && s.Phase != PhaseStopped:
-		return fmt.Errorf("%w: phase %q", ErrInvalid, s.Phase)
-	}
-	return nil
 }
 
 func isLabel(s string) bool {

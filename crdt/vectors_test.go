@@ -83,7 +83,7 @@ func makeVectors(t *testing.T) vectorFile {
 	add("any owner", "root", w.member(stmt.MemberBody{AnyOwner: true, Role: stmt.RoleOwner}))
 	a := w.author("olga", nil)
 	id, raws, err := a.Create(Spec{
-		Name: "hello", Pack: "bafyreib", Replicas: 2, VCPU: 1, MemoryBytes: 512 << 20, DiskBytes: 5 << 30,
+		Name: "hello", Pack: testPack, Replicas: 2, VCPU: 1, MemoryBytes: 512 << 20, DiskBytes: 5 << 30,
 		Env: map[string]string{"A": "1"}, Expose: []string{"8080/tcp"}, Operators: []stmt.Key{pub("n1")},
 	})
 	if err != nil {
@@ -99,7 +99,7 @@ func makeVectors(t *testing.T) vectorFile {
 	add("node", "n1", w.node("n1", 1, 1, Node{
 		Addrs: []string{"/ip4/192.0.2.1/tcp/51820"}, Total: Resources{4, 8 << 30, 100 << 30}, Labels: map[string]string{"disk": "ssd"}, Accel: "kvm",
 	}))
-	claim := Claim{Instance: id, Owner: pub("olga"), Slot: 1, Generation: 1, Phase: ClaimRunning, Ready: true, Pack: "bafyreib", SpecGeneration: 2, StartedAt: 1_750_000_000}
+	claim := Claim{Instance: id, Owner: pub("olga"), Slot: 1, Generation: 1, Phase: ClaimRunning, Ready: true, Pack: testPack, SpecGeneration: 2, StartedAt: 1_750_000_000}
 	add("claim", "n1", w.claim("n1", 1, 2, claim, false))
 	add("claim tombstone", "n1", w.claim("n1", 1, 3, claim, true))
 	add("base", "root", must(stmt.SignBase(keyOf("root"), w.net, stmt.BaseBody{Name: "debian:12", CID: "bafyreia"}, 1, 1)))

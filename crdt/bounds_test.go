@@ -1,0 +1,137 @@
+package crdt
+
+import (
+	"context"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/formthefog/formation/crdt/stmt"
+)
+
+const testPack = "bafyreigdyrzt5sfp7udm7hu76uh7y26nf3efuylqabf3oclgtqy55fbzdi"
+
+// signedRoot is what an owner's tool without bounds would sign.
+func (w *world) signedRoot(name string, vals map[string]any) (DocID, []byte) {
+	ops := map[string]stmt.Raw{}
+	for k, v := range vals {
+		b, err := stmt.Marshal(v)
+		if err != nil {
+			w.t.Fatalf("value: %v", err)
+		}
+		ops[k] = b
+	}
+	body, err := stmt.Marshal(specBody{Ops: ops})
+	return InstanceID(pub(name), stmt.Key{}, 0), w.register(name, stmt.KindSpec, 1, 1, body, err)
+}
+
+// A value out of bounds reads as absent and is kept; the rest of its document
+// counts. No Author signs one.
+func TestValuesOutOfBounds(t *testing.T) {
+	long := strings.Repeat("x", MaxWord+1)
+	for _, tt := range []struct {
+		key  string
+		bad  []any
+		good any
+		zero func(*Spec) bool
+		sign func(*Spec)
+	}{
+		{keyName, []any{"", "Web", "-a", long}, "a", func(s *Spec) bool { return s.Name == "" }, func(s *Spec) { s.Name = long }},
+		{keyPack, []any{"bafyreib", long, strings.ToUpper(testPack), testPack + "a", 7}, testPack, func(s *Spec) bool { return s.Pack == "" }, func(s *Spec) { s.Pack = long }},
+		{keyReplicas, []any{-1, MaxReplicas + 1, uint64(1) << 63}, MaxReplicas, func(s *Spec) bool { return s.Replicas == 0 }, func(s *Spec) { s.Replicas = MaxReplicas + 1 }},
+		{keyVCPU, []any{-1, MaxVCPU + 1, uint64(1) << 63}, MaxVCPU, func(s *Spec) bool { return s.VCPU == 0 }, func(s *Spec) { s.VCPU = MaxVCPU + 1 }},
+		{keyMemory, []any{-1, uint64(MaxMemory) + 1, ^uint64(0)}, uint64(MaxMemory), func(s *Spec) bool { return s.MemoryBytes == 0 }, func(s *Spec) { s.MemoryBytes = MaxMemory + 1 }},
+		{keyDisk, []any{-1, uint64(MaxDisk) + 1, ^uint64(0)}, uint64(MaxDisk), func(s *Spec) bool { return s.DiskBytes == 0 }, func(s *Spec) { s.DiskBytes = MaxDisk + 1 }},
+		{keyRestart, []any{^uint64(0)}, 5, func(s *Spec) bool { return s.Restart == 0 }, func(s *Spec) { s.Restart = ^uint64(0) }},
+		{keyGeneration, []any{^uint64(0)}, 5, func(s *Spec) bool { return s.Generation == 0 }, nil},
+		{keyRegion, []any{long}, "eu", func(s *Spec) bool { return s.Region == "" }, func(s *Spec) { s.Region = long }},
+		{prefixLabel + "a", []any{long, 1}, "b", func(s *Spec) bool { return len(s.Labels) == 0 }, func(s *Spec) { s.Labels = map[string]string{"a": long} }},
+		{keySSH, []any{[]any{"key", 1}}, []string{"key"}, func(s *Spec) bool { return len(s.SSHKeys) == 0 }, nil},
+	} {
+		read := func(v any) *Spec {
+			w := newWorld(t)
+			w.admit("olga", stmt.RoleOwner)
+			id, raw := w.signedRoot("olga", map[string]any{tt.key: v, "env/A": "1"})
+			body, err := stmt.Marshal(ownerBody{Live: []DocID{id}})
+			w.register("olga", stmt.KindOwner, 0, 0, body, err)
+			s := w.state()
+			applyAll(s, w.raws)
+			if _, held := s.ids[mustID(t, raw, w)]; !held {
+				t.Fatalf("%s = %v: the statement is refused", tt.key, v)
+			}
+			spec, ok := s.View().Instance(id.String())
+			if !ok || spec.Env["A"] != "1" {
+				t.Fatalf("%s = %v hides the instance", tt.key, v)
+			}
+			return &spec
+		}
+		for _, v := range tt.bad {
+			if s := read(v); !tt.zero(s) || len(s.Unknown[tt.key]) == 0 {
+				t.Errorf("%s = %v counts: %+v", tt.key, v, s)
+			}
+		}
+		if s := read(tt.good); tt.zero(s) || len(s.Unknown) != 0 {
+			t.Errorf("%s = %v does not count: %+v", tt.key, tt.good, s)
+		}
+		if tt.sign == nil {
+			continue
+		}
+		spec := Spec{Name: "a"}
+		tt.sign(&spec)
+		if _, _, err := newWorld(t).author("olga", nil).Create(spec); err == nil {
+			t.Errorf("an Author signs %s out of bounds", tt.key)
+		}
+	}
+}
+
+func mustID(t *testing.T, raw []byte, w *world) stmt.ID {
+	t.Helper()
+	st, err := stmt.Peek(raw, w.net)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return st.ID
+}
+
+// Claims are made to fit; one that cannot be published is left out and does not
+// keep the others from being heard.
+func TestOneBadClaim(t *testing.T) {
+	w, ctx := newWorld(t), context.Background()
+	r, err := Open(ReplicaConfig{Dir: t.TempDir(), Key: keyOf("n1"), Network: w.net, Root: w.root, Engine: NewModel(), Now: func() time.Time { return testNow }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	if _, err := r.Submit(ctx, w.admit("n1", stmt.RoleNode)); err != nil {
+		t.Fatal(err)
+	}
+	huge, wide := strings.Repeat("x", 4000), strings.Repeat("y", maxClaimText)
+	inst := func(n byte) string { return DocID{n}.String() }
+	err = r.SetClaims(ctx, []Claim{
+		{Instance: inst(1), Owner: pub("olga"), Phase: ClaimRunning, Pack: testPack, Reason: huge, SSHHostKey: huge, Endpoint: "bad\xff"},
+		{Instance: inst(2), Owner: pub("olga"), Reason: wide, SSHHostKey: wide, MeshKey: wide, Endpoint: wide},
+		{Instance: inst(3), Owner: pub("olga"), Address: wide, Address6: wide, SSHHostKey: wide, MeshKey: wide, Endpoint: wide},
+		{Instance: inst(4), Owner: pub("olga"), Slot: MaxReplicas},
+		{Instance: "nonsense", Owner: pub("olga")},
+		{Instance: inst(5), Owner: pub("olga"), Phase: ClaimFetching},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := r.View().ClaimsBy(pub("n1"))
+	if len(got) != 3 {
+		t.Fatalf("%d claims are published, want 3: %+v", len(got), got)
+	}
+	for _, c := range got {
+		switch c.Instance {
+		case inst(1):
+			if c.Pack != testPack || len(c.Reason) != maxReason || c.SSHHostKey != "" || c.Endpoint != "" {
+				t.Errorf("cut to %+v", c)
+			}
+		case inst(2):
+			if c.SSHHostKey != wide || c.MeshKey != wide || c.Reason == "" {
+				t.Errorf("the reason is not what gives way: %+v", c)
+			}
+		}
+	}
+}
