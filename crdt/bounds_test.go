@@ -2,6 +2,8 @@ package crdt
 
 import (
 	"context"
+	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -133,5 +135,47 @@ func TestOneBadClaim(t *testing.T) {
 				t.Errorf("the reason is not what gives way: %+v", c)
 			}
 		}
+	}
+}
+
+// A node with more addresses and packs than fit is heard all the same.
+func TestLargeNodeRegister(t *testing.T) {
+	w, ctx := newWorld(t), context.Background()
+	r, err := Open(ReplicaConfig{Dir: t.TempDir(), Key: keyOf("n1"), Network: w.net, Root: w.root, Engine: NewModel()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	if _, err := r.Submit(ctx, w.admit("n1", stmt.RoleNode)); err != nil {
+		t.Fatal(err)
+	}
+	n := Node{Version: "1", Labels: map[string]string{"formd.accept": strings.Repeat("k", 1800)}}
+	for i := range 200 {
+		n.Addrs = append(n.Addrs, fmt.Sprintf("/ip6/2001:db8:1111:2222:3333:4444:5555:%04x/udp/51820/quic-v1/p2p/%s", i, pub("n1")))
+		n.Holds = append(n.Holds, testPack)
+		if i < 32 {
+			n.Labels[fmt.Sprintf("l%02d%s", i, strings.Repeat("k", 30))] = strings.Repeat("v", 60)
+		}
+	}
+	if err := r.SetNode(ctx, n); err != nil {
+		t.Fatal(err)
+	}
+	got, _ := r.View().Node(pub("n1"))
+	if !slices.Equal(got.Addrs, n.Addrs[:len(got.Addrs)]) || len(got.Addrs) == 0 || len(got.Addrs) > MaxAddrs || len(got.Labels) != 33 {
+		t.Errorf("%d addresses, %d labels", len(got.Addrs), len(got.Labels))
+	}
+	n.Addrs, n.Labels = n.Addrs[:3], nil
+	if err := r.SetNode(ctx, n); err != nil {
+		t.Fatal(err)
+	}
+	if got, _ = r.View().Node(pub("n1")); len(got.Holds) != MaxHolds || len(got.Addrs) != 3 {
+		t.Errorf("%d holds, %d addresses published", len(got.Holds), len(got.Addrs))
+	}
+	n.Labels = map[string]string{"a": strings.Repeat("x", 9000), "b": "kept"}
+	if err := r.SetNode(ctx, n); err != nil {
+		t.Fatal(err)
+	}
+	if got, _ = r.View().Node(pub("n1")); got.Labels["b"] != "kept" || len(got.Labels) != 1 {
+		t.Errorf("labels %v", got.Labels)
 	}
 }

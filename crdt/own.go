@@ -109,8 +109,9 @@ func (r *Replica) sign(kind stmt.Kind, body []byte) (*stmt.Statement, error) {
 
 // SetNode publishes this node's register; Key, Operator, Epoch and Seq of n are
 // ignored. The same register again does nothing. When it returns nil the
-// register is on disk and on its way. Errors wrap ErrNotMember while the node is
-// not admitted, and stmt.ErrTooLarge.
+// register is on disk and on its way. What does not fit a statement is left out:
+// holds, then addresses, from their ends. Errors wrap ErrNotMember while the node
+// is not admitted.
 func (r *Replica) SetNode(ctx context.Context, n Node) error {
 	body, err := encodeNode(n)
 	if err != nil {

@@ -29,6 +29,11 @@ const (
 	MaxReplicas = 64
 	// MaxHolds is how many of Node.Holds are published.
 	MaxHolds = 96
+	// MaxAddrs is how many of Node.Addrs are published.
+	MaxAddrs = 16
+	// maxNode is the largest body of a node register that is published: with
+	// what is around it, it fits a statement.
+	maxNode = stmt.MaxStatement - 512
 	// RerootChanges and RerootBytes are when an Author re-roots a document.
 	RerootChanges = 64
 	RerootBytes   = 16 << 10
@@ -133,7 +138,7 @@ type Resources struct {
 // Node is what a node says of itself: a register that only Key may write.
 type Node struct {
 	Key      stmt.Key
-	Addrs    []string // full multiaddrs with /p2p/
+	Addrs    []string // full multiaddrs with /p2p/, the best first; MaxAddrs are published
 	Total    Resources
 	Labels   map[string]string
 	Region   string
@@ -142,7 +147,7 @@ type Node struct {
 	GPU      string // "model:n"; "" = none
 	Draining bool
 	Restarts uint64
-	Holds    []string // pack and base CIDs complete here; at most MaxHolds are published
+	Holds    []string // pack and base CIDs complete here; at most MaxHolds are published, fewer when they do not fit
 	// Operator is the operator key that the root's member statement names; it
 	// is filled by the View and ignored by SetNode.
 	Operator stmt.Key

@@ -2,7 +2,9 @@ package crdt
 
 import (
 	"bytes"
+	"cmp"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"unicode/utf8"
@@ -52,11 +54,36 @@ type nodeBody struct {
 	Holds    []string          `cbor:"holds,omitempty"`
 }
 
+// encodeNode makes n fit a statement: a node that cannot publish its register is
+// not there for the others. Of what is too much the last holds give way first, as
+// they only speed up a fetch, then the last addresses, then the longest labels.
 func encodeNode(n Node) ([]byte, error) {
-	return stmt.Marshal(nodeBody{
-		Addrs: n.Addrs, CPUs: n.Total.CPUs, Memory: n.Total.Memory, Disk: n.Total.Disk,
-		Labels: n.Labels, Region: n.Region, Version: n.Version, Accel: n.Accel, GPU: n.GPU,
+	b := nodeBody{
+		Addrs: n.Addrs[:min(len(n.Addrs), MaxAddrs)], CPUs: n.Total.CPUs, Memory: n.Total.Memory, Disk: n.Total.Disk,
+		Labels: maps.Clone(n.Labels), Region: n.Region, Version: n.Version, Accel: n.Accel, GPU: n.GPU,
 		Draining: n.Draining, Restarts: n.Restarts, Holds: n.Holds[:min(len(n.Holds), MaxHolds)],
+	}
+	for {
+		out, err := stmt.Marshal(b)
+		if err != nil || len(out) <= maxNode {
+			return out, err
+		}
+		switch {
+		case len(b.Holds) > 0:
+			b.Holds = b.Holds[:len(b.Holds)-1]
+		case len(b.Addrs) > 0:
+			b.Addrs = b.Addrs[:len(b.Addrs)-1]
+		case len(b.Labels) > 0:
+			delete(b.Labels, longestLabel(b.Labels))
+		default:
+			return nil, fmt.Errorf("%w: node register of %d bytes", stmt.ErrTooLarge, len(out))
+		}
+	}
+}
+
+func longestLabel(labels map[string]string) string {
+	return slices.MaxFunc(slices.Sorted(maps.Keys(labels)), func(a, b string) int {
+		return cmp.Compare(len(a)+len(labels[a]), len(b)+len(labels[b]))
 	})
 }
 

@@ -1,13 +1,16 @@
 package p2p
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strconv"
 
 	"github.com/libp2p/go-libp2p/core/host"
 	ma "github.com/multiformats/go-multiaddr"
+	manet "github.com/multiformats/go-multiaddr/net"
 )
 
 // ipPort splits a listen address of the two forms this package serves, and
@@ -102,4 +105,33 @@ func closeListeners(h host.Host) {
 	if c, ok := h.Network().(interface{ ListenClose(...ma.Multiaddr) }); ok {
 		c.ListenClose(h.Network().ListenAddresses()...)
 	}
+}
+
+// widestFirst orders addresses by how widely they can be reached, the same ones
+// always alike, without repetition, and leaves out what is over MaxAddrs.
+func widestFirst(addrs []ma.Multiaddr) []ma.Multiaddr {
+	out := slices.DeleteFunc(slices.Clone(addrs), func(a ma.Multiaddr) bool {
+		return len(a) == 0 || a[0].Protocol().Code == ma.P_CIRCUIT // "through a relay", with none named
+	})
+	slices.SortFunc(out, func(a, b ma.Multiaddr) int {
+		return cmp.Or(cmp.Compare(reach(a), reach(b)), cmp.Compare(a.String(), b.String()))
+	})
+	out = slices.CompactFunc(out, func(a, b ma.Multiaddr) bool { return a.Equal(b) })
+	return out[:min(len(out), MaxAddrs)]
+}
+
+// reach ranks an address: 0 from anywhere, then through a relay, on the LAN, on
+// the link, and 4 on this machine.
+func reach(a ma.Multiaddr) int {
+	switch {
+	case manet.IsIPLoopback(a):
+		return 4
+	case isRelayAddr(a):
+		return 1
+	case manet.IsPublicAddr(a):
+		return 0
+	case manet.IsPrivateAddr(a) && !manet.IsIP6LinkLocal(a):
+		return 2
+	}
+	return 3
 }

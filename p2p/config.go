@@ -23,6 +23,9 @@ const (
 	MaxHello = 16<<10 + 64
 	// MaxReason bounds the text of a refusal; longer ones are cut.
 	MaxReason = 256
+	// MaxAddrs is how many addresses a node tells of itself. A machine with many
+	// interfaces has more, and they would not fit what is published.
+	MaxAddrs = 16
 	// HelloTimeout is how long a connection may stay unproven.
 	HelloTimeout = 10 * time.Second
 )

@@ -19,7 +19,6 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/core/protocol"
 	"github.com/libp2p/go-libp2p/p2p/discovery/mdns"
-	ma "github.com/multiformats/go-multiaddr"
 	"golang.org/x/sync/errgroup"
 )
 
@@ -198,7 +197,9 @@ func (n *Node) Ready() <-chan struct{} { return n.ready }
 func (n *Node) ID() peer.ID { return n.inner.ID() }
 
 // Addrs returns the multiaddrs at which the node can be reached, as far as it
-// knows, each ending in /p2p/<ID>. The listening ones are there from New on.
+// knows, each ending in /p2p/<ID>: at most MaxAddrs, the most widely reachable
+// first, in an order that does not depend on when they were learnt. The listening
+// ones are there from New on.
 func (n *Node) Addrs() []string {
 	addrs := n.inner.Addrs()
 	if len(n.cfg.Announce) == 0 {
@@ -208,15 +209,10 @@ func (n *Node) Addrs() []string {
 		}
 		addrs = append(bound, addrs...)
 	}
-	var out []string
-	for _, a := range addrs {
-		if len(a) == 0 || a[0].Protocol().Code == ma.P_CIRCUIT {
-			continue // "through a relay", with none named
-		}
-		s := a.String() + "/p2p/" + n.ID().String()
-		if !slices.Contains(out, s) {
-			out = append(out, s)
-		}
+	addrs = widestFirst(addrs)
+	out := make([]string, len(addrs))
+	for i, a := range addrs {
+		out[i] = a.String() + "/p2p/" + n.ID().String()
 	}
 	return out
 }
