@@ -183,7 +183,7 @@ func (r *Replica) setOwn(ctx context.Context, changes func() ([]*stmt.Statement,
 	if err != nil {
 		return err
 	}
-	return r.commit(ctx, sts)
+	return r.commit(ctx, sts, stmt.Key{})
 }
 
 // nodeChanges signs the node register unless it is published already. Under mu.

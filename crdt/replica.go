@@ -303,6 +303,10 @@ func transient(err error) bool {
 // already are no error. All are verified before the first is merged; an error
 // names the statement, and then those before it may have been merged. When
 // Submit returns nil, all are on disk.
+//
+// The admission of this node itself is merged also when its invite is over: a
+// member that lost its disk is still one, and whether others let it in is for
+// them to say.
 func (r *Replica) Submit(ctx context.Context, raws ...[]byte) ([]stmt.ID, error) {
 	ids := make([]stmt.ID, len(raws))
 	sts := make([]*stmt.Statement, len(raws))
@@ -314,19 +318,24 @@ func (r *Replica) Submit(ctx context.Context, raws ...[]byte) ([]stmt.ID, error)
 		ids[i], sts[i] = st.ID, st
 	}
 	slices.SortStableFunc(sts, func(a, b *stmt.Statement) int { return byRank(a.Kind, b.Kind) })
-	if err := r.commit(ctx, sts); err != nil {
+	if err := r.commit(ctx, sts, r.key); err != nil {
 		return nil, fmt.Errorf("submit: %w", err)
 	}
 	return ids, nil
 }
 
-// commit applies statements, syncs them to disk and publishes what was news.
-func (r *Replica) commit(ctx context.Context, sts []*stmt.Statement) error {
+// commit applies statements, syncs them to disk and publishes what was news. The
+// invite that admits the key late may be over.
+func (r *Replica) commit(ctx context.Context, sts []*stmt.Statement, late stmt.Key) error {
 	now := r.cfg.Now()
 	var failed error
 	r.mu.Lock()
 	for _, st := range sts {
-		if err := r.apply(st.Raw, now); err != nil {
+		at := now
+		if m, err := stmt.MemberOf(st, r.cfg.Root); err == nil && m.Key == late {
+			at = time.Time{}
+		}
+		if err := r.apply(st.Raw, at); err != nil {
 			failed = fmt.Errorf("%s statement %.8s: %w", st.Kind, st.ID, err)
 			break
 		}
@@ -364,10 +373,11 @@ func (r *Replica) publish(ctx context.Context, sts []*stmt.Statement) {
 
 // Admit is for the admission check of a connection: it verifies the member
 // statement that a peer presents, including that its invite is not over, merges
-// and gossips it, and returns which key it admits to which role. A statement
-// that is held already is admitted whatever the clock says. Errors wrap those of
-// [State.Apply].
-func (r *Replica) Admit(ctx context.Context, raw []byte) (stmt.Key, stmt.Role, error) {
+// and gossips it, and returns which key it admits to which role. A key that has
+// the role already is admitted whatever the clock says; so is vouched, if not
+// zero: a peer for which whoever brought this node here has vouched, by naming it
+// in the ticket. Errors wrap those of [State.Apply].
+func (r *Replica) Admit(ctx context.Context, raw []byte, vouched stmt.Key) (stmt.Key, stmt.Role, error) {
 	m, err := stmt.CheckMember(raw, r.cfg.Network, r.cfg.Root)
 	if err != nil {
 		return stmt.Key{}, "", fmt.Errorf("admit: %w", err)
@@ -375,7 +385,7 @@ func (r *Replica) Admit(ctx context.Context, raw []byte) (stmt.Key, stmt.Role, e
 	if r.View().IsMember(m.Key, m.Role) {
 		return m.Key, m.Role, nil
 	}
-	if err := r.commit(ctx, []*stmt.Statement{m.Statement}); err != nil {
+	if err := r.commit(ctx, []*stmt.Statement{m.Statement}, vouched); err != nil {
 		return stmt.Key{}, "", fmt.Errorf("admit: %w", err)
 	}
 	if !r.View().IsMember(m.Key, m.Role) {

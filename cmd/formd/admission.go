@@ -17,7 +17,7 @@ import (
 // methods.
 type memberState interface {
 	View() *crdt.View
-	Admit(ctx context.Context, raw []byte) (stmt.Key, stmt.Role, error)
+	Admit(ctx context.Context, raw []byte, vouched stmt.Key) (stmt.Key, stmt.Role, error)
 }
 
 // admission decides which connections this node takes part in: those of member
@@ -28,6 +28,7 @@ type admission struct {
 	self    stmt.Key
 	hello   []byte
 	now     func() time.Time
+	vouched map[stmt.Key]bool // whose membership may rest on an invite that is over
 
 	state    memberState
 	mu       sync.Mutex
@@ -46,6 +47,7 @@ func newAdmission(id *identity, state memberState, now func() time.Time) (*admis
 	}
 	return &admission{
 		network: id.network(), self: id.self(), hello: hello, state: state, now: now, sessions: map[peer.ID]session{},
+		vouched: id.vouched(),
 	}, nil
 }
 
@@ -64,8 +66,12 @@ func (a *admission) Admit(ctx context.Context, from peer.ID, hello []byte) error
 		return err
 	}
 	if len(h.Member) > 0 {
+		var vouched stmt.Key
+		if a.vouched[key] {
+			vouched = key
+		}
 		// A stale or unneeded statement is no reason to refuse a member.
-		if _, _, err := state.Admit(ctx, h.Member); err != nil && !errors.Is(err, crdt.ErrStale) {
+		if _, _, err := state.Admit(ctx, h.Member, vouched); err != nil && !errors.Is(err, crdt.ErrStale) {
 			return fmt.Errorf("membership: %w", err)
 		}
 	}

@@ -15,6 +15,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/libp2p/go-libp2p/core/peer"
 	"golang.org/x/sys/unix"
 
 	"github.com/formthefog/formation/cmd/internal/api"
@@ -29,6 +30,8 @@ type identity struct {
 	RootKey ed25519.PrivateKey // nil unless this node holds it
 	Member  []byte             // raw statement that admits Key; nil in an open network
 	Fresh   bool               // this start made the network
+	First   bool               // this start is the node's first one in its network
+	peers   []string           // --bootstrap
 
 	membership
 }
@@ -75,7 +78,7 @@ func lockData(dir string) (*os.File, error) {
 // loadIdentity reads the identity of a data directory, or makes it as the
 // configuration says.
 func loadIdentity(c config.Config, now time.Time) (*identity, error) {
-	id := &identity{}
+	id := &identity{peers: c.Bootstrap}
 	var err error
 	if id.Key, _, err = loadKey(filepath.Join(c.Data, "node.key"), true); err != nil {
 		return nil, err
@@ -84,6 +87,7 @@ func loadIdentity(c config.Config, now time.Time) (*identity, error) {
 	b, err := os.ReadFile(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
+		id.First = true
 		err = id.begin(c, now)
 	case err != nil:
 		return nil, fmt.Errorf("network: %w", err)
@@ -158,13 +162,8 @@ func (i *identity) resume(c config.Config, now time.Time) error {
 		if t.Network() != i.network() {
 			return other(fmt.Sprintf("the ticket's %q (%s)", t.Name, t.Network().Short()))
 		}
-		// An ended invite is no obstacle for who is a member already.
-		if i.Admission == nil {
-			return i.join(t, now)
-		}
-		i.Bootstrap, i.Publishers = t.Bootstrap, t.BasePublishers
-		if len(t.Invite) > 0 {
-			i.InviteSeed, i.Invite = t.InviteSeed, t.Invite
+		if err := i.renew(t, now); err != nil {
+			return err
 		}
 	}
 	if c.Network != "" && (c.Network != i.Name || !i.open()) {
@@ -178,6 +177,48 @@ func (i *identity) resume(c config.Config, now time.Time) error {
 		i.RootKey = key
 	}
 	return err
+}
+
+// renew takes what a ticket to the node's own network says. Its invite, while it
+// lasts, admits the node anew: peers that have not met it yet let it in by that
+// one. An ended invite is no obstacle for who is a member already, and the root's
+// own admission needs none.
+func (i *identity) renew(t stmt.Ticket, now time.Time) error {
+	if i.Admission == nil {
+		return i.join(t, now)
+	}
+	old := i.Admission
+	m, err := stmt.CheckMember(old, i.network(), i.Root)
+	if err != nil {
+		return fmt.Errorf("network: own admission: %w", err)
+	}
+	i.Bootstrap, i.Publishers = t.Bootstrap, t.BasePublishers
+	if len(t.Invite) == 0 {
+		return nil
+	}
+	i.InviteSeed, i.Invite = t.InviteSeed, t.Invite
+	if m.Invite.IsZero() {
+		return nil
+	}
+	if i.Admission, err = t.Join(i.self(), stmt.RoleNode, now); err != nil {
+		i.Admission = old
+	}
+	return nil
+}
+
+// vouched are the peers for which the ticket or the operator vouches.
+func (i *identity) vouched() map[stmt.Key]bool {
+	out := map[stmt.Key]bool{}
+	for _, addr := range slices.Concat(i.Bootstrap, i.peers) {
+		info, err := peer.AddrInfoFromString(addr)
+		if err != nil {
+			continue // the network part reports what it cannot dial
+		}
+		if key, err := stmt.KeyOfPeerID(string(info.ID)); err == nil {
+			out[key] = true
+		}
+	}
+	return out
 }
 
 // sign admits key to role with the root key or the invite this node holds.

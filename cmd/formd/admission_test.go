@@ -1,0 +1,137 @@
+package main
+
+import (
+	"context"
+	"crypto/ed25519"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/peer"
+
+	"github.com/formthefog/formation/cmd/internal/config"
+	"github.com/formthefog/formation/crdt"
+	"github.com/formthefog/formation/crdt/stmt"
+)
+
+func newTestKey(t *testing.T) ed25519.PrivateKey {
+	t.Helper()
+	_, key, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return key
+}
+
+// testTicket opens root's network until expires, by way of boot.
+func testTicket(t *testing.T, root ed25519.PrivateKey, expires time.Time, boot ...stmt.Key) stmt.Ticket {
+	t.Helper()
+	ticket := stmt.Ticket{Name: "test", Root: stmt.KeyOf(root), InviteSeed: newSeed()}
+	for _, k := range boot {
+		ticket.Bootstrap = append(ticket.Bootstrap, fmt.Sprintf("/ip4/127.0.0.1/tcp/1/p2p/%s", k))
+	}
+	var err error
+	ticket.Invite, err = stmt.NewInvite(root, ticket.Network(), ticket.InviteSeed, []stmt.Role{stmt.RoleNode, stmt.RoleOwner}, expires)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return ticket
+}
+
+// testNode is the identity, state and admission of a node that joined by a
+// ticket and has an empty state.
+func testNode(t *testing.T, ticket stmt.Ticket, now time.Time) (*identity, *crdt.Replica, *admission) {
+	t.Helper()
+	c := config.Config{Data: t.TempDir(), Join: ticket.String()}
+	id, err := loadIdentity(c, now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	clock := func() time.Time { return now }
+	r, err := crdt.Open(crdt.ReplicaConfig{Dir: t.TempDir(), Key: id.Key, Network: id.network(), Root: id.Root, Engine: crdt.NewModel(), Now: clock})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = r.Close() })
+	if _, err := r.Submit(context.Background(), id.Member); err != nil {
+		t.Fatal(err)
+	}
+	a, err := newAdmission(id, r, clock)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return id, r, a
+}
+
+func peerOf(k stmt.Key) peer.ID { return peer.ID(k.PeerID()) }
+
+func memberHello(t *testing.T, ticket stmt.Ticket, key stmt.Key, now time.Time) []byte {
+	t.Helper()
+	raw, err := ticket.Join(key, stmt.RoleNode, now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := stmt.EncodeHello(stmt.Hello{Member: raw})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// A newcomer lets in the peers that its ticket names though their own invites
+// have ended, and nobody else by an ended invite.
+func TestJoinThroughOldMember(t *testing.T) {
+	root, old, stranger := newTestKey(t), newTestKey(t), newTestKey(t)
+	t0 := time.Unix(1_750_000_000, 0)
+	first := testTicket(t, root, t0.Add(time.Hour))
+	now := t0.Add(30 * 24 * time.Hour)
+	_, _, a := testNode(t, testTicket(t, root, now.Add(time.Hour), stmt.KeyOf(old)), now)
+	ctx := context.Background()
+	if err := a.Admit(ctx, peerOf(stmt.KeyOf(stranger)), memberHello(t, first, stmt.KeyOf(stranger), t0)); !errors.Is(err, stmt.ErrExpired) {
+		t.Errorf("a stranger is admitted by an ended invite: %v", err)
+	}
+	if err := a.Admit(ctx, peerOf(stmt.KeyOf(stranger)), memberHello(t, first, stmt.KeyOf(old), t0)); err == nil {
+		t.Error("a stranger is admitted by another's admission")
+	}
+	if err := a.Admit(ctx, peerOf(stmt.KeyOf(old)), memberHello(t, first, stmt.KeyOf(old), t0)); err != nil {
+		t.Errorf("the ticket's peer is refused: %v", err)
+	}
+}
+
+// A new ticket renews the admission of a node that came by another; an ended one
+// does no harm.
+func TestRejoin(t *testing.T) {
+	root := newTestKey(t)
+	t0 := time.Unix(1_750_000_000, 0)
+	c := config.Config{Data: t.TempDir(), Join: testTicket(t, root, t0.Add(time.Hour)).String()}
+	load := func(now time.Time) (*identity, int64) {
+		t.Helper()
+		id, err := loadIdentity(c, now)
+		if err != nil {
+			t.Fatal(err)
+		}
+		m, err := stmt.CheckMember(id.Member, id.network(), id.Root)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return id, m.Expires
+	}
+	first, _ := load(t0)
+	if !first.First {
+		t.Error("the first start is not told from others")
+	}
+	later := t0.Add(30 * 24 * time.Hour)
+	if id, expires := load(later); expires != t0.Add(time.Hour).Unix() || id.First {
+		t.Errorf("the old ticket again: admitted until %d, first %v", expires, id.First)
+	}
+	c.Join = testTicket(t, root, later.Add(time.Hour)).String()
+	if id, expires := load(later); expires != later.Add(time.Hour).Unix() || id.self() != first.self() {
+		t.Errorf("a new ticket does not renew: admitted until %d", expires)
+	}
+	c.Join = ""
+	if _, expires := load(later.Add(24 * time.Hour)); expires != later.Add(time.Hour).Unix() {
+		t.Errorf("the renewal is not kept: until %d", expires)
+	}
+}
