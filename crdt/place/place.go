@@ -231,18 +231,15 @@ func negLog2(x uint64) uint64 {
 	return uint64(lead+1)<<logFraction - frac
 }
 
-// What a replica gets where its spec says nothing, and the most there is
-// (CONTRACT, Formfile).
+// What a replica gets where its spec says nothing, and the least it may ask for
+// (CONTRACT, Formfile). The most is what package crdt lets through.
 const (
 	DefaultVCPU   = 1
 	DefaultMemory = 512 << 20
 	DefaultDisk   = 5 << 30
 
-	MaxVCPU   = 128
 	MinMemory = 128 << 20
-	MaxMemory = 256_000 << 20
 	MinDisk   = 1 << 30
-	MaxDisk   = 65_535 << 30
 )
 
 // Need is what one replica of spec takes, and is given: never nothing, whatever
@@ -259,7 +256,7 @@ func Need(spec crdt.Spec) crdt.Resources {
 		r.Disk = DefaultDisk
 	}
 	return crdt.Resources{
-		CPUs: min(max(r.CPUs, 1), MaxVCPU), Memory: min(r.Memory, MaxMemory), Disk: min(r.Disk, MaxDisk),
+		CPUs: min(max(r.CPUs, 1), crdt.MaxVCPU), Memory: min(r.Memory, crdt.MaxMemory), Disk: min(r.Disk, crdt.MaxDisk),
 	}
 }
 
@@ -267,12 +264,12 @@ func Need(spec crdt.Spec) crdt.Resources {
 // gives; empty when all is well.
 func OutOfBounds(spec crdt.Spec) string {
 	switch {
-	case spec.VCPU < 0 || spec.VCPU > MaxVCPU:
-		return fmt.Sprintf("%d vCPUs, allowed are 1 to %d", spec.VCPU, MaxVCPU)
-	case spec.MemoryBytes != 0 && (spec.MemoryBytes < MinMemory || spec.MemoryBytes > MaxMemory):
-		return fmt.Sprintf("%d MiB of memory, allowed are %d to %d", spec.MemoryBytes>>20, MinMemory>>20, MaxMemory>>20)
-	case spec.DiskBytes != 0 && (spec.DiskBytes < MinDisk || spec.DiskBytes > MaxDisk):
-		return fmt.Sprintf("%d MiB of disk, allowed are %d GiB to %d GiB", spec.DiskBytes>>20, MinDisk>>30, MaxDisk>>30)
+	case spec.VCPU < 0 || spec.VCPU > crdt.MaxVCPU:
+		return fmt.Sprintf("%d vCPUs, allowed are 1 to %d", spec.VCPU, crdt.MaxVCPU)
+	case spec.MemoryBytes != 0 && (spec.MemoryBytes < MinMemory || spec.MemoryBytes > crdt.MaxMemory):
+		return fmt.Sprintf("%d MiB of memory, allowed are %d to %d", spec.MemoryBytes>>20, MinMemory>>20, uint64(crdt.MaxMemory>>20))
+	case spec.DiskBytes != 0 && (spec.DiskBytes < MinDisk || spec.DiskBytes > crdt.MaxDisk):
+		return fmt.Sprintf("%d MiB of disk, allowed are %d GiB to %d GiB", spec.DiskBytes>>20, MinDisk>>30, crdt.MaxDisk>>30)
 	}
 	return ""
 }
