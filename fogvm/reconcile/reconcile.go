@@ -5,7 +5,9 @@
 // Guarantees: nothing is claimed, launched, stopped or deleted before the state
 // has been synchronised once after a start; every step may be repeated, so a
 // crash at any point is repaired by the next start; VMs keep running while this
-// package does not.
+// package does not. A VM and its disk end by what the state says of the instance,
+// never because something could not be read, defined or published, nor because
+// the state was lost (a day later they do).
 //
 // Not guaranteed: that a step is carried out at once; what fails (a fetch, a
 // launch, a write) is tried again with back-off and shows as a reason in the
