@@ -15,11 +15,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Fetch brings a pack with its base, or a base, here; verified, durable, pinned
-// and announced when it returns nil. What is here already is not asked for, and
-// what came before an error or the end of ctx is kept for the next Fetch. Callers
-// that ask for the same CID share one fetch, which ends when all of them have
-// gone. ErrNoPeer, ErrCorrupt (the pack itself is bad; a bad peer is only left
+// Fetch brings a pack with its base, or a base, here; verified, durable, announced
+// and, but for NoPin, pinned when it returns nil. What is here already is not
+// asked for, and what came before an error or the end of ctx is kept for the next
+// Fetch. Callers that ask for the same CID share one fetch, which ends when all
+// of them have gone. ErrNoPeer, ErrCorrupt (the pack itself is bad; a bad peer is only left
 // aside), ErrTooLarge, ErrNoSpace (nothing is written then; a part of the disk stays
 // free).
 func (s *Store) Fetch(ctx context.Context, c cid.Cid, opts FetchOptions) error {
@@ -31,7 +31,7 @@ func (s *Store) Fetch(ctx context.Context, c cid.Cid, opts FetchOptions) error {
 		if err != nil {
 			return fmt.Errorf("fetch %s: %w", c, err)
 		}
-		again, err := j.wait(ctx, opts.Progress)
+		again, err := j.wait(ctx, opts)
 		if again {
 			continue
 		}
@@ -59,6 +59,7 @@ type job struct {
 	mu      sync.Mutex
 	callers int
 	from    []peer.ID
+	pins    int // callers that want it pinned
 
 	total, local, fetched, blocks atomic.Int64
 	started                       atomic.Int64 // bytes in place before this fetch
@@ -81,6 +82,9 @@ func (s *Store) join(c cid.Cid, opts FetchOptions) (*job, error) {
 	}
 	j.mu.Lock()
 	j.callers++
+	if !opts.NoPin {
+		j.pins++
+	}
 	for _, p := range opts.From {
 		if !slices.Contains(j.from, p) {
 			j.from = append(j.from, p)
@@ -93,9 +97,6 @@ func (s *Store) join(c cid.Cid, opts FetchOptions) (*job, error) {
 			defer s.work.Done()
 			defer j.cancel()
 			j.err = j.run(j.ctx)
-			s.mu.Lock()
-			delete(s.jobs, c)
-			s.mu.Unlock()
 			close(j.done)
 		}()
 	}
@@ -104,7 +105,8 @@ func (s *Store) join(c cid.Cid, opts FetchOptions) (*job, error) {
 
 // wait follows the job for one caller. again says that the job ended because
 // its earlier callers had gone, so this one needs another.
-func (j *job) wait(ctx context.Context, report func(Progress)) (again bool, err error) {
+func (j *job) wait(ctx context.Context, opts FetchOptions) (again bool, err error) {
+	report := opts.Progress
 	tick := time.NewTicker(progressEvery)
 	defer tick.Stop()
 	for {
@@ -121,6 +123,9 @@ func (j *job) wait(ctx context.Context, report func(Progress)) (again bool, err 
 		case <-ctx.Done():
 			j.mu.Lock()
 			j.callers--
+			if !opts.NoPin {
+				j.pins--
+			}
 			last := j.callers == 0
 			j.mu.Unlock()
 			if last {
@@ -147,21 +152,43 @@ func (j *job) known() []peer.ID {
 	return slices.Clone(j.from)
 }
 
+// run brings the root here and notes it, pinned if a caller wants that. GC keeps
+// the root until the note is made, and nobody joins afterwards.
 func (j *job) run(ctx context.Context) error {
+	err := j.fetch(ctx)
+	for noted, pinned := false, false; ; noted = true {
+		j.s.mu.Lock()
+		pin := j.wantsPin()
+		if err != nil || noted && (pinned || !pin) {
+			delete(j.s.jobs, j.root)
+			j.s.mu.Unlock()
+			break
+		}
+		j.s.mu.Unlock()
+		err, pinned = j.s.noteWhole(j.root, pin), pin
+	}
+	if err == nil {
+		j.s.announce(j.root)
+	}
+	return err
+}
+
+func (j *job) wantsPin() bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.pins > 0
+}
+
+// fetch brings what is missing of the root, if anything is.
+func (j *job) fetch(ctx context.Context) error {
 	whole, err := j.s.Complete(ctx, j.root)
 	if err != nil && !errors.Is(err, ErrCorrupt) {
 		return err
 	}
-	if !whole {
-		if err := j.bring(ctx); err != nil {
-			return err
-		}
+	if whole {
+		return nil
 	}
-	if err := j.s.pinWhole(j.root); err != nil {
-		return err
-	}
-	j.s.announce(j.root)
-	return nil
+	return j.bring(ctx)
 }
 
 // bring gets what is missing.
@@ -223,21 +250,21 @@ func (s *Store) putDescription(d *description, pin bool) error {
 	return nil
 }
 
-// pinWhole pins a root that is whole.
-func (s *Store) pinWhole(root cid.Cid) error {
+// noteWhole records that everything of a root is here. pin also pins it.
+func (s *Store) noteWhole(root cid.Cid, pin bool) error {
 	err := s.db.Update(func(tx *bolt.Tx) error {
 		var rec rootRecord
 		if err := getRecord(tx, bRoots, root.Bytes(), &rec); err != nil {
 			return err
 		}
 		rec.Whole = true
-		if err := putRecord(tx, bRoots, root.Bytes(), rec); err != nil {
+		if err := putRecord(tx, bRoots, root.Bytes(), rec); err != nil || !pin {
 			return err
 		}
 		return tx.Bucket(bPins).Put(root.Bytes(), []byte{})
 	})
 	if err != nil {
-		return fmt.Errorf("pin %s: %w", root, err)
+		return fmt.Errorf("root %s: %w", root, err)
 	}
 	return nil
 }

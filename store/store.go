@@ -49,6 +49,7 @@ type FetchOptions struct {
 	From     []peer.ID      // asked first, before and beside what the network finds
 	Progress func(Progress) // called a few times a second from one goroutine; nil: none
 	Bitswap  bool           // leaves by bitswap only
+	NoPin    bool           // leave pins as they are: the caller has GC keep the pack
 }
 
 // Info is a pack or base as List shows it.
