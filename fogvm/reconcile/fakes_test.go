@@ -165,6 +165,7 @@ type shelf struct {
 	mu      sync.Mutex
 	here    map[string]bool
 	fetches int
+	pinned  map[string]bool
 	kept    [][]cid.Cid // what each GC was told to keep
 }
 
@@ -200,7 +201,9 @@ func (l *library) setFail(c string, err error) {
 	l.fail[c] = err
 }
 
-func newShelf(l *library) *shelf { return &shelf{lib: l, here: map[string]bool{}} }
+func newShelf(l *library) *shelf {
+	return &shelf{lib: l, here: map[string]bool{}, pinned: map[string]bool{}}
+}
 
 func (s *shelf) Pack(_ context.Context, c cid.Cid) (*store.Root, error) {
 	s.mu.Lock()
@@ -228,12 +231,12 @@ func (s *shelf) List(context.Context) ([]store.Info, error) {
 		if err != nil {
 			return nil, err
 		}
-		out = append(out, store.Info{CID: id, Kind: "pack", Complete: true})
+		out = append(out, store.Info{CID: id, Kind: "pack", Complete: true, Pinned: s.pinned[c]})
 	}
 	return out, nil
 }
 
-func (s *shelf) Fetch(_ context.Context, c cid.Cid, _ store.FetchOptions) error {
+func (s *shelf) Fetch(_ context.Context, c cid.Cid, o store.FetchOptions) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.fetches++
@@ -246,6 +249,9 @@ func (s *shelf) Fetch(_ context.Context, c cid.Cid, _ store.FetchOptions) error 
 		return fmt.Errorf("pack %s: %w", c, store.ErrNoPeer)
 	}
 	s.here[c.String()] = true
+	if !o.NoPin {
+		s.pinned[c.String()] = true
+	}
 	return nil
 }
 
@@ -256,7 +262,12 @@ func (s *shelf) drop(c string) {
 	delete(s.here, c)
 }
 
-func (s *shelf) Unpin(context.Context, cid.Cid) error { return nil }
+func (s *shelf) Unpin(_ context.Context, c cid.Cid) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.pinned, c.String())
+	return nil
+}
 
 func (s *shelf) GC(_ context.Context, keep func() []cid.Cid) (int64, error) {
 	kept := keep()
@@ -264,7 +275,7 @@ func (s *shelf) GC(_ context.Context, keep func() []cid.Cid) (int64, error) {
 	defer s.mu.Unlock()
 	s.kept = append(s.kept, kept)
 	for c := range s.here {
-		if !slices.ContainsFunc(kept, func(k cid.Cid) bool { return k.String() == c }) {
+		if !s.pinned[c] && !slices.ContainsFunc(kept, func(k cid.Cid) bool { return k.String() == c }) {
 			delete(s.here, c)
 		}
 	}

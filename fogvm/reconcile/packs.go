@@ -246,29 +246,9 @@ func (p *packs) fetch(ctx context.Context, c string) {
 	}
 }
 
-// get fetches without a pin of its own: what is kept is decided by collect.
+// get fetches without a pin: what is kept is decided by collect.
 func (p *packs) get(ctx context.Context, c cid.Cid, from []peer.ID, progress func(store.Progress)) error {
-	pinned, err := p.pinned(ctx, c)
-	if err != nil {
-		return err
-	}
-	if err := p.keeper.Fetch(ctx, c, store.FetchOptions{From: from, Progress: progress}); err != nil {
-		return err
-	}
-	if pinned {
-		return nil
-	}
-	return p.keeper.Unpin(ctx, c)
-}
-
-func (p *packs) pinned(ctx context.Context, c cid.Cid) (bool, error) {
-	list, err := p.content.List(ctx)
-	for _, i := range list {
-		if i.CID.Equals(c) {
-			return i.Pinned, err
-		}
-	}
-	return false, err
+	return p.keeper.Fetch(ctx, c, store.FetchOptions{From: from, Progress: progress, NoPin: true})
 }
 
 // fetchNow fetches for somebody who asks and leases the pack.

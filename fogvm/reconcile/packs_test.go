@@ -38,3 +38,27 @@ func TestOddCIDsAreNotKept(t *testing.T) {
 		t.Errorf("kept: %v", kept)
 	}
 }
+
+// The loop's fetches neither pin nor unpin, so a kill at any moment leaves nothing
+// pinned, and a pin that a user sets meanwhile stays.
+func TestFetchesLeavePinsAlone(t *testing.T) {
+	for _, users := range []bool{false, true} {
+		l := newLibrary()
+		s := newShelf(l)
+		now := time.Now()
+		p := packsOf(s, &now)
+		l.add("one", store.RunConfig{})
+		c := cidOf("one")
+		if err := p.get(t.Context(), c, nil, func(store.Progress) {}); err != nil {
+			t.Fatal(err)
+		}
+		if len(s.pinned) != 0 {
+			t.Errorf("pinned: %v", s.pinned)
+		}
+		s.pinned[c.String()] = users
+		p.collect(t.Context())
+		if s.here[c.String()] != users {
+			t.Errorf("pinned=%v: it is here: %v", users, s.here[c.String()])
+		}
+	}
+}
