@@ -2,6 +2,8 @@ package reconcile
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"log/slog"
 	"maps"
 	"slices"
@@ -27,6 +29,12 @@ const (
 	// A failed fetch is tried again after retryMin, doubling up to retryMax.
 	retryMin = time.Second
 	retryMax = time.Minute
+	// A pack that is bad itself is fetched whole before that shows, and stays bad:
+	// only what this machine may have done to it is a reason to try again.
+	retryBad = 6 * time.Hour
+	// badAttempts are the failures that one of a bad pack counts as, enough for
+	// plan to give the slot up at once.
+	badAttempts = 16
 )
 
 // packs fetches what the plan wants, a few at a time, and lets the store collect
@@ -223,14 +231,12 @@ func (p *packs) fetch(ctx context.Context, c string) {
 	if err == nil {
 		p.log.Info("fetching", "pack", c, "holders", len(from))
 		err = p.get(ctx, id, from, nil)
+	} else {
+		err = fmt.Errorf("%w: %w", store.ErrCorrupt, err)
 	}
 	p.mu.Lock()
-	f := p.state[c]
-	f.running = false
 	if err != nil {
-		f.attempts++
-		f.reason = err.Error()
-		f.next = p.now().Add(min(retryMin<<min(f.attempts-1, 10), retryMax))
+		p.state[c].failed(err, p.now())
 	} else {
 		delete(p.state, c)
 	}
@@ -244,6 +250,24 @@ func (p *packs) fetch(ctx context.Context, c string) {
 		p.log.Info("fetched", "pack", c)
 		p.scan(ctx)
 	}
+}
+
+// failed notes the end of an attempt.
+func (f *fetchState) failed(err error, now time.Time) {
+	f.running, f.reason = false, err.Error()
+	f.attempts++
+	pause := min(retryMin<<min(f.attempts-1, 10), retryMax)
+	if bad(err) {
+		f.attempts, pause = max(f.attempts, badAttempts), retryBad
+	}
+	f.next = now.Add(pause)
+}
+
+// bad says that a fetch failed by what the pack itself is, not by what its peers
+// are: those of which each gave something wrong end in ErrNoPeer. What is too large
+// was signed so.
+func bad(err error) bool {
+	return errors.Is(err, store.ErrTooLarge) || errors.Is(err, store.ErrCorrupt) && !errors.Is(err, store.ErrNoPeer)
 }
 
 // get fetches without a pin: what is kept is decided by collect.

@@ -3,6 +3,7 @@ package reconcile
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"testing"
 	"time"
@@ -60,5 +61,58 @@ func TestFetchesLeavePinsAlone(t *testing.T) {
 		if s.here[c.String()] != users {
 			t.Errorf("pinned=%v: it is here: %v", users, s.here[c.String()])
 		}
+	}
+}
+
+// What another attempt may mend is tried again soon, a pack that is bad itself
+// after hours; the reason shows meanwhile, and the slot may go elsewhere.
+func TestBadPacksWaitLong(t *testing.T) {
+	for name, tc := range map[string]struct {
+		err error
+		bad bool
+	}{
+		"another hash than declared": {fmt.Errorf("fetch: %w", store.ErrCorrupt), true},
+		"too large":                  {fmt.Errorf("fetch: %w", store.ErrTooLarge), true},
+		"too large, says each peer":  {errors.Join(store.ErrNoPeer, store.ErrTooLarge), true},
+		"every peer lies":            {errors.Join(store.ErrNoPeer, store.ErrCorrupt), false},
+		"nobody has it":              {store.ErrNoPeer, false},
+		"disk full":                  {store.ErrNoSpace, false},
+		"unknown":                    {errors.New("no route"), false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			l := newLibrary()
+			s := newShelf(l)
+			now := time.Now()
+			p := packsOf(s, &now)
+			c := l.add("one", store.RunConfig{})
+			l.setFail(c, tc.err)
+			p.want([]string{c}, nil, plan.World{})
+			try := func(want bool) {
+				t.Helper()
+				got, _ := p.next()
+				if (got == c) != want {
+					t.Fatalf("due: %q, want %v", got, want)
+				}
+				if want {
+					p.fetch(t.Context(), c)
+				}
+			}
+			try(true)
+			try(false)
+			st := p.status([]string{c})[c]
+			if st.State != plan.Failed || st.Reason != tc.err.Error() || (st.Attempts >= 3) != tc.bad {
+				t.Errorf("status: %+v", st)
+			}
+			now = now.Add(retryMax)
+			try(!tc.bad)
+			now = now.Add(retryBad)
+			try(true)
+			l.setFail(c, nil)
+			now = now.Add(retryBad)
+			try(true)
+			if st := p.status([]string{c})[c]; st.State != plan.Complete {
+				t.Errorf("status at last: %+v", st)
+			}
+		})
 	}
 }
