@@ -78,7 +78,7 @@ func (q *qemuHypervisor) start(ctx context.Context, dir string, vm VM) (instance
 	if err := q.launch(ctx, dir); err != nil {
 		return nil, err
 	}
-	return &shimInstance{dir: dir}, nil
+	return q.instance(dir, spec), nil
 }
 
 // launch starts a shim of its own session and waits until it listens.
@@ -132,27 +132,65 @@ func (q *qemuHypervisor) launch(ctx context.Context, dir string) error {
 }
 
 func (q *qemuHypervisor) adopt(ctx context.Context, dir string) (instance, error) {
-	c, err := openShim(ctx, dir, shimRequest{Op: opStatus})
+	c, err := askShim(ctx, dir, shimRequest{Op: opStatus})
 	if err == nil {
 		c.Close()
-		return &shimInstance{dir: dir}, nil
+		var spec shimSpec
+		if err := readJSONFile(filepath.Join(dir, specFile), &spec); err != nil {
+			q.log.Warn("a running VM's definition", "dir", dir, "error", err)
+		}
+		return q.instance(dir, spec), nil
 	}
 	if ctx.Err() != nil {
 		return nil, ctx.Err()
 	}
-	// The lock tells a shim that is dead from one that does not answer; that one
-	// is of no use to anybody, and its VM ends with it.
-	if shimAlive(dir) {
-		if killErr := killShim(ctx, dir); killErr != nil {
-			return nil, errors.Join(fmt.Errorf("a shim holds %s and does not answer: %w", dir, err), killErr)
-		}
-		q.log.Warn("killed a shim that did not answer", "dir", dir, "error", err)
-	}
-	if err := q.forget(dir); err != nil {
+	if err := q.bury(ctx, dir, err); err != nil {
 		return nil, err
 	}
 	return nil, ErrNotRunning
 }
+
+// askShim is openShim with patience: a shim that lives is asked again, since it
+// may be starting, or starved. One that lets two questions wait is given up, and
+// so is one that refuses for longer than a question may wait.
+func askShim(ctx context.Context, dir string, req shimRequest) (*lineConn, error) {
+	for last := time.Now().Add(req.timeout() * 3 / 2); ; {
+		c, err := openShim(ctx, dir, req)
+		if err == nil || time.Now().After(last) || shimGone(dir) {
+			return c, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+// bury removes what is left of a shim that gave no answer because of cause. The
+// lock tells one that is dead from one that is mute; that one is of no use to
+// anybody, and its VM ends with it.
+func (q *qemuHypervisor) bury(ctx context.Context, dir string, cause error) error {
+	alive, err := shimAlive(dir)
+	if err != nil {
+		return errors.Join(cause, err)
+	}
+	if alive {
+		for _, ours := range []error{syscall.EMFILE, syscall.ENFILE, syscall.ENOMEM, syscall.ENOBUFS} {
+			if errors.Is(cause, ours) {
+				return cause // it was not even asked
+			}
+		}
+		if err := killShim(ctx, dir); err != nil {
+			return errors.Join(fmt.Errorf("a shim holds %s and does not answer: %w", dir, cause), err)
+		}
+		q.log.Warn("killed a shim that did not answer", "dir", dir, "error", cause)
+	}
+	return q.forget(dir)
+}
+
+// killTimeout is how long a killed shim may take to be gone.
+const killTimeout = 10 * time.Second
 
 // killShim ends the shim that holds dir and waits until it is gone.
 func killShim(ctx context.Context, dir string) error {
@@ -167,12 +205,14 @@ func killShim(ctx context.Context, dir string) error {
 	if err := syscall.Kill(last.ShimPID, syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
 		return err
 	}
+	ctx, cancel := context.WithTimeout(ctx, killTimeout)
+	defer cancel()
 	return waitShimGone(ctx, dir)
 }
 
 // waitShimGone waits for the end of a shim that is about to end.
 func waitShimGone(ctx context.Context, dir string) error {
-	for shimAlive(dir) {
+	for !shimGone(dir) {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
@@ -182,14 +222,28 @@ func waitShimGone(ctx context.Context, dir string) error {
 	return nil
 }
 
-// shimAlive: the lock is held by a live process.
-func shimAlive(dir string) bool {
+// shimAlive: the lock is held by a live process. Only a lock that is free, or
+// not there, says that it is not; an error says nothing.
+func shimAlive(dir string) (bool, error) {
 	f, err := os.Open(filepath.Join(dir, lockFile))
+	if errors.Is(err, os.ErrNotExist) {
+		return false, nil
+	}
 	if err != nil {
-		return false
+		return false, fmt.Errorf("look for a shim: %w", err)
 	}
 	defer f.Close()
-	return errors.Is(unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB), unix.EWOULDBLOCK)
+	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	if err == nil || errors.Is(err, unix.EWOULDBLOCK) {
+		return err != nil, nil
+	}
+	return false, fmt.Errorf("look for a shim: %w", err)
+}
+
+// shimGone: it is certain that no shim holds dir.
+func shimGone(dir string) bool {
+	alive, err := shimAlive(dir)
+	return err == nil && !alive
 }
 
 // forget cleans up after a shim that is dead, however it died.
@@ -259,7 +313,19 @@ func (q *qemuHypervisor) credentials(dir string) (uid, gid uint32, err error) {
 }
 
 // shimInstance is the Manager's handle of a VM under a shim.
-type shimInstance struct{ dir string }
+type shimInstance struct {
+	q         *qemuHypervisor
+	dir       string
+	stopLimit time.Duration
+}
+
+// stopSlack is what a stop may take beyond the guest's time: the shim's other
+// means of ending QEMU, each with a wait of its own.
+const stopSlack = 15 * time.Second
+
+func (q *qemuHypervisor) instance(dir string, spec shimSpec) *shimInstance {
+	return &shimInstance{q: q, dir: dir, stopLimit: max(q.cfg.StopTimeout, spec.StopTimeout) + stopSlack}
+}
 
 func (i *shimInstance) watch(ctx context.Context) <-chan Status {
 	out := make(chan Status)
@@ -267,7 +333,7 @@ func (i *shimInstance) watch(ctx context.Context) <-chan Status {
 		defer close(out)
 		// Only the lock tells that a shim is gone: a connection may break, or
 		// be refused, while it lives.
-		for shimAlive(i.dir) {
+		for !shimGone(i.dir) {
 			if c, err := openShim(ctx, i.dir, shimRequest{Op: opStatus}); err == nil {
 				stop := context.AfterFunc(ctx, func() { c.Close() })
 				i.follow(ctx, c, out)
@@ -328,11 +394,19 @@ func (i *shimInstance) authorize(ctx context.Context, keys []string) error {
 	return c.Close()
 }
 
+// stop gives the shim its time; then it is killed, and its QEMU with it.
 func (i *shimInstance) stop(ctx context.Context, force bool) error {
-	c, err := openShim(ctx, i.dir, shimRequest{Op: opStop, Force: force})
-	if errors.Is(err, ErrNotRunning) {
-		return nil
+	limited, cancel := context.WithTimeout(ctx, i.stopLimit)
+	defer cancel()
+	err := i.askToStop(limited, force)
+	if err == nil || ctx.Err() != nil {
+		return err
 	}
+	return i.q.bury(ctx, i.dir, err)
+}
+
+func (i *shimInstance) askToStop(ctx context.Context, force bool) error {
+	c, err := askShim(ctx, i.dir, shimRequest{Op: opStop, Force: force})
 	if err != nil {
 		return err
 	}

@@ -21,14 +21,24 @@ func (s *shim) serve(ctx context.Context, l net.Listener) {
 	defer stop()
 	var conns sync.WaitGroup
 	defer conns.Wait()
+	var pause time.Duration
 	for {
 		c, err := l.Accept()
-		if err != nil {
-			if ctx.Err() == nil {
-				s.log.Error("accept", "error", err)
-			}
+		if errors.Is(err, net.ErrClosed) {
 			return
 		}
+		if err != nil {
+			// Out of descriptors, say. It passes, and until then nobody else can
+			// stop this VM.
+			pause = min(max(2*pause, 5*time.Millisecond), time.Second)
+			s.log.Error("accept", "error", err, "pause", pause)
+			select {
+			case <-time.After(pause):
+			case <-ctx.Done():
+			}
+			continue
+		}
+		pause = 0
 		conns.Go(func() {
 			defer c.Close()
 			stop := context.AfterFunc(ctx, func() { c.Close() })

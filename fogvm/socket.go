@@ -129,23 +129,37 @@ func (l *lineConn) writeLine(v any) error {
 	return err
 }
 
+// shimTimeout is how long a shim may take to answer what it answers by itself.
+// A variable for tests.
+var shimTimeout = 5 * time.Second
+
+// timeout bounds the wait for the reply; what follows it takes its time.
+func (r shimRequest) timeout() time.Duration {
+	switch r.Op {
+	case opDial, opExec, opReboot, opAuthorize:
+		return shimTimeout + 25*time.Second // the guest's part
+	}
+	return shimTimeout
+}
+
 // openShim sends a request to the shim of dir and returns the connection after
 // a good reply. No live shim: ErrNotRunning.
 func openShim(ctx context.Context, dir string, req shimRequest) (*lineConn, error) {
-	raw, err := dialIn(ctx, dir, shimSocket)
+	asked, cancel := context.WithTimeout(ctx, req.timeout())
+	defer cancel()
+	raw, err := dialIn(asked, dir, shimSocket)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrNotRunning, err)
 	}
 	c := newLineConn(raw)
-	stop := context.AfterFunc(ctx, func() { raw.SetDeadline(time.Unix(1, 0)) })
-	defer stop()
+	stop := context.AfterFunc(asked, func() { raw.SetDeadline(time.Unix(1, 0)) })
 	var reply shimReply
 	if err = c.writeLine(req); err == nil {
 		err = c.readLine(&reply)
 	}
 	switch {
-	case ctx.Err() != nil:
-		err = ctx.Err()
+	case !stop():
+		err = asked.Err()
 	case err != nil:
 		err = fmt.Errorf("%w: %w", ErrNotRunning, err)
 	case reply.Error != "":
