@@ -58,6 +58,20 @@ func newFake(f *Fake) (*fakeHypervisor, error) {
 	return &fakeHypervisor{f}, nil
 }
 
+// authorized are the SSH keys of a running VM; nil when it does not run.
+func (f *Fake) authorized(id string) []string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, vm := range f.vms {
+		if vm.vm.ID == id {
+			vm.mu.Lock()
+			defer vm.mu.Unlock()
+			return vm.vm.Guest.SSHKeys
+		}
+	}
+	return nil
+}
+
 // Kill ends a running VM as a crash would; false when it does not run.
 func (f *Fake) Kill(id, reason string) bool {
 	f.mu.Lock()
@@ -227,7 +241,15 @@ func (v *fakeVM) stop(ctx context.Context, _ bool) error {
 	return nil
 }
 
-func (v *fakeVM) authorize(context.Context, []string) error { return nil }
+func (v *fakeVM) authorize(_ context.Context, keys []string) error {
+	if err := v.f.faultOf("authorize", v.vm.ID); err != nil {
+		return err
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.vm.Guest.SSHKeys = keys
+	return nil
+}
 
 func (v *fakeVM) open(_ context.Context, req shimRequest) (net.Conn, error) {
 	select {

@@ -23,6 +23,7 @@ type worker struct {
 	// Only the run loop touches these.
 	have     *shimSpec // what dir was last prepared for; nil: nothing
 	unsure   bool      // have and inst may not be all that is in dir: see find
+	keys     *[]string // the owner's, as the running guest has them; nil: not known
 	failures int       // ends in a row that nobody asked for
 	notUntil time.Time // back-off
 
@@ -133,6 +134,7 @@ func (w *worker) set(change func(*Status)) {
 }
 
 func (w *worker) setInstance(inst instance) {
+	w.keys = nil
 	w.mu.Lock()
 	w.inst = inst
 	w.mu.Unlock()
@@ -291,7 +293,10 @@ func (w *worker) step(ctx context.Context) (gone bool, retry time.Duration, err 
 	}
 	if w.running() != nil && w.have != nil {
 		if w.have.VM.Restart == want.Restart {
-			return false, 0, w.authorize(ctx, want)
+			if err := w.authorize(ctx, want.Guest.SSHKeys); err != nil {
+				return false, w.m.cfg.Backoff, err
+			}
+			return false, 0, nil
 		}
 		if err := w.stop(ctx); err != nil {
 			return false, w.m.cfg.Backoff, err
@@ -330,6 +335,7 @@ func (w *worker) start(ctx context.Context, want VM) error {
 	}
 	w.have = &shimSpec{VM: want}
 	w.setInstance(inst)
+	w.keys = &want.Guest.SSHKeys
 	w.m.log.Info("VM started", "instance", w.id, "vcpu", want.VCPU, "memory", want.MemoryBytes, "disk", want.DiskBytes)
 	return nil
 }
@@ -367,14 +373,15 @@ func (w *worker) wipe(ctx context.Context) error {
 	return nil
 }
 
-// authorize brings a changed list of the owner's keys into the running guest.
-func (w *worker) authorize(ctx context.Context, want VM) error {
-	if slices.Equal(w.have.VM.Guest.SSHKeys, want.Guest.SSHKeys) {
+// authorize brings the owner's keys into the running guest, unless it is known to
+// have them: what an earlier Manager gave it is not written down.
+func (w *worker) authorize(ctx context.Context, keys []string) error {
+	if w.keys != nil && slices.Equal(*w.keys, keys) {
 		return nil
 	}
-	if err := w.running().authorize(ctx, want.Guest.SSHKeys); err != nil {
+	if err := w.running().authorize(ctx, keys); err != nil {
 		return fmt.Errorf("authorize keys: %w", err)
 	}
-	w.have.VM.Guest.SSHKeys = want.Guest.SSHKeys
+	w.keys = &keys
 	return nil
 }

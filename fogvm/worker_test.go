@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -176,5 +177,31 @@ func TestScanLooksAtManyAtOnce(t *testing.T) {
 		if !ready(s) {
 			t.Errorf("%+v", s)
 		}
+	}
+}
+
+// TestRevokedKeyDoesNotComeBack: a guest has the keys of the last wish, whoever
+// gave it others meanwhile, and in the end also when giving fails.
+func TestRevokedKeyDoesNotComeBack(t *testing.T) {
+	r := fakeRig(t)
+	m := r.manage(t)
+	wish := func(key string) {
+		t.Helper()
+		r.vm.Guest.SSHKeys = []string{key}
+		m.sync(t, r.vm)
+		m.await(t, r, "web-0", "ready", ready)
+		eventually(t, r.patience, key+" authorised", func() bool { return slices.Equal(r.cfg.Fake.authorized("web-0"), r.vm.Guest.SSHKeys) })
+	}
+	wish("A")
+	wish("B")
+	m.end(t)
+	m = r.manage(t)
+	wish("A")
+	m.end(t)
+	r.cfg.Fake.fault = failing("authorize", 3)
+	m = r.manage(t)
+	wish("C")
+	if s, _ := m.status("web-0"); s.Launches != 0 {
+		t.Errorf("rebooted: %+v", s)
 	}
 }
