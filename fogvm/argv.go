@@ -88,13 +88,15 @@ func layerAddress(i int) string {
 
 // drive is one virtio disk on an inherited descriptor.
 func drive(serial string, fd, set int, readonly bool, address string) []string {
-	options := "discard=unmap"
+	// A disk that the host has no room for pauses the VM (see keepRunning): told
+	// of it, the guest would lose the write.
+	options, onError := "discard=unmap", ",werror=enospc,rerror=report"
 	if readonly {
-		options = "read-only=on"
+		options, onError = "read-only=on", ""
 	}
 	return []string{
 		"-add-fd", fmt.Sprintf("fd=%d,set=%d", fd, set),
 		"-blockdev", fmt.Sprintf("driver=raw,node-name=%s,%s,file.driver=file,file.filename=/dev/fdset/%d", serial, options, set),
-		"-device", fmt.Sprintf("virtio-blk-pci,drive=%s,serial=%s%s", serial, serial, address),
+		"-device", fmt.Sprintf("virtio-blk-pci,drive=%s,serial=%s%s%s", serial, serial, address, onError),
 	}
 }

@@ -14,7 +14,6 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/digitalocean/go-qemu/qmp"
 	"golang.org/x/sys/unix"
 )
 
@@ -28,8 +27,12 @@ type machine struct {
 	exited  <-chan error // delivers QEMU's exit once
 	stderr  *tailWriter
 
+	pauses chan struct{} // buffered: a value after each STOP event
+
 	mu       sync.Mutex
 	shutdown string // reason of QMP's SHUTDOWN event
+	paused   string // why; empty while it runs
+	ioError  string // the last BLOCK_IO_ERROR event since it ran
 }
 
 // startMachine launches QEMU. The calling process must stay alive: QEMU gets
@@ -81,7 +84,7 @@ func startMachine(dir string, spec shimSpec, stderr io.Writer) (*machine, error)
 	if err != nil {
 		return nil, err
 	}
-	m := &machine{stderr: &tailWriter{to: stderr}}
+	m := &machine{stderr: &tailWriter{to: stderr}, pauses: make(chan struct{}, 1)}
 	conns := make([]net.Conn, len(ours))
 	for i, f := range ours {
 		if conns[i], err = net.FileConn(f); err != nil {
@@ -106,15 +109,6 @@ func (m *machine) greet() {
 	defer cancel()
 	// A failure shows again at the first command that matters.
 	_ = m.qmp.execute(ctx, "qmp_capabilities")
-}
-
-func (m *machine) onEvent(e qmp.Event) {
-	if e.Event != "SHUTDOWN" {
-		return
-	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.shutdown, _ = e.Data["reason"].(string)
 }
 
 // shutdownReason is QEMU's word for why it ended: "guest-reset",

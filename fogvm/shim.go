@@ -186,6 +186,7 @@ func (s *shim) boot(ctx context.Context) (again bool, reason string) {
 		}
 	})
 	parts.Go(func() { s.talk(runCtx, m.agent) })
+	parts.Go(func() { m.keepRunning(runCtx, resumeInterval, s.showPause) })
 	exit, asked := s.await(ctx, m)
 	s.mu.Lock()
 	s.net = nil
