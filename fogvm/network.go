@@ -3,15 +3,25 @@ package fogvm
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/netip"
-	"strconv"
 	"sync"
 
+	"github.com/containers/gvisor-tap-vsock/pkg/services/dhcp"
+	"github.com/containers/gvisor-tap-vsock/pkg/services/dns"
+	"github.com/containers/gvisor-tap-vsock/pkg/tap"
 	"github.com/containers/gvisor-tap-vsock/pkg/types"
-	"github.com/containers/gvisor-tap-vsock/pkg/virtualnetwork"
+	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/adapters/gonet"
+	"gvisor.dev/gvisor/pkg/tcpip/network/arp"
+	"gvisor.dev/gvisor/pkg/tcpip/network/ipv4"
+	"gvisor.dev/gvisor/pkg/tcpip/stack"
+	"gvisor.dev/gvisor/pkg/tcpip/transport/icmp"
+	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
+	"gvisor.dev/gvisor/pkg/tcpip/transport/udp"
 
 	"github.com/formthefog/formation/fogvm/guest"
 )
@@ -19,26 +29,118 @@ import (
 // network is a VM's user-mode network: gateway, DNS and outgoing NAT for the
 // one guest on it, and connections from the host into the guest.
 type network struct {
-	vn *virtualnetwork.VirtualNetwork
+	stack   *stack.Stack
+	wire    *tap.Switch
+	forward *forwarder
+	servers sync.WaitGroup
 }
 
-func newNetwork() (*network, error) {
-	// No NAT entries and no virtual gateway addresses: they would lead to the
-	// host's loopback.
-	vn, err := virtualnetwork.New(&types.Configuration{
-		MTU: 1500, Subnet: guest.Subnet, GatewayIP: guest.Gateway, GatewayMacAddress: "5a:94:ef:e4:0c:dd",
-		DHCPStaticLeases: map[string]string{guest.Address: macAddress},
-		Protocol:         types.QemuProtocol,
-	})
+// nicID is the stack's one interface.
+const nicID = 1
+
+// gatewayMAC is the address of the stack's end of the wire.
+const gatewayMAC = "5a:94:ef:e4:0c:dd"
+
+// newNetwork assembles what virtualnetwork.New would, less its control API, the
+// addresses that lead to the host's loopback, and its forwarders, which have no
+// bounds; and unlike that it can be closed.
+func newNetwork(limits forwardLimits) (*network, error) {
+	n, err := assembleNetwork(limits)
 	if err != nil {
 		return nil, fmt.Errorf("virtual network: %w", err)
 	}
-	return &network{vn: vn}, nil
+	return n, nil
+}
+
+func assembleNetwork(limits forwardLimits) (*network, error) {
+	cfg := &types.Configuration{MTU: mtu, Subnet: guest.Subnet, GatewayIP: guest.Gateway, Protocol: types.QemuProtocol}
+	gateway, subnet := netip.MustParseAddr(guest.Gateway), netip.MustParsePrefix(guest.Subnet)
+	link, err := tap.NewLinkEndpoint(false, mtu, gatewayMAC, guest.Gateway, nil)
+	if err != nil {
+		return nil, err
+	}
+	n := &network{wire: tap.NewSwitch(false), forward: newForwarder(limits)}
+	link.Connect(n.wire)
+	n.wire.Connect(link)
+	n.stack = stack.New(stack.Options{
+		NetworkProtocols:   []stack.NetworkProtocolFactory{ipv4.NewProtocol, arp.NewProtocol},
+		TransportProtocols: []stack.TransportProtocolFactory{tcp.NewProtocol, udp.NewProtocol, icmp.NewProtocol4},
+	})
+	if err := n.configure(link, gateway, subnet); err != nil {
+		n.close()
+		return nil, err
+	}
+	if err := n.startServers(cfg, gateway, subnet); err != nil {
+		n.close()
+		return nil, err
+	}
+	return n, nil
+}
+
+func (n *network) configure(link stack.LinkEndpoint, gateway netip.Addr, subnet netip.Prefix) error {
+	if err := n.stack.CreateNIC(nicID, link); err != nil {
+		return errors.New(err.String())
+	}
+	address := tcpip.ProtocolAddress{Protocol: ipv4.ProtocolNumber, AddressWithPrefix: tcpip.AddrFrom4(gateway.As4()).WithPrefix()}
+	if err := n.stack.AddProtocolAddress(nicID, address, stack.AddressProperties{}); err != nil {
+		return errors.New(err.String())
+	}
+	// It answers for every address there is.
+	if err := n.stack.SetSpoofing(nicID, true); err != nil {
+		return errors.New(err.String())
+	}
+	if err := n.stack.SetPromiscuousMode(nicID, true); err != nil {
+		return errors.New(err.String())
+	}
+	route, err := tcpip.NewSubnet(tcpip.AddrFrom4(subnet.Masked().Addr().As4()), tcpip.MaskFromBytes(net.CIDRMask(subnet.Bits(), 32)))
+	if err != nil {
+		return err
+	}
+	n.stack.SetRouteTable([]tcpip.Route{{Destination: route, NIC: nicID}})
+	n.forward.attach(n.stack)
+	return nil
+}
+
+// startServers runs DNS and DHCP on the gateway; they end with the stack.
+func (n *network) startServers(cfg *types.Configuration, gateway netip.Addr, subnet netip.Prefix) error {
+	at := tcpip.FullAddress{NIC: nicID, Addr: tcpip.AddrFrom4(gateway.As4()), Port: 53}
+	datagrams, err := gonet.DialUDP(n.stack, &at, nil, ipv4.ProtocolNumber)
+	if err != nil {
+		return err
+	}
+	listener, err := gonet.ListenTCP(n.stack, at, ipv4.ProtocolNumber)
+	if err != nil {
+		return err
+	}
+	names, err := dns.New(datagrams, listener, nil)
+	if err != nil {
+		return err
+	}
+	pool := tap.NewIPPool(&net.IPNet{IP: subnet.Masked().Addr().AsSlice(), Mask: net.CIDRMask(subnet.Bits(), 32)})
+	pool.Reserve(gateway.AsSlice(), gatewayMAC)
+	pool.Reserve(net.ParseIP(guest.Address), macAddress)
+	leases, err := dhcp.New(cfg, n.stack, pool)
+	if err != nil {
+		return err
+	}
+	for _, serve := range []func() error{names.Serve, names.ServeTCP, leases.Serve} {
+		// The one error is that the stack has been closed.
+		n.servers.Go(func() { _ = serve() })
+	}
+	return nil
+}
+
+// close ends the network and every connection through it.
+func (n *network) close() {
+	n.forward.end()
+	n.stack.Destroy()
+	n.forward.close()
+	n.servers.Wait()
 }
 
 // serve moves the guest's frames until the NIC's socket ends.
 func (n *network) serve(ctx context.Context, nic net.Conn) error {
-	return n.vn.AcceptQemu(ctx, &filteredNIC{Conn: nic})
+	return n.wire.Accept(ctx, &filteredNIC{Conn: nic}, types.QemuProtocol)
 }
 
 // dial opens a TCP connection to a port of the guest.
@@ -46,12 +148,16 @@ func (n *network) dial(ctx context.Context, port int) (net.Conn, error) {
 	if port < 1 || port > 65535 {
 		return nil, fmt.Errorf("port %d: want 1 to 65535", port)
 	}
-	c, err := n.vn.DialContextTCP(ctx, net.JoinHostPort(guest.Address, strconv.Itoa(port)))
+	to := tcpip.FullAddress{NIC: nicID, Addr: tcpip.AddrFrom4(guestAddress.As4()), Port: uint16(port)}
+	c, err := gonet.DialContextTCP(ctx, n.stack, to, ipv4.ProtocolNumber)
 	if err != nil {
 		return nil, fmt.Errorf("guest port %d: %w", port, err)
 	}
 	return c, nil
 }
+
+// mtu of the guest's network.
+const mtu = 1500
 
 // maxNICFrame is more than any frame of a 1500-byte network, offloads included.
 const maxNICFrame = 128 << 10
@@ -93,11 +199,20 @@ func (f *filteredNIC) Read(p []byte) (int, error) {
 	return n, nil
 }
 
+var guestMAC = func() [6]byte {
+	a, err := net.ParseMAC(macAddress)
+	if err != nil {
+		panic(err) // a constant of ours
+	}
+	return [6]byte(a)
+}()
+
 // frameAllowed judges one Ethernet frame from the guest. Only ARP and IPv4
-// exist on this network.
+// exist on this network, and only the guest's own addresses: the switch and the
+// stack remember every other they see.
 func frameAllowed(frame []byte) bool {
 	const ethernet, ipv4Header, arp = 14, 20, 28
-	if len(frame) < ethernet {
+	if len(frame) < ethernet || len(frame) > ethernet+mtu || [6]byte(frame[6:12]) != guestMAC {
 		return false
 	}
 	switch binary.BigEndian.Uint16(frame[12:]) {
@@ -108,10 +223,15 @@ func frameAllowed(frame []byte) bool {
 		if len(packet) < ipv4Header || packet[0]>>4 != 4 {
 			return false
 		}
-		return destinationAllowed(netip.AddrFrom4([4]byte(packet[16:20])))
+		return sourceAllowed(netip.AddrFrom4([4]byte(packet[12:16]))) && destinationAllowed(netip.AddrFrom4([4]byte(packet[16:20])))
 	}
 	return false
 }
+
+// sourceAllowed: the guest's address, or none yet (DHCP).
+func sourceAllowed(a netip.Addr) bool { return a == guestAddress || a.IsUnspecified() }
+
+var guestAddress = netip.MustParseAddr(guest.Address)
 
 func destinationAllowed(a netip.Addr) bool {
 	return !a.IsLoopback() && !a.IsUnspecified() && !a.IsLinkLocalUnicast() && a.As4()[0] != 0 &&

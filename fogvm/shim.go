@@ -154,10 +154,11 @@ func (s *shim) run(ctx context.Context) (reason string) {
 
 // boot runs one QEMU to its end.
 func (s *shim) boot(ctx context.Context) (again bool, reason string) {
-	vn, err := newNetwork()
+	vn, err := newNetwork(defaultLimits)
 	if err != nil {
 		return false, err.Error()
 	}
+	defer vn.close()
 	group := s.makeCgroup()
 	defer func() {
 		if err := group.remove(); err != nil {

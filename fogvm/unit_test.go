@@ -163,14 +163,21 @@ func TestInitramfs(t *testing.T) {
 func TestFrameFilter(t *testing.T) {
 	ip := func(dst string) []byte {
 		frame := make([]byte, 14+20)
+		copy(frame[6:], guestMAC[:])
 		binary.BigEndian.PutUint16(frame[12:], 0x0800)
 		frame[14] = 0x45
+		copy(frame[14+12:], net.ParseIP(guest.Address).To4())
 		copy(frame[14+16:], net.ParseIP(dst).To4())
 		return frame
 	}
 	ether := func(kind uint16, size int) []byte {
 		frame := make([]byte, 14+size)
+		copy(frame[6:], guestMAC[:])
 		binary.BigEndian.PutUint16(frame[12:], kind)
+		return frame
+	}
+	with := func(frame []byte, at int, b ...byte) []byte {
+		copy(frame[at:], b)
 		return frame
 	}
 	for _, c := range []struct {
@@ -194,6 +201,12 @@ func TestFrameFilter(t *testing.T) {
 		{"short ip", ether(0x0800, 19), false},
 		{"ip version 0", ether(0x0800, 20), false},
 		{"ipv6", ether(0x86dd, 40), false},
+		{"largest", append(ip(guest.Gateway), make([]byte, 1480)...), true},
+		{"too large", append(ip(guest.Gateway), make([]byte, 1481)...), false},
+		{"another's MAC", with(ip(guest.Gateway), 6, 2), false},
+		{"the gateway's MAC", with(ether(0x0806, 28), 6, 0x5a, 0x94, 0xef, 0xe4, 0x0c, 0xdd), false},
+		{"another's address", with(ip(guest.Gateway), 14+12, 10, 0, 0, 1), false},
+		{"no address yet", with(ip("255.255.255.255"), 14+12, 0, 0, 0, 0), true},
 	} {
 		if got := frameAllowed(c.frame); got != c.ok {
 			t.Errorf("%s: allowed %v", c.name, got)
@@ -206,6 +219,7 @@ func TestFrameFilter(t *testing.T) {
 func TestFilteredNIC(t *testing.T) {
 	host, guestEnd := net.Pipe()
 	arp := make([]byte, 14+28)
+	copy(arp[6:], guestMAC[:])
 	binary.BigEndian.PutUint16(arp[12:], 0x0806)
 	framed := func(f []byte) []byte {
 		return append(binary.BigEndian.AppendUint32(nil, uint32(len(f))), f...)
@@ -240,6 +254,7 @@ func FuzzFrameAllowed(f *testing.F) {
 	f.Add([]byte{})
 	f.Add(make([]byte, 14))
 	f.Add(make([]byte, 60))
+	f.Add(append(append(make([]byte, 6, 60), guestMAC[:]...), make([]byte, 48)...))
 	f.Fuzz(func(t *testing.T, frame []byte) {
 		if frameAllowed(frame) && len(frame) < 14+20 {
 			t.Errorf("a frame of %d bytes passes", len(frame))
