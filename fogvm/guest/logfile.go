@@ -2,21 +2,27 @@ package guest
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"sync"
 )
 
-// RotatingFile is an append-only file that keeps at most twice max bytes: PATH
-// and its predecessor PATH.1. Safe for several goroutines. A write that fails
-// loses its bytes and says so.
+// RotatingFile is an append-only log that keeps at most twice max bytes: PATH
+// and its predecessor PATH.1. Safe for several goroutines. What feeds it must be
+// drained whatever happens, or the program behind it blocks: so a write that
+// fails (the disk is full) loses its bytes and is no error, and the next that
+// succeeds says how many were lost.
 type RotatingFile struct {
-	mu   sync.Mutex
-	path string
-	max  int64
-	f    *os.File
-	size int64
+	mu     sync.Mutex
+	path   string
+	max    int64
+	f      *os.File // nil after a rotation that failed, and when closed
+	size   int64
+	lost   int64
+	closed bool
 }
 
 // OpenRotatingFile opens or creates the file with mode 0640.
@@ -42,32 +48,56 @@ func (r *RotatingFile) open() error {
 	return nil
 }
 
-// Write appends p, rotating first when p would go over the limit.
+// Write appends p, rotating first when p would go over the limit. The only
+// error is os.ErrClosed.
 func (r *RotatingFile) Write(p []byte) (int, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.f == nil {
+	if r.closed {
 		return 0, os.ErrClosed
 	}
-	if r.size > 0 && r.size+int64(len(p)) > r.max {
-		if err := os.Rename(r.path, r.path+".1"); err != nil {
-			return 0, fmt.Errorf("rotate log: %w", err)
-		}
-		r.f.Close()
+	if err := r.append(p); err != nil {
+		r.lost += int64(len(p))
+	}
+	return len(p), nil
+}
+
+func (r *RotatingFile) append(p []byte) error {
+	if r.f == nil {
 		if err := r.open(); err != nil {
-			r.f = nil
-			return 0, err
+			return err
+		}
+	}
+	if r.lost > 0 {
+		p = append(fmt.Appendf(nil, "\n[%d bytes of output lost]\n", r.lost), p...)
+	}
+	if r.size > 0 && r.size+int64(len(p)) > r.max {
+		if err := r.rotate(); err != nil {
+			return err
 		}
 	}
 	n, err := r.f.Write(p)
 	r.size += int64(n)
-	return n, err
+	if err == nil {
+		r.lost = 0
+	}
+	return err
+}
+
+func (r *RotatingFile) rotate() error {
+	if err := os.Rename(r.path, r.path+".1"); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("rotate log: %w", err)
+	}
+	r.f.Close()
+	r.f = nil
+	return r.open()
 }
 
 // Close closes the file.
 func (r *RotatingFile) Close() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.closed = true
 	if r.f == nil {
 		return nil
 	}
