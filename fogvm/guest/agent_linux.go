@@ -24,13 +24,13 @@ type agent struct {
 	statuses chan Status
 	power    chan Power
 	tasks    sync.WaitGroup // supervisors; they end when appCtx does
+	keys     *keyring
 
 	appCtx  context.Context
 	stopApp context.CancelFunc
 
 	mu          sync.Mutex
 	cond        condition
-	cfg         Config
 	hostKey     string
 	grace       time.Duration
 	check       *check
@@ -43,6 +43,7 @@ func newAgent(log *slog.Logger) *agent {
 	a := &agent{
 		log: log, procs: newProcesses(), out: newRing(LogBufferBytes),
 		statuses: make(chan Status, 1), power: make(chan Power, 1), grace: 10 * time.Second,
+		keys: &keyring{write: applyKeys},
 	}
 	a.appCtx, a.stopApp = context.WithCancel(context.Background())
 	return a
@@ -98,10 +99,7 @@ func (a *agent) control(m toGuest) {
 	case m.Config != nil:
 		go a.configure(*m.Config)
 	case m.Authorize != nil:
-		a.mu.Lock()
-		cfg := a.cfg
-		a.mu.Unlock()
-		if err := applyKeys(cfg, *m.Authorize); err != nil {
+		if err := a.keys.replace(*m.Authorize); err != nil {
 			a.log.Error("authorize keys", "error", err)
 		}
 	case m.Time != 0:
@@ -135,7 +133,6 @@ func (a *agent) configure(cfg Config) {
 		a.log.Error("second configuration ignored")
 		return
 	}
-	a.cfg = cfg
 	a.cond.configured = true
 	a.cond.hasApp = len(cfg.Entrypoint) > 0
 	a.mu.Unlock()
@@ -160,7 +157,7 @@ func (a *agent) apply(cfg Config) error {
 		applyMachineID,
 		func() error { return applyUsers(cfg) },
 		func() error { return applyEnvironment(cfg, env) },
-		func() error { return applyKeys(cfg, cfg.SSHKeys) },
+		func() error { return a.keys.configure(cfg) },
 	} {
 		if err := step(); err != nil {
 			return err

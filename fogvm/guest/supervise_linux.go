@@ -15,7 +15,7 @@ type entrypoint struct {
 	procs  *processes
 	cmd    command
 	policy string
-	out    io.Writer // entrypoint output, both streams
+	out    io.Writer // entrypoint output, both streams; writes never fail
 	tail   *ring     // for the end of the output in a reason
 	report func(appEvent)
 }
@@ -83,8 +83,8 @@ func (e *entrypoint) once(ctx context.Context, grace func() time.Duration, start
 	copied := make(chan struct{})
 	go func() {
 		defer close(copied)
-		// The pipe ends when the last holder of it does; a write error would
-		// only mean lost log lines.
+		// The pipe ends when the last holder of it does. Nothing it is copied
+		// into may fail, or the application would block on it.
 		_, _ = io.Copy(io.MultiWriter(e.out, e.tail), r)
 	}()
 	started()

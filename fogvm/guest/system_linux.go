@@ -266,15 +266,15 @@ func applyEnvironment(cfg Config, env environment) error {
 }
 
 // applyKeys writes the authorised keys of every user who may log in.
-func applyKeys(cfg Config, owner []string) error {
+func applyKeys(users []User, owner []string) error {
 	if err := os.MkdirAll(keysDir, 0o755); err != nil {
 		return err
 	}
 	files := map[string]string{}
-	for _, u := range cfg.Users {
+	for _, u := range users {
 		files[u.Name] = authorizedKeys(u.SSHKeys, owner)
 	}
-	if rootLogin(cfg.Users) {
+	if rootLogin(users) {
 		files["root"] = authorizedKeys(owner)
 	}
 	for name, content := range files {
