@@ -81,8 +81,10 @@ type Admission interface {
 	// Hello returns the bytes to present to a peer, at most MaxHello.
 	Hello(to peer.ID) ([]byte, error)
 	// Admit judges the bytes a peer presented. The peer's ID is proven already.
-	// nil admits this connection; the text of an error is told to the peer.
-	Admit(ctx context.Context, from peer.ID, hello []byte) error
+	// nil admits this connection, and client says as what: as a client, which
+	// takes no part in the DHT, gossip and Peers, whatever the peer says of
+	// itself, or as what it says it is. The text of an error is told to the peer.
+	Admit(ctx context.Context, from peer.ID, hello []byte) (client bool, err error)
 	// Gone tells that the last connection on which Admit let the peer in has
 	// closed.
 	Gone(p peer.ID)

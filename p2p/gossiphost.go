@@ -158,7 +158,7 @@ func topicsFrame(topics []string) ([]byte, error) {
 // newGossipHost wires a gossipHost to the node.
 func (n *Node) newGossipHost() *gossipHost {
 	return &gossipHost{
-		Host: n.host,
+		Host: &guardedHost{Host: n.inner, gate: n.gate, find: n.findPeer, nodesOnly: true},
 		out:  make(map[peer.ID]*gossipStream),
 		topics: func() []string {
 			return n.gossip.followed()

@@ -28,6 +28,9 @@ type guardedHost struct {
 	// find looks up the addresses of a peer of which none are known. nil for
 	// the DHT, which would ask itself.
 	find func(context.Context, peer.ID) (peer.AddrInfo, error)
+	// nodesOnly refuses to open streams to clients, so that the DHT and gossip
+	// take none for a node, whatever it serves.
+	nodesOnly bool
 }
 
 func (h *guardedHost) SetStreamHandler(pid protocol.ID, f network.StreamHandler) {
@@ -93,6 +96,9 @@ func (h *guardedHost) NewStream(ctx context.Context, p peer.ID, pids ...protocol
 		if c, err = h.admittedConn(ctx, p, limited); err != nil {
 			return nil, err
 		}
+	}
+	if h.nodesOnly && h.gate.isClient(p) {
+		return nil, fmt.Errorf("open %v to %s: %w", pids, p, ErrClientOnly)
 	}
 	known, err := h.Peerstore().SupportsProtocols(p, pids...)
 	if err == nil && len(known) > 0 {

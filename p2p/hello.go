@@ -251,11 +251,12 @@ func (n *Node) judge(ctx context.Context, s network.Stream, c network.Conn) (cli
 	defer n.gate.unref(p)
 	gp.admit.Lock()
 	defer gp.admit.Unlock()
-	if err := n.cfg.Admission.Admit(ctx, p, bytes.Clone(hello)); err != nil {
+	session, err := n.cfg.Admission.Admit(ctx, p, bytes.Clone(hello))
+	if err != nil {
 		return false, err
 	}
 	n.gate.hold(p, 1)
-	return client, nil
+	return client || session, nil
 }
 
 // release undoes judge once the connection has closed.

@@ -112,7 +112,7 @@ func (n *Node) assemble(p parsed) (err error) {
 	if n.cfg.ClientOnly {
 		mode = []dht.Option{dht.Mode(dht.ModeClient), dht.DisableAutoRefresh()}
 	}
-	n.dht, err = dht.New(&guardedHost{Host: n.inner, gate: n.gate}, append(mode,
+	n.dht, err = dht.New(&guardedHost{Host: n.inner, gate: n.gate, nodesOnly: true}, append(mode,
 		dht.ProtocolPrefix(protocol.ID("/formd/"+n.cfg.Network)),
 		dht.BootstrapPeers(p.bootstrap...),
 		dht.DisableValues(), // no record but who provides what

@@ -32,6 +32,7 @@ type club struct {
 	inside  map[peer.ID]int
 	gone    []peer.ID
 	onAdmit func()
+	clients bool // everyone is admitted as a client
 }
 
 func newClub(word string) *club {
@@ -40,17 +41,17 @@ func newClub(word string) *club {
 
 func (c *club) Hello(peer.ID) ([]byte, error) { return []byte(c.word), nil }
 
-func (c *club) Admit(_ context.Context, from peer.ID, hello []byte) error {
+func (c *club) Admit(_ context.Context, from peer.ID, hello []byte) (client bool, err error) {
 	if c.onAdmit != nil {
 		c.onAdmit()
 	}
 	if string(hello) != c.want {
-		return fmt.Errorf("wrong word %q", hello)
+		return false, fmt.Errorf("wrong word %q", hello)
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.inside[from]++
-	return nil
+	return c.clients, nil
 }
 
 func (c *club) Gone(p peer.ID) {
@@ -360,6 +361,33 @@ func TestClientUsesStreamsButIsNoPeer(t *testing.T) {
 	}
 	if !slices.Equal(cl.Peers(), []peer.ID{a.ID()}) {
 		t.Errorf("client's peers %v", cl.Peers())
+	}
+}
+
+// What Admission takes for a client is one, whatever it says of itself.
+func TestForcedClient(t *testing.T) {
+	club := newClub("sesame")
+	club.clients = true
+	a, _ := start(t, func(c *Config) { c.Admission = club })
+	b, _ := start(t, nil)
+	listenTo(t, a, "x/1", nil)
+	eb := listenTo(t, b, "x/1", nil)
+	if _, err := b.Connect(ctxT(t), tcpAddr(t, a)); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the peer is a client", func() bool { return a.Stats().Clients == 1 })
+	eventually(t, "the other side takes part", func() bool { return len(b.Peers()) == 1 && b.dht.RoutingTable().Find(a.ID()) != "" })
+	if err := a.Publish(ctxT(t), "x/1", []byte("from a")); err != nil {
+		t.Fatal(err)
+	}
+	if len(a.Peers()) != 0 || a.dht.RoutingTable().Find(b.ID()) != "" {
+		t.Errorf("the client counts as a peer: %v", a.Peers())
+	}
+	a.gossip.host.mu.Lock()
+	told := a.gossip.host.out[b.ID()] != nil
+	a.gossip.host.mu.Unlock()
+	if told || eb.times("from a") != 0 {
+		t.Error("a client is gossiped to")
 	}
 }
 

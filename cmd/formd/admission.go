@@ -54,16 +54,17 @@ func newAdmission(id *identity, state memberState, now func() time.Time) (*admis
 // Hello presents this node's own membership.
 func (a *admission) Hello(peer.ID) ([]byte, error) { return a.hello, nil }
 
-// Admit judges a peer. The text of its error is told to the peer.
-func (a *admission) Admit(ctx context.Context, from peer.ID, hello []byte) error {
+// Admit judges a peer: whoever presents a session is a client, also if its key
+// is a node's. The text of its error is told to the peer.
+func (a *admission) Admit(ctx context.Context, from peer.ID, hello []byte) (client bool, err error) {
 	state := a.state
 	h, err := stmt.DecodeHello(hello)
 	if err != nil {
-		return fmt.Errorf("hello: %w", err)
+		return false, fmt.Errorf("hello: %w", err)
 	}
 	key, err := stmt.KeyOfPeerID(string(from))
 	if err != nil {
-		return err
+		return false, err
 	}
 	if len(h.Member) > 0 {
 		var vouched stmt.Key
@@ -72,16 +73,16 @@ func (a *admission) Admit(ctx context.Context, from peer.ID, hello []byte) error
 		}
 		// A stale or unneeded statement is no reason to refuse a member.
 		if _, _, err := state.Admit(ctx, h.Member, vouched); err != nil && !errors.Is(err, crdt.ErrStale) {
-			return fmt.Errorf("membership: %w", err)
+			return false, fmt.Errorf("membership: %w", err)
 		}
 	}
 	if len(h.Session) > 0 {
-		return a.admitSession(state.View(), from, key, h.Session)
+		return true, a.admitSession(state.View(), from, key, h.Session)
 	}
 	if !state.View().IsMember(key, stmt.RoleNode) {
-		return fmt.Errorf("%s is not a member of this network; join it by a ticket", key)
+		return false, fmt.Errorf("%s is not a member of this network; join it by a ticket", key)
 	}
-	return nil
+	return false, nil
 }
 
 func (a *admission) admitSession(v *crdt.View, from peer.ID, key stmt.Key, raw []byte) error {

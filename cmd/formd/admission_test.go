@@ -89,13 +89,13 @@ func TestJoinThroughOldMember(t *testing.T) {
 	now := t0.Add(30 * 24 * time.Hour)
 	_, _, a := testNode(t, testTicket(t, root, now.Add(time.Hour), stmt.KeyOf(old)), now)
 	ctx := context.Background()
-	if err := a.Admit(ctx, peerOf(stmt.KeyOf(stranger)), memberHello(t, first, stmt.KeyOf(stranger), t0)); !errors.Is(err, stmt.ErrExpired) {
+	if _, err := a.Admit(ctx, peerOf(stmt.KeyOf(stranger)), memberHello(t, first, stmt.KeyOf(stranger), t0)); !errors.Is(err, stmt.ErrExpired) {
 		t.Errorf("a stranger is admitted by an ended invite: %v", err)
 	}
-	if err := a.Admit(ctx, peerOf(stmt.KeyOf(stranger)), memberHello(t, first, stmt.KeyOf(old), t0)); err == nil {
+	if _, err := a.Admit(ctx, peerOf(stmt.KeyOf(stranger)), memberHello(t, first, stmt.KeyOf(old), t0)); err == nil {
 		t.Error("a stranger is admitted by another's admission")
 	}
-	if err := a.Admit(ctx, peerOf(stmt.KeyOf(old)), memberHello(t, first, stmt.KeyOf(old), t0)); err != nil {
+	if _, err := a.Admit(ctx, peerOf(stmt.KeyOf(old)), memberHello(t, first, stmt.KeyOf(old), t0)); err != nil {
 		t.Errorf("the ticket's peer is refused: %v", err)
 	}
 }
@@ -133,5 +133,32 @@ func TestRejoin(t *testing.T) {
 	c.Join = ""
 	if _, expires := load(later.Add(24 * time.Hour)); expires != later.Add(time.Hour).Unix() {
 		t.Errorf("the renewal is not kept: until %d", expires)
+	}
+}
+
+// A session makes a client, also of a key that is a member node.
+func TestSessionIsAClient(t *testing.T) {
+	root, other := newTestKey(t), newTestKey(t)
+	now := time.Unix(1_750_000_000, 0)
+	ticket := testTicket(t, root, now.Add(time.Hour))
+	id, _, a := testNode(t, ticket, now)
+	node := stmt.KeyOf(other)
+	if client, err := a.Admit(context.Background(), peerOf(node), memberHello(t, ticket, node, now)); err != nil || client {
+		t.Fatalf("a node: client %v, %v", client, err)
+	}
+	owner, err := ticket.Join(node, stmt.RoleOwner, now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	session, err := stmt.SignSession(other, id.network(), stmt.SessionBody{Client: node, Server: id.self(), Expires: now.Add(time.Hour).Unix()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	hello, err := stmt.EncodeHello(stmt.Hello{Member: owner, Session: session})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if client, err := a.Admit(context.Background(), peerOf(node), hello); err != nil || !client {
+		t.Fatalf("a session: client %v, %v", client, err)
 	}
 }

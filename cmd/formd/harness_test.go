@@ -274,7 +274,7 @@ func (c *client) Hello(to peer.ID) ([]byte, error) {
 }
 
 // Admit trusts whom it dialled.
-func (c *client) Admit(context.Context, peer.ID, []byte) error { return nil }
+func (c *client) Admit(context.Context, peer.ID, []byte) (bool, error) { return false, nil }
 
 // Gone does nothing.
 func (c *client) Gone(peer.ID) {}

@@ -56,7 +56,7 @@ func (a *admission) member(now time.Time) ([]byte, error) {
 
 // Admit lets every peer in: a client listens on nothing, so whoever is there
 // was dialled by its peer ID, which the transport has proven.
-func (a *admission) Admit(context.Context, peer.ID, []byte) error { return nil }
+func (a *admission) Admit(context.Context, peer.ID, []byte) (bool, error) { return false, nil }
 
 // Gone has nothing to forget.
 func (a *admission) Gone(peer.ID) {}

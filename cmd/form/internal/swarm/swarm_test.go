@@ -95,23 +95,23 @@ type gatekeeper struct {
 
 func (g *gatekeeper) Hello(peer.ID) ([]byte, error) { return stmt.EncodeHello(stmt.Hello{}) }
 
-func (g *gatekeeper) Admit(_ context.Context, from peer.ID, b []byte) error {
+func (g *gatekeeper) Admit(_ context.Context, from peer.ID, b []byte) (bool, error) {
 	h, err := stmt.DecodeHello(b)
 	if err != nil {
-		return err
+		return false, err
 	}
 	client, err := stmt.KeyOfPeerID(string(from))
 	if err != nil {
-		return err
+		return false, err
 	}
 	owner, _, err := stmt.CheckSession(h.Session, g.net, client, g.self, time.Now())
 	if err != nil {
-		return err
+		return false, err
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.owners = append(g.owners, owner)
-	return nil
+	return true, nil
 }
 
 func (g *gatekeeper) Gone(peer.ID) {}
