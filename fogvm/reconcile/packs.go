@@ -52,6 +52,7 @@ type packs struct {
 	complete map[string]bool
 	queue    []string // wanted, most urgent first
 	keep     []string
+	whole    bool // keep names all that is needed here
 	sources  map[string][]peer.ID
 	state    map[string]*fetchState
 	leases   map[string]time.Time // until
@@ -104,14 +105,15 @@ func (p *packs) holds() []string {
 	return slices.Sorted(maps.Keys(p.complete))
 }
 
-// want replaces what is to be fetched and kept.
-func (p *packs) want(fetch, keep []string, w plan.World) {
+// want replaces what is to be fetched and kept. whole says that keep names all
+// that is needed here; before the first want it does not.
+func (p *packs) want(fetch, keep []string, w plan.World, whole bool) {
 	sources := map[string][]peer.ID{}
 	for _, c := range fetch {
 		sources[c] = holdersOf(w, c)
 	}
 	p.mu.Lock()
-	p.queue, p.keep, p.sources = fetch, keep, sources
+	p.queue, p.keep, p.sources, p.whole = fetch, keep, sources, whole
 	p.mu.Unlock()
 	p.poke()
 }
@@ -295,6 +297,12 @@ func (p *packs) fetchNow(ctx context.Context, c cid.Cid, from []peer.ID, progres
 
 // collect lets the store drop what is neither wanted, leased nor pinned.
 func (p *packs) collect(ctx context.Context) {
+	p.mu.Lock()
+	whole := p.whole
+	p.mu.Unlock()
+	if !whole {
+		return
+	}
 	freed, err := p.keeper.GC(ctx, p.kept)
 	if err != nil {
 		p.log.Warn("collect packs", "err", err)

@@ -34,7 +34,7 @@ func TestOddCIDsAreNotKept(t *testing.T) {
 		t.Errorf("leases: %v", p.leases)
 	}
 	good := cidOf("good")
-	p.want(nil, []string{odd, good.String(), "no CID"}, plan.World{})
+	p.want(nil, []string{odd, good.String(), "no CID"}, plan.World{}, true)
 	if kept := p.kept(); len(kept) != 1 || kept[0] != good {
 		t.Errorf("kept: %v", kept)
 	}
@@ -86,7 +86,7 @@ func TestBadPacksWaitLong(t *testing.T) {
 			p := packsOf(s, &now)
 			c := l.add("one", store.RunConfig{})
 			l.setFail(c, tc.err)
-			p.want([]string{c}, nil, plan.World{})
+			p.want([]string{c}, nil, plan.World{}, true)
 			try := func(want bool) {
 				t.Helper()
 				got, _ := p.next()

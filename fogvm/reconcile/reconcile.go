@@ -281,7 +281,7 @@ func (r *Reconciler) step(ctx context.Context, view *crdt.View, ready bool) (tim
 		TakeoverDelay: r.cfg.TakeoverDelay, Timers: r.timers,
 	})
 	r.timers = out.Timers
-	r.packs.want(out.Fetch, out.Keep, w)
+	r.packs.want(out.Fetch, out.Keep, w, len(out.Timers.Stray) == 0)
 	// A claim is published before its VM is started, so that others know. When
 	// that fails nothing starts, but what is here is still run, stopped and ended.
 	claimErr := r.cfg.State.SetClaims(ctx, out.Claims)

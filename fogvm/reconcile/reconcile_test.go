@@ -333,6 +333,10 @@ func TestVMsOutliveALostState(t *testing.T) {
 	if _, err := os.Stat(filepath.Join(m.dir, "vms", plan.VMID(o.id, 0))); err != nil || len(m.vms.List()) != 1 {
 		t.Fatalf("VMs: %+v, %v", m.vms.List(), err)
 	}
+	m.rec.packs.collect(context.Background())
+	if !slices.Equal(m.rec.packs.holds(), []string{p}) {
+		t.Errorf("its pack is collected; kept are %v", m.rec.packs.holds())
+	}
 }
 
 // While nothing can be published, nothing starts, and what is to end ends.
