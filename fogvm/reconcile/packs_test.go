@@ -57,6 +57,7 @@ func TestFetchesLeavePinsAlone(t *testing.T) {
 			t.Errorf("pinned: %v", s.pinned)
 		}
 		s.pinned[c.String()] = users
+		p.want(nil, nil, plan.World{}, true)
 		p.collect(t.Context())
 		if s.here[c.String()] != users {
 			t.Errorf("pinned=%v: it is here: %v", users, s.here[c.String()])
