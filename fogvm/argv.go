@@ -2,6 +2,7 @@ package fogvm
 
 import (
 	"fmt"
+	"strconv"
 	"strings"
 
 	"github.com/containers/podman/v5/pkg/machine/qemu/command"
@@ -43,7 +44,7 @@ const sandbox = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecont
 func qemuArgv(qemu, accel string, vm VM, fd descriptors) []string {
 	cpu, acceleration := "host", "kvm"
 	if accel == "tcg" {
-		cpu, acceleration = "max", "tcg,thread=multi"
+		cpu, acceleration = "max", "tcg,thread=multi,tb-size="+strconv.Itoa(translationBuffer>>20)
 	}
 	q := command.NewQemuBuilder(qemu, []string{
 		"-name", "guest=" + vm.ID,

@@ -7,10 +7,13 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // cgroup confines one VM's QEMU. It is best effort: see newCgroup.
@@ -25,6 +28,13 @@ const cgroupRoot = "/sys/fs/cgroup"
 // reclaims and then kills: emulator, translation buffers, page tables.
 const overhead = 512 << 20
 
+// translationBuffer is the part of it that emulation may fill with translated
+// code; QEMU's own choice is up to 1 GiB.
+const translationBuffer = 256 << 20
+
+// controllers are what the limits of a VM need.
+var controllers = []string{"memory", "cpu", "pids"}
+
 // cgroupName is the same for a run directory each time and differs between the
 // nodes of one machine.
 func cgroupName(dir string) string {
@@ -35,17 +45,75 @@ func cgroupName(dir string) string {
 
 const cgroupPrefix = "formation-"
 
-// newCgroup makes a cgroup of its own for a VM, beside this process's. The
-// error says which part could not be had; what could is still used.
+// newCgroup makes a cgroup of its own for a VM. The error says which part could
+// not be had; what could is still used.
 func newCgroup(root, name string, vm VM) (*cgroup, error) {
 	limits := cgroupLimits(vm)
 	c := &cgroup{}
 	parents, err := cgroupParents(root)
 	errs := []error{err}
 	for controller, parent := range parents {
+		if controller == "" {
+			parent = unifiedParent(parent)
+		}
 		errs = append(errs, c.add(filepath.Join(parent, cgroupPrefix+name), limits[controller]))
 	}
+	if parents[""] == "" {
+		for _, controller := range controllers {
+			if parents[controller] == "" {
+				errs = append(errs, fmt.Errorf("cgroup: no %s controller here", controller))
+			}
+		}
+	}
 	return c, errors.Join(errs...)
+}
+
+// unifiedParent is the cgroup (v2) whose children can be given limits: own,
+// which this process is in, or the nearest one above it that passes the
+// controllers on, else the nearest that can be made to. It is mostly one above:
+// with processes of its own, a cgroup passes nothing on. To move them away is no
+// way out, as a service manager could not start the next formd in own then. own
+// is also the answer when there is none; then the limits are missing.
+func unifiedParent(own string) string {
+	for _, passes := range []func(string) bool{passesOn, passOn} {
+		for _, dir := range ancestry(own) {
+			if mayMoveInto(dir) && passes(dir) {
+				return dir
+			}
+		}
+	}
+	return own
+}
+
+// ancestry is a cgroup and those above it, nearest first.
+func ancestry(own string) (dirs []string) {
+	for dir := own; isFile(filepath.Join(dir, "cgroup.procs")); dir = filepath.Dir(dir) {
+		dirs = append(dirs, dir)
+	}
+	return dirs
+}
+
+// mayMoveInto: cgroups can be made in dir, which is own or above it, and a
+// process of own be moved into them.
+func mayMoveInto(dir string) bool {
+	return unix.Access(dir, unix.W_OK) == nil && unix.Access(filepath.Join(dir, "cgroup.procs"), unix.W_OK) == nil
+}
+
+const subtreeControl = "cgroup.subtree_control"
+
+func passesOn(dir string) bool {
+	data, err := os.ReadFile(filepath.Join(dir, subtreeControl))
+	passed := strings.Fields(string(data))
+	return err == nil && !slices.ContainsFunc(controllers, func(c string) bool { return !slices.Contains(passed, c) })
+}
+
+func passOn(dir string) bool {
+	f, err := os.OpenFile(filepath.Join(dir, subtreeControl), os.O_WRONLY, 0)
+	if err != nil {
+		return false
+	}
+	_, err = f.WriteString("+" + strings.Join(controllers, " +"))
+	return errors.Join(err, f.Close()) == nil
 }
 
 // cgroupParents are the folders this process is in, by the v1 controller that
@@ -55,9 +123,13 @@ func cgroupParents(root string) (map[string]string, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cgroup: %w", err)
 	}
+	return parentsOf(root, string(self)), nil
+}
+
+func parentsOf(root, self string) map[string]string {
 	known := cgroupLimits(VM{})
 	parents := map[string]string{}
-	for line := range strings.SplitSeq(strings.TrimSpace(string(self)), "\n") {
+	for line := range strings.SplitSeq(strings.TrimSpace(self), "\n") {
 		parts := strings.SplitN(line, ":", 3)
 		if len(parts) != 3 {
 			continue
@@ -73,7 +145,10 @@ func cgroupParents(root string) (map[string]string, error) {
 			}
 		}
 	}
-	return parents, nil
+	if len(parents) > 1 {
+		delete(parents, "") // beside a v1 layout, v2 has no controllers
+	}
+	return parents
 }
 
 // sweepCgroups removes the empty cgroups of VMs that were killed together with
@@ -83,20 +158,31 @@ func cgroupParents(root string) (map[string]string, error) {
 func sweepCgroups(root string, now time.Time) error {
 	parents, err := cgroupParents(root)
 	errs := []error{err}
-	for _, parent := range parents {
-		found, err := filepath.Glob(filepath.Join(parent, cgroupPrefix+"*"))
-		errs = append(errs, err)
-		for _, folder := range found {
-			info, err := os.Stat(folder)
-			if err != nil || now.Sub(info.ModTime()) < time.Minute {
-				continue
-			}
-			if err := os.Remove(folder); err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.EBUSY) {
-				errs = append(errs, err)
+	for controller, parent := range parents {
+		dirs := []string{parent}
+		if controller == "" {
+			dirs = ancestry(parent)
+		}
+		for _, dir := range dirs {
+			found, err := filepath.Glob(filepath.Join(dir, cgroupPrefix+"*"))
+			errs = append(errs, err)
+			for _, folder := range found {
+				errs = append(errs, sweepCgroup(folder, now))
 			}
 		}
 	}
 	return errors.Join(errs...)
+}
+
+func sweepCgroup(folder string, now time.Time) error {
+	info, err := os.Stat(folder)
+	if err != nil || now.Sub(info.ModTime()) < time.Minute {
+		return nil
+	}
+	if err := os.Remove(folder); err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.EBUSY) {
+		return err
+	}
+	return nil
 }
 
 // cgroupLimits are the files to write, per v1 controller and "" for v2. CPU
@@ -122,7 +208,8 @@ func (c *cgroup) add(folder string, files map[string]string) error {
 	for name, value := range files {
 		path := filepath.Join(folder, name)
 		if !isFile(path) {
-			continue // the controller is not delegated to us
+			errs = append(errs, fmt.Errorf("cgroup limit: no %s: the controller is not passed on to %s", name, filepath.Dir(folder)))
+			continue
 		}
 		if err := os.WriteFile(path, []byte(value), 0o644); err != nil {
 			errs = append(errs, fmt.Errorf("cgroup limit: %w", err))

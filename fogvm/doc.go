@@ -20,8 +20,9 @@
 //   - After a VM is deleted no process, socket, disk, cgroup or folder of it
 //     is left.
 //
-// Non-guarantees: cgroups are best effort (without a writable hierarchy the VM
-// runs unconfined, and the shim's log says so); VMs of the fake driver end with
+// Non-guarantees: cgroups are best effort (without a writable hierarchy whose
+// memory, cpu and pids controllers can be had the VM runs without those limits,
+// and the shim's log says so); VMs of the fake driver end with
 // the process; a guest is never trusted, but a hypervisor escape is bounded
 // only by QEMU's sandbox and its unprivileged user.
 package fogvm
