@@ -54,6 +54,7 @@ type aeSession struct {
 	touch func()
 
 	sent, received int // statements
+	news           int // of those received, and of those that waited for them
 }
 
 func (s *aeSession) send(f aeFrame) error {

@@ -139,7 +139,7 @@ func (r *rates[K]) take(k K, now time.Time) bool {
 	return ok
 }
 
-// validate receives a gossip message and says whether to pass it on: only when
+// validate receives a gossip message of a member and says whether to pass it on: only when
 // every statement in it is in order and one at least was news.
 func (r *Replica) validate(_ context.Context, from peer.ID, msg []byte) bool {
 	if from == r.self {
@@ -148,6 +148,10 @@ func (r *Replica) validate(_ context.Context, from peer.ID, msg []byte) bool {
 	now := r.cfg.Now()
 	if len(msg) > MaxGossip || !r.peerRates.take(from, now) {
 		r.stats.refused.Add(1)
+		return false
+	}
+	if !r.isPeer(from) {
+		r.refuse(from, ErrNotMember)
 		return false
 	}
 	raws, err := decodeGossip(msg)

@@ -14,8 +14,11 @@ import (
 func TestValidate(t *testing.T) {
 	w, n := newWorld(t), newFakeNet()
 	r, _ := start(t, w, n, "n1", t.TempDir())
-	from := peer.ID(pub("n2").PeerID())
+	from := peer.ID(pub("n9").PeerID())
 	ctx := context.Background()
+	if _, err := r.Submit(ctx, w.admit("n9", stmt.RoleNode)); err != nil {
+		t.Fatal(err)
+	}
 	msg := func(raws ...[]byte) []byte {
 		b, err := encodeGossip(raws)
 		if err != nil {
@@ -53,6 +56,15 @@ func TestValidate(t *testing.T) {
 		if got := r.validate(ctx, from, tt.msg); got != tt.want {
 			t.Errorf("%s: %v, want %v", tt.name, got, tt.want)
 		}
+	}
+	if r.validate(ctx, peer.ID(pub("n3").PeerID()), msg(w.admit("n7", stmt.RoleNode))) {
+		t.Error("a neighbour that is no member is heard")
+	}
+	if _, err := r.Submit(ctx, w.member(stmt.MemberBody{Key: pub("n9"), Revoked: true})); err != nil {
+		t.Fatal(err)
+	}
+	if r.validate(ctx, from, msg(w.admit("n8", stmt.RoleNode))) {
+		t.Error("a revoked neighbour is heard")
 	}
 	if !r.validate(ctx, r.self, msg(admit)) {
 		t.Error("own messages are not passed on")

@@ -74,7 +74,8 @@ type Replica struct {
 	readopt     chan struct{} // someone holds a newer register of this node
 	peerRates   *rates[peer.ID]
 	authorRates *rates[stmt.Key]
-	serving     chan struct{}
+	asking      dialogues // anti-entropy sessions this node began
+	serving     dialogues // and those others began
 	stats       counters
 }
 
@@ -133,7 +134,6 @@ func openReplica(cfg ReplicaConfig, fsys fileSystem) (*Replica, error) {
 		changed: make(chan struct{}), synced: make(chan struct{}), readopt: make(chan struct{}, 1),
 		peerRates:   newRates[peer.ID](peerRate, peerBurst),
 		authorRates: newRates[stmt.Key](authorRate, authorBurst),
-		serving:     make(chan struct{}, maxServing),
 	}
 	bad := 0
 	var cut error

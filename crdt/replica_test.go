@@ -28,6 +28,7 @@ type fakeNet struct {
 type fakeEnd struct {
 	net      *fakeNet
 	id       peer.ID
+	r        *Replica
 	validate func(context.Context, peer.ID, []byte) bool
 	handle   func(context.Context, peer.ID, net.Conn)
 }
@@ -107,6 +108,38 @@ func (e *fakeEnd) Publish(ctx context.Context, _ string, msg []byte) error {
 	return nil
 }
 
+// hello lets a new replica and those that are there admit one another, as the
+// opening of a connection does.
+func (n *fakeNet) hello(t *testing.T, w *world, end *fakeEnd, r *Replica) {
+	t.Helper()
+	admission := map[stmt.Key][]byte{}
+	for _, raw := range w.raws {
+		if m, err := stmt.CheckMember(raw, w.net, w.root); err == nil && m.Role == stmt.RoleNode && !m.Revoked {
+			admission[m.Key] = raw
+		}
+	}
+	n.mu.Lock()
+	var others []*Replica
+	for _, o := range n.ends {
+		if o.r != nil {
+			others = append(others, o.r)
+		}
+	}
+	end.r = r
+	n.mu.Unlock()
+	admit := func(at *Replica, key stmt.Key) {
+		if raw := admission[key]; raw != nil {
+			if _, _, err := at.Admit(context.Background(), raw, stmt.Key{}); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	for _, o := range others {
+		admit(o, r.key)
+		admit(r, o.key)
+	}
+}
+
 // start opens and runs a replica of w's network in dir; stop ends it.
 func start(t *testing.T, w *world, n *fakeNet, name, dir string) (r *Replica, stop func()) {
 	t.Helper()
@@ -118,6 +151,7 @@ func start(t *testing.T, w *world, n *fakeNet, name, dir string) (r *Replica, st
 	if err != nil {
 		t.Fatal(err)
 	}
+	n.hello(t, w, end, r)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- r.Run(ctx) }()
@@ -172,7 +206,9 @@ func TestReplicasConverge(t *testing.T) {
 				t.Fatal(err)
 			}
 			for i, r := range rs {
-				eventually(t, "membership everywhere", func() bool { return r.View().IsMember(r.key, stmt.RoleNode) })
+				eventually(t, "membership everywhere", func() bool {
+					return r.View().IsMember(r.key, stmt.RoleNode) && r.View().IsMember(pub("olga"), stmt.RoleOwner)
+				})
 				if err := r.SetNode(ctx, Node{Version: fmt.Sprint(i)}); err != nil {
 					t.Fatal(err)
 				}

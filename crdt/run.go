@@ -1,28 +1,33 @@
 package crdt
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
 	"golang.org/x/sync/errgroup"
+
+	"github.com/formthefog/formation/crdt/stmt"
 )
 
 const (
-	maxServing     = 4                      // anti-entropy sessions served at once
+	maxSessions    = 8                      // anti-entropy sessions at once, each way
+	maxFresh       = maxSessions / 2        // of those held, how many with new peers
 	flushInterval  = 100 * time.Millisecond // group commit of others' statements
 	lookInterval   = time.Second            // how often new peers are looked for
 	aloneAfter     = 5 * time.Second        // nobody to synchronise with
 	giveUpAfter    = 30 * time.Second       // nobody who answers
 	frameTimeout   = 20 * time.Second
-	sessionTimeout = 5 * time.Minute
-	compactAbove   = 1 << 20 // bytes of log that are never worth compacting
-	compactFactor  = 3       // and how much it grows before it is compacted
+	sessionTimeout = time.Minute // all rounds with one peer; what came by then is held
+	compactAbove   = 1 << 20     // bytes of log that are never worth compacting
+	compactFactor  = 3           // and how much it grows before it is compacted
 )
 
 // Run replicates until ctx ends, then flushes, closes the Replica and returns
@@ -93,38 +98,42 @@ func (r *Replica) compact() error {
 	return nil
 }
 
-// synchronise holds sessions: with every new peer at once and twice more within
-// seconds, because gossip to it is still being set up; and with a random peer
-// every SyncInterval, jittered by half.
+// synchronise holds sessions with members: with every new one at once and twice
+// more within seconds, because gossip to it is still being set up; and with a
+// random one every SyncInterval, jittered by half. There is one session at a time
+// with a peer, and new peers leave room for the others, so that slow and hostile
+// ones cannot keep this node from those that answer.
 func (r *Replica) synchronise(ctx context.Context) error {
 	look := time.NewTicker(min(lookInterval, r.cfg.SyncInterval))
 	defer look.Stop()
 	var sessions errgroup.Group // their errors are counted, and end nothing
-	sessions.SetLimit(maxServing)
 	defer func() { _ = sessions.Wait() }()
+	start := func(p peer.ID, most int) bool {
+		if !r.asking.begin(p, most) {
+			return false
+		}
+		sessions.Go(func() error {
+			defer r.asking.end(p)
+			r.ask(ctx, p)
+			return nil
+		})
+		return true
+	}
 	fresh := newcomers{}
-	start := time.Now()
-	next := start.Add(r.jitter())
+	began := time.Now()
+	next := began.Add(r.jitter())
 	for {
 		now := time.Now()
-		peers := r.cfg.Streams.Peers()
-		with := fresh.due(peers, now)
-		if len(with) == 0 && len(peers) > 0 && now.After(next) {
-			with = []peer.ID{peers[rand.IntN(len(peers))]}
+		peers := slices.DeleteFunc(slices.Clone(r.cfg.Streams.Peers()), func(p peer.ID) bool { return !r.isPeer(p) })
+		for _, p := range fresh.due(peers, now) {
+			if start(p, maxFresh) {
+				fresh.started(p, now)
+			}
+		}
+		if len(peers) > 0 && now.After(next) && start(peers[rand.IntN(len(peers))], maxSessions) {
 			next = now.Add(r.jitter())
 		}
-		for _, p := range with {
-			sessions.TryGo(func() error {
-				if err := r.syncWith(ctx, p); err != nil {
-					r.stats.failedSessions.Add(1)
-					r.cfg.Logger.Debug("anti-entropy", "peer", p, "err", err)
-					return nil
-				}
-				r.syncedOnce.Do(func() { close(r.synced) })
-				return nil
-			})
-		}
-		if wait := now.Sub(start); wait > giveUpAfter || (len(peers) == 0 && wait > aloneAfter) {
+		if wait := now.Sub(began); wait > giveUpAfter || (len(peers) == 0 && wait > aloneAfter) {
 			r.syncedOnce.Do(func() { close(r.synced) })
 		}
 		select {
@@ -147,6 +156,8 @@ type newcomer struct {
 // newcomerDelays is how long after one session with a new peer the next follows.
 var newcomerDelays = []time.Duration{2 * time.Second, 5 * time.Second}
 
+// due returns the new peers whose turn it is, those with the fewest sessions
+// first.
 func (n newcomers) due(peers []peer.ID, now time.Time) []peer.ID {
 	for p := range n {
 		if !slices.Contains(peers, p) {
@@ -160,37 +171,92 @@ func (n newcomers) due(peers []peer.ID, now time.Time) []peer.ID {
 			c = &newcomer{next: now}
 			n[p] = c
 		}
-		if c.sessions > len(newcomerDelays) || now.Before(c.next) {
-			continue
+		if c.sessions <= len(newcomerDelays) && !now.Before(c.next) {
+			out = append(out, p)
 		}
-		if c.sessions < len(newcomerDelays) {
-			c.next = now.Add(newcomerDelays[c.sessions])
-		}
-		c.sessions++
-		out = append(out, p)
 	}
+	slices.SortStableFunc(out, func(a, b peer.ID) int { return cmp.Compare(n[a].sessions, n[b].sessions) })
 	return out
+}
+
+// started counts a session with a new peer.
+func (n newcomers) started(p peer.ID, now time.Time) {
+	c := n[p]
+	if c.sessions < len(newcomerDelays) {
+		c.next = now.Add(newcomerDelays[c.sessions])
+	}
+	c.sessions++
+}
+
+// dialogues are the peers with which sessions are held in one direction.
+type dialogues struct {
+	mu   sync.Mutex
+	with map[peer.ID]struct{}
+}
+
+// begin says whether a session with p may start: there is none, and fewer than
+// most in all. It must end then.
+func (d *dialogues) begin(p peer.ID, most int) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if _, busy := d.with[p]; busy || len(d.with) >= most {
+		return false
+	}
+	if d.with == nil {
+		d.with = map[peer.ID]struct{}{}
+	}
+	d.with[p] = struct{}{}
+	return true
+}
+
+func (d *dialogues) end(p peer.ID) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	delete(d.with, p)
+}
+
+// isPeer says whether p is a member node now, so that its word counts; admission
+// was judged when it connected.
+func (r *Replica) isPeer(p peer.ID) bool {
+	key, err := stmt.KeyOfPeerID(string(p))
+	if err != nil {
+		return false
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.state.members.has(r.cfg.Root, key, stmt.RoleNode)
 }
 
 func (r *Replica) jitter() time.Duration {
 	return r.cfg.SyncInterval/2 + rand.N(r.cfg.SyncInterval)
 }
 
-// syncWith holds sessions with a peer until a session finds nothing more.
+// ask holds sessions with a peer and counts how they ended.
+func (r *Replica) ask(ctx context.Context, p peer.ID) {
+	if err := r.syncWith(ctx, p); err != nil {
+		r.stats.failedSessions.Add(1)
+		r.cfg.Logger.Debug("anti-entropy", "peer", p, "err", err)
+		return
+	}
+	r.syncedOnce.Do(func() { close(r.synced) })
+}
+
+// syncWith holds sessions with a peer until one finds nothing more, or brings
+// nothing.
 func (r *Replica) syncWith(ctx context.Context, p peer.ID) error {
-	const most = 64
-	for range most {
+	ctx, cancel := context.WithTimeout(ctx, sessionTimeout)
+	defer cancel()
+	for {
 		again, err := r.session(ctx, p)
 		if err != nil || !again {
 			return err
 		}
 	}
-	return nil
 }
 
+// session holds one session. again says that it brought something, and that
+// there is more.
 func (r *Replica) session(ctx context.Context, p peer.ID) (again bool, err error) {
-	ctx, cancel := context.WithTimeout(ctx, sessionTimeout)
-	defer cancel()
 	octx, ocancel := context.WithTimeout(ctx, frameTimeout)
 	defer ocancel()
 	c, err := r.cfg.Streams.Open(octx, p, aeProto)
@@ -201,18 +267,16 @@ func (r *Replica) session(ctx context.Context, p peer.ID) (again bool, err error
 	s := r.newSession(c)
 	again, err = s.initiate()
 	r.account(s, err)
-	return again, errors.Join(err, c.Close())
+	return again && s.news > 0, errors.Join(err, c.Close())
 }
 
-// serve answers a peer's session.
+// serve answers a peer's session, if the peer is a member still.
 func (r *Replica) serve(ctx context.Context, from peer.ID, c net.Conn) {
 	defer c.Close()
-	select {
-	case r.serving <- struct{}{}:
-		defer func() { <-r.serving }()
-	default:
+	if !r.isPeer(from) || !r.serving.begin(from, maxSessions) {
 		return // busy: the peer tries somebody else
 	}
+	defer r.serving.end(from)
 	ctx, cancel := context.WithTimeout(ctx, sessionTimeout)
 	defer cancel()
 	defer context.AfterFunc(ctx, func() { _ = c.Close() })()
@@ -237,15 +301,18 @@ func (r *Replica) newSession(c net.Conn) *aeSession {
 	r.mu.Lock()
 	idx := r.state.index()
 	r.mu.Unlock()
-	return &aeSession{
+	s := &aeSession{
 		rw: c, idx: idx,
-		apply: func(raws [][]byte) error {
-			// The first acceptance of an invite was decided by whoever relays it.
-			if _, err := r.merge(raws, time.Time{}); err != nil && !benign(err) {
-				return fmt.Errorf("%w: %w", errAEProtocol, err)
-			}
-			return nil
-		},
 		touch: func() { _ = c.SetDeadline(time.Now().Add(frameTimeout)) }, // a failure shows in the I/O itself
 	}
+	s.apply = func(raws [][]byte) error {
+		// The first acceptance of an invite was decided by whoever relays it.
+		news, err := r.merge(raws, time.Time{})
+		s.news += len(news)
+		if err != nil && !benign(err) {
+			return fmt.Errorf("%w: %w", errAEProtocol, err)
+		}
+		return nil
+	}
+	return s
 }
