@@ -11,6 +11,7 @@ import (
 
 	"github.com/formthefog/formation/crdt"
 	"github.com/formthefog/formation/crdt/stmt"
+	"github.com/formthefog/formation/p2p"
 )
 
 // memberState is what admission asks of the state; *crdt.Replica has these
@@ -116,4 +117,58 @@ func (a *admission) owner(p peer.ID) stmt.Key {
 		return stmt.Key{}
 	}
 	return s.owner
+}
+
+// stays says whether a connected peer may remain: as a node while it is a
+// member, as a client while the owner it speaks for is admitted.
+func (a *admission) stays(v *crdt.View, p peer.ID) bool {
+	a.mu.Lock()
+	s, client := a.sessions[p]
+	a.mu.Unlock()
+	if client {
+		return v.OwnerAllowed(s.owner)
+	}
+	key, err := stmt.KeyOfPeerID(string(p))
+	return err == nil && v.IsMember(key, stmt.RoleNode)
+}
+
+// connections are those of this node; *p2p.Node has these methods.
+type connections interface {
+	PeerInfo() []p2p.PeerInfo
+	Drop(p peer.ID, reason string) error
+}
+
+// lookAgain is how soon a peer is found that was admitted by a view which a
+// revocation replaced before the peer counted as connected.
+const lookAgain = 30 * time.Second
+
+// enforce cuts the connections of peers that are no members any more, until ctx
+// ends. views are those of the state.
+func (a *admission) enforce(ctx context.Context, views <-chan *crdt.View, c connections) error {
+	tick := time.NewTicker(lookAgain)
+	defer tick.Stop()
+	var v *crdt.View
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case next, ok := <-views:
+			if !ok {
+				return nil
+			}
+			v = next
+		case <-tick.C:
+		}
+		if v == nil {
+			continue
+		}
+		for _, p := range c.PeerInfo() {
+			if a.stays(v, p.ID) {
+				continue
+			}
+			if err := c.Drop(p.ID, "its membership was revoked"); err != nil {
+				return fmt.Errorf("admission: %w", err)
+			}
+		}
+	}
 }

@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -14,6 +15,7 @@ import (
 	"github.com/formthefog/formation/cmd/internal/config"
 	"github.com/formthefog/formation/crdt"
 	"github.com/formthefog/formation/crdt/stmt"
+	"github.com/formthefog/formation/p2p"
 )
 
 func newTestKey(t *testing.T) ed25519.PrivateKey {
@@ -160,5 +162,91 @@ func TestSessionIsAClient(t *testing.T) {
 	}
 	if client, err := a.Admit(context.Background(), peerOf(node), hello); err != nil || !client {
 		t.Fatalf("a session: client %v, %v", client, err)
+	}
+}
+
+// fakeConns are connections that end when they are dropped.
+type fakeConns struct {
+	open    []p2p.PeerInfo
+	dropped chan peer.ID
+}
+
+func (f *fakeConns) PeerInfo() []p2p.PeerInfo { return slices.Clone(f.open) }
+
+func (f *fakeConns) Drop(p peer.ID, _ string) error {
+	f.open = slices.DeleteFunc(f.open, func(i p2p.PeerInfo) bool { return i.ID == p })
+	f.dropped <- p
+	return nil
+}
+
+// A revocation cuts the node it is about, and the client of an owner it is about.
+func TestRevocationCuts(t *testing.T) {
+	root, bad, good, owner, laptop := newTestKey(t), newTestKey(t), newTestKey(t), newTestKey(t), newTestKey(t)
+	now := time.Unix(1_750_000_000, 0)
+	ticket := testTicket(t, root, now.Add(time.Hour))
+	id, state, a := testNode(t, ticket, now)
+	ctx, cancel := context.WithCancel(context.Background())
+	admit := func(from ed25519.PrivateKey, h stmt.Hello) peer.ID {
+		t.Helper()
+		b, err := stmt.EncodeHello(h)
+		if err != nil {
+			t.Fatal(err)
+		}
+		p := peerOf(stmt.KeyOf(from))
+		if _, err := a.Admit(ctx, p, b); err != nil {
+			t.Fatal(err)
+		}
+		return p
+	}
+	join := func(key ed25519.PrivateKey, role stmt.Role) []byte {
+		t.Helper()
+		raw, err := ticket.Join(stmt.KeyOf(key), role, now)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return raw
+	}
+	session, err := stmt.SignSession(owner, id.network(), stmt.SessionBody{Client: stmt.KeyOf(laptop), Server: id.self(), Expires: now.Add(time.Hour).Unix()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	conns := &fakeConns{dropped: make(chan peer.ID, 10)}
+	badID, goodID := admit(bad, stmt.Hello{Member: join(bad, stmt.RoleNode)}), admit(good, stmt.Hello{Member: join(good, stmt.RoleNode)})
+	clientID := admit(laptop, stmt.Hello{Member: join(owner, stmt.RoleOwner), Session: session})
+	for _, p := range []peer.ID{badID, goodID, clientID} {
+		conns.open = append(conns.open, p2p.PeerInfo{ID: p})
+	}
+	done := make(chan error, 1)
+	go func() { done <- a.enforce(ctx, state.Watch(ctx), conns) }()
+	revoke := func(key ed25519.PrivateKey) {
+		t.Helper()
+		raw, err := stmt.SignMember(root, id.network(), stmt.MemberBody{Key: stmt.KeyOf(key), Revoked: true}, nil, 0, 0)
+		if err == nil {
+			_, err = state.Submit(ctx, raw)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, tt := range []struct {
+		revoked ed25519.PrivateKey
+		cut     peer.ID
+	}{{bad, badID}, {owner, clientID}} {
+		revoke(tt.revoked)
+		select {
+		case p := <-conns.dropped:
+			if p != tt.cut {
+				t.Fatalf("%s is cut, want %s", p, tt.cut)
+			}
+		case <-time.After(10 * time.Second):
+			t.Fatal("a revoked peer stays")
+		}
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	if len(conns.open) != 1 || conns.open[0].ID != goodID {
+		t.Errorf("left: %v", conns.open)
 	}
 }
