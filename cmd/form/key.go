@@ -28,7 +28,6 @@ type keyOptions struct {
 	protection
 	out   string
 	words int
-	force bool
 	yes   bool
 }
 
@@ -182,7 +181,7 @@ func (a *app) freePath(o keyOptions) (string, error) {
 // storeKey writes a key. As the kit's own it also enters the kit, with the SSH
 // key made from it.
 func (a *app) storeKey(path string, key ed25519.PrivateKey, p protection, own bool) error {
-	password, file, err := a.newPassword(p, filepath.Join(filepath.Dir(path), "password"))
+	password, file, err := a.newPassword(p, passwordBeside(path))
 	if err != nil {
 		return err
 	}

@@ -80,10 +80,26 @@ func (a *app) owner() (stmt.Key, error) {
 	return stmt.KeyOf(key), nil
 }
 
-// password opens an existing key: FORM_PASSWORD, FORM_PASSWORD_FILE, the kit's
+// passwordBeside is where a password that form made for a key is kept: every
+// key has its own.
+func passwordBeside(key string) string { return key + ".password" }
+
+// passwordFile is where the password of an existing key may be: what the kit
+// names for its own key, and beside any other.
+func (a *app) passwordFile(path string, c kit.Config) string {
+	if named := c.PasswordPath(a.dir()); named != "" && path == c.KeyPath(a.dir()) {
+		return named
+	}
+	if _, err := os.Stat(passwordBeside(path)); err == nil {
+		return passwordBeside(path)
+	}
+	return c.PasswordPath(a.dir())
+}
+
+// password opens an existing key: FORM_PASSWORD, FORM_PASSWORD_FILE, the key's
 // password file, else a question where somebody is there to answer.
 func (a *app) password(path string, c kit.Config) ([]byte, error) {
-	given, err := a.givenPassword(c.PasswordPath(a.dir()))
+	given, err := a.givenPassword(a.passwordFile(path, c))
 	if err != nil || given != "" {
 		return []byte(given), err
 	}
@@ -173,10 +189,12 @@ func (a *app) ask(ctx context.Context, f *huh.Form) error {
 type protection struct {
 	plain        bool   // unencrypted, because the user asked for it
 	passwordFile string // --password-file
+	force        bool   // replace what is there
 }
 
 // newPassword is the password of a key that is being written; "" with plain.
-// With nobody to ask it makes one, kept in a file beside the key.
+// With nobody to ask it makes one, kept in the file beside, which is not another
+// key's: one that is there is replaced only by force.
 func (a *app) newPassword(p protection, beside string) (password, file string, err error) {
 	if p.plain {
 		return "", "", nil
@@ -197,6 +215,12 @@ func (a *app) newPassword(p protection, beside string) (password, file string, e
 	}
 	if a.interactive() && !a.assumeYes {
 		return a.askNewPassword()
+	}
+	if _, err := os.Lstat(beside); err == nil && !p.force {
+		return "", "", cli.Errorf(api.ExitFailed, "there is a password already: %s", beside).
+			Hint("give the new key another: FORM_PASSWORD or --password-file FILE").Hint("replace it, if nothing needs it any more: --force")
+	} else if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return "", "", err
 	}
 	password = kit.RandomPassword()
 	if err := kit.WriteFile(beside, []byte(password+"\n")); err != nil {

@@ -32,7 +32,6 @@ const (
 type kitOptions struct {
 	protection
 	yes      bool
-	force    bool
 	ticket   string
 	hosts    []string
 	api      string
