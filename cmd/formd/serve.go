@@ -21,18 +21,13 @@ import (
 )
 
 // listenSocket opens the API's unix socket for its owner alone. A socket that a
-// dead formd left behind is replaced.
+// dead formd left behind is replaced, and nothing else is.
 func listenSocket(path string) (net.Listener, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return nil, fmt.Errorf("api socket: %w", err)
 	}
-	if c, err := net.DialTimeout("unix", path, time.Second); err == nil {
-		c.Close()
-		return nil, api.Problemf(api.ExitFailed, "another formd answers at %s", path).
-			WithHint("give this one its own: --api unix:///PATH")
-	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("api socket: %w", err)
+	if err := freeSocket(path); err != nil {
+		return nil, err
 	}
 	l, err := net.Listen("unix", path)
 	if err != nil {
@@ -42,6 +37,30 @@ func listenSocket(path string) (net.Listener, error) {
 		return nil, fmt.Errorf("api socket: %w", errors.Join(err, l.Close()))
 	}
 	return l, nil
+}
+
+// freeSocket removes the socket of a formd that has gone.
+func freeSocket(path string) error {
+	info, err := os.Lstat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("api socket: %w", err)
+	}
+	if info.Mode().Type() != fs.ModeSocket {
+		return api.Problemf(api.ExitFailed, "api socket: %s is there, and is no socket", path).
+			WithHint("name a path that is free: --api unix:///PATH")
+	}
+	if c, err := net.DialTimeout("unix", path, time.Second); err == nil {
+		c.Close()
+		return api.Problemf(api.ExitFailed, "another formd answers at %s", path).
+			WithHint("give this one its own: --api unix:///PATH")
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("api socket: %w", err)
+	}
+	return nil
 }
 
 // portTries is how many ports after a default one are tried.
