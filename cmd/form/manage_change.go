@@ -2,8 +2,10 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strconv"
 
 	"github.com/charmbracelet/huh"
@@ -138,18 +140,16 @@ func newUpdate(a *app) *cobra.Command {
 	c := &cobra.Command{
 		Use: "update INSTANCE [CID|DIR]", Short: "recreate an instance, with another pack or the same",
 		Long: `Without a pack the replicas are recreated from the one they have, with fresh
-disks. With a CID or a folder that holds a Formfile that pack is shipped in its
+disks. With flags that say what to change, only that is changed and the disks
+stay. With a CID or a folder that holds a Formfile that pack is shipped in its
 place. The instance keeps its ID.`,
 		Args: argsBetween(1, 2, "an INSTANCE and at most one CID or DIR"),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			o.given = cmd.Flags().Changed
 			if len(args) == 2 {
-				o.given = cmd.Flags().Changed
 				return a.runUpdate(cmd.Context(), args[0], args[1], o)
 			}
-			return a.change(cmd.Context(), args[0], "recreating", func(s *crdt.Spec) {
-				s.Phase = crdt.PhaseRunning
-				s.Recreate++
-			})
+			return a.runUpdateInPlace(cmd.Context(), args[0], o)
 		},
 	}
 	o.addFlags(c.Flags())
@@ -164,6 +164,49 @@ func (a *app) runUpdate(ctx context.Context, instance, pack string, o shipOption
 		}
 		o.id, o.name = i.ID, i.Name
 		return a.runShip(ctx, pack, o)
+	})
+}
+
+// runUpdateInPlace keeps an instance's pack: it does what the flags say, or
+// without any begins anew with fresh disks.
+func (a *app) runUpdateInPlace(ctx context.Context, instance string, o shipOptions) error {
+	for _, f := range []string{"file", "no-cache", "hold"} {
+		if o.given(f) {
+			return cli.Errorf(api.ExitUsage, "--%s is about a pack to ship, and none is named", f).
+				Hint("form manage update %s DIR", instance)
+		}
+	}
+	want, err := a.readWishes(o)
+	if err != nil {
+		return err
+	}
+	done, mutate := "updating", func(s *crdt.Spec) { want.change(s) }
+	switch {
+	case o.given("ssh-key"):
+		own, err := a.ownSSHKey()
+		if err != nil {
+			return err
+		}
+		mutate = func(s *crdt.Spec) {
+			want.change(s)
+			s.SSHKeys = want.authorised(own)
+		}
+	case !slices.ContainsFunc([]string{"replicas", "env", "label", "region"}, o.given):
+		done, mutate = "recreating", func(s *crdt.Spec) {
+			s.Phase = crdt.PhaseRunning
+			s.Recreate++
+		}
+	}
+	return a.withInstance(ctx, instance, func(c *swarm.Conn, i api.Instance, _ host) error {
+		err := a.sign(ctx, c, i, mutate)
+		if err != nil {
+			return err
+		}
+		if o.wait != "" {
+			err = a.waitFor(ctx, c, i.ID, i.Pack, o.wait == waitAll)
+		}
+		// It is changed, whatever became of the waiting.
+		return errors.Join(a.changed(i, done), err)
 	})
 }
 

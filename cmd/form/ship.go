@@ -126,7 +126,7 @@ func (a *app) runShip(ctx context.Context, arg string, o shipOptions) error {
 		if err != nil {
 			return err
 		}
-		want.sshKeys = append([]string{own}, want.sshKeys...)
+		want.sshKeys = want.authorised(own)
 		if err := a.hand(ctx, c, id); err != nil {
 			return err
 		}
@@ -265,7 +265,7 @@ func (a *app) follow(ctx context.Context, c *swarm.Conn, id cid.Cid, inst string
 	switch {
 	case err != nil:
 	case o.wait != "":
-		err = a.waitFor(ctx, c, inst, id, o.wait == waitAll)
+		err = a.waitFor(ctx, c, inst, id.String(), o.wait == waitAll)
 	default:
 		err = a.warnShortage(ctx, c, inst)
 	}
@@ -342,8 +342,8 @@ func hold(n int) string {
 	return fmt.Sprintf("%d peers hold", n)
 }
 
-// waitFor follows an instance until it is ready.
-func (a *app) waitFor(ctx context.Context, c *swarm.Conn, inst string, id cid.Cid, all bool) error {
+// waitFor follows an instance until it is ready with a pack.
+func (a *app) waitFor(ctx context.Context, c *swarm.Conn, inst, pack string, all bool) error {
 	task := a.p.Start("waiting")
 	defer task.Done()
 	var i api.Instance
@@ -360,17 +360,19 @@ func (a *app) waitFor(ctx context.Context, c *swarm.Conn, inst string, id cid.Ci
 				a.p.Note("%s", line)
 			}
 		}
-		if i.Pack != id.String() {
+		if i.Pack != pack {
 			return false, nil
 		}
-		ready := readySlots(i, id.String())
-		if all && i.Status != api.StatusFailure {
-			return ready >= i.Desired.Replicas, nil
+		// SUCCESS is about the spec as it is now: replicas of an older one may
+		// still be ready while the change is rolled out.
+		need := 1
+		if all {
+			need = i.Desired.Replicas
 		}
-		return i.Status == api.StatusFailure || i.Status == api.StatusSuccess && ready > 0, nil
+		return i.Status == api.StatusFailure || i.Status == api.StatusSuccess && readySlots(i, pack) >= need, nil
 	})
 	task.Done()
-	if errors.Is(err, context.DeadlineExceeded) {
+	if err != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) {
 		return cli.Errorf(api.ExitTimeout, "timed out: %s", said).
 			Hint("it goes on without form: form manage get status --watch %s", inst).
 			Hint("why: form manage explain %s", inst)

@@ -143,23 +143,40 @@ func (w wishes) apply(s *crdt.Spec, id cid.Cid, root *store.Root, update bool) {
 	}
 	s.GPU = strings.Join(gpus, ",")
 	switch {
-	case w.replicas > 0:
-		s.Replicas = w.replicas
 	case root.Run.Replicas > 0:
 		s.Replicas = root.Run.Replicas
 	case !update || s.Replicas == 0:
 		s.Replicas = defaultReplicas
+	}
+	w.change(s)
+	for _, k := range w.sshKeys {
+		if !slices.Contains(s.SSHKeys, k) {
+			s.SSHKeys = append(s.SSHKeys, k)
+		}
+	}
+}
+
+// change writes what was asked for beside the pack.
+func (w wishes) change(s *crdt.Spec) {
+	if w.replicas > 0 {
+		s.Replicas = w.replicas
 	}
 	s.Env = merged(s.Env, w.env)
 	s.Labels = merged(s.Labels, w.labels)
 	if w.region != nil {
 		s.Region = *w.region
 	}
+}
+
+// authorised is whom an instance lets in: the kit's own key and the others.
+func (w wishes) authorised(own string) []string {
+	keys := []string{own}
 	for _, k := range w.sshKeys {
-		if !slices.Contains(s.SSHKeys, k) {
-			s.SSHKeys = append(s.SSHKeys, k)
+		if !slices.Contains(keys, k) {
+			keys = append(keys, k)
 		}
 	}
+	return keys
 }
 
 func merged(old, more map[string]string) map[string]string {

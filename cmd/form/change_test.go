@@ -1,0 +1,66 @@
+package main
+
+import (
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/formthefog/formation/cmd/internal/api"
+	"github.com/formthefog/formation/crdt"
+)
+
+// Without a pack, update does what its flags say and keeps the disks; without
+// flags too it begins anew.
+func TestUpdateWithoutAPack(t *testing.T) {
+	h := newHome(t)
+	id := h.ships(crdt.Spec{Name: "web", Replicas: 2, Env: map[string]string{"A": "1"}})
+	for _, tc := range []struct {
+		flags    string
+		recreate uint64
+		done     string
+		check    func(crdt.Spec) bool
+	}{
+		{"--replicas 3", 0, "updating", func(s crdt.Spec) bool { return s.Replicas == 3 && s.Env["A"] == "1" }},
+		{"--env B=2 --label zone=a --region eu", 0, "updating", func(s crdt.Spec) bool {
+			return s.Replicas == 3 && s.Env["A"] == "1" && s.Env["B"] == "2" && s.Labels["zone"] == "a" && s.Region == "eu"
+		}},
+		{"--region=", 0, "updating", func(s crdt.Spec) bool { return s.Region == "" && s.Labels["zone"] == "a" }},
+		{"", 1, "recreating", func(s crdt.Spec) bool { return s.Replicas == 3 && s.Env["B"] == "2" }},
+	} {
+		code, out, talk := h.form(append([]string{"manage", "update", "web"}, strings.Fields(tc.flags)...)...)
+		if s := h.spec(id); code != api.ExitOK || out != "web: "+tc.done+"\n" || s.Recreate != tc.recreate || !tc.check(s) {
+			t.Errorf("%q: exit %d, %q, %q; %+v", tc.flags, code, out, talk, s)
+		}
+	}
+	before := h.spec(id)
+	for _, flags := range []string{"--no-cache", "--file F", "--hold 1m", "--replicas 0", "--wait=soon"} {
+		if code, _, talk := h.form(append([]string{"manage", "update", "web"}, strings.Fields(flags)...)...); code != api.ExitUsage {
+			t.Errorf("%s: exit %d, %q", flags, code, talk)
+		}
+	}
+	if s := h.spec(id); s.Generation != before.Generation {
+		t.Errorf("a refused update has changed %+v to %+v", before, s)
+	}
+}
+
+// update --wait stays until the change has been rolled out, and a failure ends it.
+func TestUpdateWaits(t *testing.T) {
+	h := newHome(t)
+	h.ships(crdt.Spec{Name: "web", Replicas: 2})
+	h.daemon.word, h.daemon.reason = api.StatusFailure, "no node"
+	if code, out, talk := h.form("manage", "update", "web", "--replicas", "3", "--wait"); code != api.ExitFailed ||
+		out != "web: updating\n" || !strings.Contains(talk, "FAILURE { reason: no node }") {
+		t.Errorf("exit %d, %q, %q", code, out, talk)
+	}
+	h.daemon.word, h.daemon.reason = api.StatusPending, ""
+	if code, _, talk := h.form("manage", "update", "web", "--replicas", "2", "--wait", "--timeout", "100ms"); code != api.ExitTimeout ||
+		!strings.Contains(talk, "timed out: web: PENDING") {
+		t.Errorf("exit %d, %q", code, talk)
+	}
+}
+
+func TestAuthorised(t *testing.T) {
+	if got := (wishes{sshKeys: []string{"c", "b", "c", "own"}}).authorised("own"); !slices.Equal(got, []string{"own", "c", "b"}) {
+		t.Errorf("%q", got)
+	}
+}
