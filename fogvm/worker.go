@@ -216,6 +216,9 @@ func (w *worker) follow(s Status) {
 
 // ended: the VM's events have ended, though nobody asked here for its end.
 func (w *worker) ended(ctx context.Context) {
+	if ctx.Err() != nil {
+		return // events end with the Manager too
+	}
 	w.setInstance(nil)
 	w.unsure = true
 	if err := w.adopt(ctx); err != nil {

@@ -205,3 +205,20 @@ func TestRevokedKeyDoesNotComeBack(t *testing.T) {
 		t.Errorf("rebooted: %+v", s)
 	}
 }
+
+// TestEndOfTheManagerIsNotTheVMs: the events of a VM end with its Manager, too.
+func TestEndOfTheManagerIsNotTheVMs(t *testing.T) {
+	r := fakeRig(t)
+	m := r.manage(t)
+	m.sync(t, r.vm)
+	before := m.await(t, r, "web-0", "ready", ready)
+	m.end(t)
+	r.cfg.Fake.fault = failing("adopt", 9)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	w := m.workers["web-0"]
+	w.ended(ctx)
+	if w.running() == nil || w.unsure || w.snapshot() != before {
+		t.Errorf("unsure %v, %+v, was %+v", w.unsure, w.snapshot(), before)
+	}
+}
