@@ -31,14 +31,30 @@ func (l *lockedBuffer) String() string {
 	return l.b.String()
 }
 
+// reaping is what starts children in a test, and is gone with it: two reapers
+// steal each other's.
+func reaping(t *testing.T) *processes {
+	procs := newProcesses()
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		procs.run(ctx)
+	}()
+	t.Cleanup(func() {
+		cancel()
+		<-done
+	})
+	return procs
+}
+
 // supervise runs argv under a policy to its end, or until stop returns true for
 // an event and the output so far.
 func supervise(t *testing.T, policy string, argv []string, stop func(last appEvent, output string) bool) (events []appEvent, output string) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
-	procs := newProcesses()
-	go procs.run(ctx)
+	procs := reaping(t)
 	appCtx, end := context.WithCancel(ctx)
 	defer end()
 	var out lockedBuffer
@@ -122,8 +138,7 @@ func TestReapsManyChildren(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root, as in the guest")
 	}
-	procs := newProcesses()
-	go procs.run(t.Context())
+	procs := reaping(t)
 	null, err := os.Open(os.DevNull)
 	if err != nil {
 		t.Fatal(err)
