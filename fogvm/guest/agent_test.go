@@ -41,7 +41,7 @@ func (e *echoGuest) exec(_ context.Context, req ExecRequest, stream net.Conn) {
 		}
 		switch kind {
 		case FrameStdin:
-			err = WriteFrame(stream, FrameStdout, payload)
+			err = errors.Join(WriteFrame(stream, FrameStdout, payload), WriteFrame(stream, FrameTaken, encodeTaken(stdinCost(len(payload)))))
 		case FrameResize:
 			err = WriteFrame(stream, FrameStderr, fmt.Appendf(nil, "%v", decodeSize(payload)))
 		case FrameEOF:

@@ -31,7 +31,8 @@ func RunExec(ctx context.Context, conn net.Conn, stdio ExecIO) (code int, err er
 	defer close(done)
 	defer conn.Close()
 	out := &frameWriter{w: conn}
-	go out.copyStdin(stdio.Stdin)
+	window := newCredit()
+	go out.copyStdin(stdio.Stdin, window, done)
 	go out.copyEvents(done, stdio.Resize, stdio.Signals)
 	for {
 		t, payload, err := ReadFrame(conn)
@@ -49,6 +50,8 @@ func RunExec(ctx context.Context, conn net.Conn, stdio ExecIO) (code int, err er
 			_, err = stdio.Stdout.Write(payload)
 		case FrameStderr:
 			_, err = stdio.Stderr.Write(payload)
+		case FrameTaken:
+			window.give(binary.BigEndian.Uint32(payload))
 		case FrameExit:
 			return int(int32(binary.BigEndian.Uint32(payload))), nil
 		case FrameError:
@@ -74,33 +77,26 @@ func (f *frameWriter) write(t FrameType, payload []byte) error {
 	return WriteFrame(f.w, t, payload)
 }
 
-func (f *frameWriter) copyStdin(r io.Reader) {
-	if r != nil {
-		// A failed write means the connection is gone, which the reader reports.
-		if err := f.copyData(FrameStdin, r); err != nil && !errors.Is(err, io.EOF) {
+// copyStdin sends r as the window allows, and its end.
+func (f *frameWriter) copyStdin(r io.Reader, window *credit, done <-chan struct{}) {
+	buf := make([]byte, MaxFrame)
+	for r != nil {
+		size := window.take(done)
+		if size == 0 {
 			return
+		}
+		n, err := r.Read(buf[:size])
+		window.give(uint32(size - n))
+		if n == 0 {
+			window.give(frameHeader)
+		} else if f.write(FrameStdin, buf[:n]) != nil {
+			return // the connection is gone, which the reader reports
+		}
+		if err != nil {
+			break // what cannot be read any more is at its end
 		}
 	}
 	_ = f.write(FrameEOF, nil)
-}
-
-// copyData sends everything of r as frames of type t; nil at its end.
-func (f *frameWriter) copyData(t FrameType, r io.Reader) error {
-	buf := make([]byte, MaxFrame)
-	for {
-		n, err := r.Read(buf)
-		if n > 0 {
-			if werr := f.write(t, buf[:n]); werr != nil {
-				return werr
-			}
-		}
-		if err != nil {
-			if errors.Is(err, io.EOF) {
-				return nil
-			}
-			return err
-		}
-	}
 }
 
 func (f *frameWriter) copyEvents(done <-chan struct{}, sizes <-chan WindowSize, signals <-chan byte) {

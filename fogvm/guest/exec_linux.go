@@ -25,11 +25,12 @@ func (a *agent) exec(ctx context.Context, req ExecRequest, stream net.Conn) {
 		_ = out.write(FrameError, []byte(clip(err.Error(), maxExecError)))
 		return
 	}
-	gone := make(chan struct{})
+	gone, input := make(chan struct{}), newInbox()
 	go func() {
 		defer close(gone)
-		s.readInput(stream)
+		s.readInput(stream, input)
 	}()
+	go s.feed(input, out)
 	code := s.copyOutput(ctx, out, gone)
 	_ = out.write(FrameExit, encodeExit(code))
 	s.close()
@@ -179,8 +180,10 @@ func control(f *os.File, do func(fd int) error) error {
 	return inner
 }
 
-// readInput carries out the client's frames until the stream ends.
-func (s *execSession) readInput(stream io.Reader) {
+// readInput carries out the client's frames until the stream ends. It waits for
+// nothing else, so that it notices that end.
+func (s *execSession) readInput(stream io.Reader, input *inbox) {
+	defer input.end()
 	for {
 		t, payload, err := ReadFrame(stream)
 		if err != nil {
@@ -188,11 +191,12 @@ func (s *execSession) readInput(stream io.Reader) {
 		}
 		switch t {
 		case FrameStdin:
-			// A command that does not read its input is its own business.
-			_, _ = s.stdin.Write(payload)
+			if !input.put(payload) {
+				return
+			}
 		case FrameEOF:
 			if !s.tty {
-				s.stdin.Close()
+				input.end()
 			}
 		case FrameResize:
 			if s.tty {
@@ -205,6 +209,15 @@ func (s *execSession) readInput(stream io.Reader) {
 		default:
 			return
 		}
+	}
+}
+
+// feed gives the command its input. It ends with the input, at the latest after
+// close.
+func (s *execSession) feed(input *inbox, out *frameWriter) {
+	input.copyTo(s.stdin, func(cost int) error { return out.write(FrameTaken, encodeTaken(cost)) })
+	if !s.tty {
+		s.stdin.Close()
 	}
 }
 

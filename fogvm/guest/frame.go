@@ -18,11 +18,12 @@ const (
 	FrameStdin  FrameType = 2
 	FrameStdout FrameType = 3
 	FrameStderr FrameType = 4
-	FrameEOF    FrameType = 5 // stdin ends; empty
-	FrameResize FrameType = 6 // rows, columns: two uint16, big endian
-	FrameSignal FrameType = 7 // one byte: the signal number, 1–31
-	FrameExit   FrameType = 8 // exit code: int32, big endian; the last frame
-	FrameError  FrameType = 9 // text: the command could not be run; the last frame
+	FrameEOF    FrameType = 5  // stdin ends; empty
+	FrameResize FrameType = 6  // rows, columns: two uint16, big endian
+	FrameSignal FrameType = 7  // one byte: the signal number, 1–31
+	FrameExit   FrameType = 8  // exit code: int32, big endian; the last frame
+	FrameError  FrameType = 9  // text: the command could not be run; the last frame
+	FrameTaken  FrameType = 10 // so much more stdin may be sent: uint32, big endian (see stdinWindow)
 )
 
 const (
@@ -45,7 +46,7 @@ func frameLimits(t FrameType) (low, high int, ok bool) {
 		return 0, maxExecError, true
 	case FrameEOF:
 		return 0, 0, true
-	case FrameResize, FrameExit:
+	case FrameResize, FrameExit, FrameTaken:
 		return 4, 4, true
 	case FrameSignal:
 		return 1, 1, true

@@ -12,7 +12,7 @@ import (
 
 func TestFrameRoundTrip(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		kind := FrameType(rapid.IntRange(1, 9).Draw(t, "type"))
+		kind := FrameType(rapid.IntRange(1, 10).Draw(t, "type"))
 		low, high, _ := frameLimits(kind)
 		payload := rapid.SliceOfN(rapid.Byte(), low, min(high, low+2000)).Draw(t, "payload")
 		var b bytes.Buffer
