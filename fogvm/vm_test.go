@@ -32,6 +32,7 @@ func TestInsideTheGuest(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.vm.Guest.SSHKeys = []string{string(ssh.MarshalAuthorizedKey(signer.PublicKey()))}
+	r.vm.Guest.Env = append(r.vm.Guest.Env, guest.EnvVar{Key: "COLOR", Value: `#fff "x" \y`})
 	r.vm.MemoryBytes = 640 << 20
 	m := r.manage(t)
 	m.sync(t, r.vm)
@@ -83,8 +84,8 @@ func TestInsideTheGuest(t *testing.T) {
 		}
 	})
 	t.Run("ssh", func(t *testing.T) {
-		for user, want := range map[string]string{"bigdog": "uid=1000(bigdog) gid=1000(bigdog) groups=1000(bigdog),27(sudo)\nhello 'fog'\ntwo words\n", "root": ""} {
-			out, err := sshRun(m, "web-0", user, signer, status.SSHHostKey, "id; echo \"$GREETING\"; echo \"$BONE\"")
+		for user, want := range map[string]string{"bigdog": "uid=1000(bigdog) gid=1000(bigdog) groups=1000(bigdog),27(sudo)\nhello 'fog'\ntwo words\n#fff \"x\" \\y\n", "root": ""} {
+			out, err := sshRun(m, "web-0", user, signer, status.SSHHostKey, `id; echo "$GREETING"; echo "$BONE"; printf '%s\n' "$COLOR"`)
 			if want == "" {
 				if err == nil {
 					t.Errorf("%s logged in", user)

@@ -2,6 +2,7 @@ package guest
 
 import (
 	"fmt"
+	"maps"
 	"regexp"
 	"sort"
 	"strings"
@@ -88,9 +89,12 @@ func list(m map[string]string) []string {
 }
 
 // environmentFile is /etc/environment, which PAM reads for every session. Its
-// syntax has no escapes: values with a line break are left to the profile.
+// syntax has no escapes and cuts at a number sign even in quotes: values with
+// one or with a line break are left to sshd and the profile.
 func (e environment) environmentFile() string {
-	return assignments(e.system, func(v string) string { return `"` + v + `"` })
+	can := maps.Clone(e.system)
+	maps.DeleteFunc(can, func(_, v string) bool { return strings.Contains(v, "#") })
+	return assignments(can, func(v string) string { return `"` + v + `"` })
 }
 
 // defaultsFile is /etc/default/NAME of a service, read by shells and systemd.

@@ -1,6 +1,7 @@
 package guest
 
 import (
+	"maps"
 	"slices"
 	"strings"
 	"testing"
@@ -100,5 +101,61 @@ func TestHostKey(t *testing.T) {
 	again, err := publicHostKey(private)
 	if err != nil || again != public || !strings.HasPrefix(public, "ssh-ed25519 ") {
 		t.Errorf("%q, %q, %v", public, again, err)
+	}
+}
+
+// TestSystemScopeReachesSSH: what the entrypoint sees every session sees, also
+// what /etc/environment cannot hold.
+func TestSystemScopeReachesSSH(t *testing.T) {
+	env, err := newEnvironment([]EnvVar{
+		{Key: "COLOR", Value: "#fff # not a comment"}, {Key: "Q", Value: `a "b" \c`}, {Key: "BREAK", Value: "x\ny"},
+		{Scope: "user:bob", Key: "Q", Value: "bob's"}, {Scope: "user:eve", Key: "E", Value: "1"}, {Scope: "user:nl", Key: "N", Value: "\n"},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := env.environmentFile(); got != "Q=\"a \"b\" \\c\"\n" {
+		t.Errorf("/etc/environment: %q", got)
+	}
+	got := sshdConfig(Config{Users: []User{{Name: "bob", DisableRoot: true, SSHPasswordAuth: true, PasswordHash: "$6$h"}}}, env)
+	want := `PermitRootLogin no
+SetEnv "COLOR=#fff # not a comment" "Q=a \"b\" \\c"
+Match User bob
+	PasswordAuthentication yes
+	SetEnv "COLOR=#fff # not a comment" "Q=bob's"
+Match User eve
+	SetEnv "COLOR=#fff # not a comment" "E=1" "Q=a \"b\" \\c"
+Match User nl
+	SetEnv "COLOR=#fff # not a comment" "Q=a \"b\" \\c"
+`
+	if !strings.HasSuffix(got, want) {
+		t.Errorf("got\n%s\nwant it to end in\n%s", got, want)
+	}
+	none, err := newEnvironment([]EnvVar{{Key: "BREAK", Value: "x\ny"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := sshdConfig(Config{}, none); strings.Contains(got, "SetEnv") {
+		t.Errorf("a SetEnv without a variable, which sshd refuses:\n%s", got)
+	}
+}
+
+func TestKeyFiles(t *testing.T) {
+	const a, b = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIKVi4ZotV7JsdLGAfs4vtSYAN3krVSWFxIY5pW9hL+Sb",
+		"ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAABAgMEBQYHCAkKCwwNDg8QERITFBUWFxgZGhscHR4f"
+	for _, c := range []struct {
+		name  string
+		users []User
+		want  map[string]string
+	}{
+		{"nobody", nil, map[string]string{"root": b + "\n"}},
+		{"root with a key", []User{{Name: "root", SSHKeys: []string{a}}}, map[string]string{"root": a + "\n" + b + "\n"}},
+		{"root, closed", []User{{Name: "root", SSHKeys: []string{a}, DisableRoot: true}}, map[string]string{"root": a + "\n" + b + "\n"}},
+		{"a user", []User{{Name: "bob", SSHKeys: []string{a}, DisableRoot: true}}, map[string]string{"bob": a + "\n" + b + "\n"}},
+		{"a user and root", []User{{Name: "bob", SSHKeys: []string{a}}}, map[string]string{"bob": a + "\n" + b + "\n", "root": b + "\n"}},
+	} {
+		if got := keyFiles(c.users, []string{b}); !maps.Equal(got, c.want) {
+			t.Errorf("%s: %q", c.name, got)
+		}
 	}
 }

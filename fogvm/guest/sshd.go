@@ -5,7 +5,8 @@ import (
 	"crypto/rand"
 	"encoding/pem"
 	"fmt"
-	"sort"
+	"maps"
+	"slices"
 	"strings"
 
 	"golang.org/x/crypto/ssh"
@@ -36,16 +37,28 @@ func sshdConfig(cfg Config, env environment) string {
 	} else {
 		b.WriteString("PermitRootLogin no\n")
 	}
-	users := append([]User(nil), cfg.Users...)
-	sort.Slice(users, func(i, j int) bool { return users[i].Name < users[j].Name })
-	for _, u := range users {
-		password := u.SSHPasswordAuth && u.PasswordHash != "" && !u.LockPasswd
-		set := setEnv(env.users[u.Name])
-		if !password && set == "" {
+	// Not every value survives /etc/environment, and PAM reads only that.
+	b.WriteString(strings.TrimPrefix(setEnv(env.system), "\t"))
+	password := map[string]bool{}
+	for _, u := range cfg.Users {
+		password[u.Name] = u.SSHPasswordAuth && u.PasswordHash != "" && !u.LockPasswd
+	}
+	for name := range env.users {
+		password[name] = password[name] // a user of the image's own
+	}
+	for _, name := range slices.Sorted(maps.Keys(password)) {
+		set := ""
+		if own := env.users[name]; len(own) > 0 {
+			// SetEnv in a Match takes the place of the one outside as a whole.
+			all := maps.Clone(env.system)
+			maps.Copy(all, own)
+			set = setEnv(all)
+		}
+		if !password[name] && set == "" {
 			continue
 		}
-		fmt.Fprintf(&b, "Match User %s\n", u.Name)
-		if password {
+		fmt.Fprintf(&b, "Match User %s\n", name)
+		if password[name] {
 			b.WriteString("\tPasswordAuthentication yes\n")
 		}
 		b.WriteString(set)
@@ -64,19 +77,36 @@ func rootLogin(users []User) bool {
 	return len(users) == 0
 }
 
+// setEnv is the one SetEnv line there may be. sshd splits it as a shell would:
+// in double quotes only \ and " need a backslash.
 func setEnv(m map[string]string) string {
-	if len(m) == 0 {
-		return ""
-	}
 	var b strings.Builder
-	b.WriteString("\tSetEnv")
 	for _, kv := range list(m) {
 		if strings.ContainsAny(kv, "\n\r") {
 			continue // cannot be written in this file; the profile has it
 		}
 		b.WriteString(` "` + strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(kv) + `"`)
 	}
-	return b.String() + "\n"
+	if b.Len() == 0 {
+		return ""
+	}
+	return "\tSetEnv" + b.String() + "\n"
+}
+
+// keyFiles is the authorised keys of everyone who may log in, by user.
+func keyFiles(users []User, owner []string) map[string]string {
+	lists := map[string][][]string{}
+	if rootLogin(users) {
+		lists["root"] = nil
+	}
+	for _, u := range users {
+		lists[u.Name] = append(lists[u.Name], u.SSHKeys)
+	}
+	files := map[string]string{}
+	for name, own := range lists {
+		files[name] = authorizedKeys(append(own, owner)...)
+	}
+	return files
 }
 
 // authorizedKeys is the content of a user's file; lines that are not keys are

@@ -270,14 +270,7 @@ func applyKeys(users []User, owner []string) error {
 	if err := os.MkdirAll(keysDir, 0o755); err != nil {
 		return err
 	}
-	files := map[string]string{}
-	for _, u := range users {
-		files[u.Name] = authorizedKeys(u.SSHKeys, owner)
-	}
-	if rootLogin(users) {
-		files["root"] = authorizedKeys(owner)
-	}
-	for name, content := range files {
+	for name, content := range keyFiles(users, owner) {
 		if err := writeFile(filepath.Join(keysDir, name), content, 0o644); err != nil {
 			return err
 		}
