@@ -71,9 +71,10 @@ func loadModule(path string) error {
 	return err
 }
 
-// disks maps serial → device of all virtio disks.
-func disks() (map[string]string, error) {
-	serials, err := filepath.Glob("/sys/block/vd*/serial")
+// disks maps serial → device of the virtio disks whose driver is up. sys is
+// where sysfs is mounted.
+func disks(sys string) (map[string]string, error) {
+	serials, err := filepath.Glob(filepath.Join(sys, "block/vd*/serial"))
 	if err != nil {
 		return nil, err
 	}
@@ -90,20 +91,47 @@ func disks() (map[string]string, error) {
 	return out, nil
 }
 
-// waitDisks waits until the writable disk and at least one layer are there;
-// drivers probe asynchronously.
-func waitDisks(limit time.Duration) (map[string]string, error) {
+// busDisks counts the virtio disks on the bus, which the kernel knows before
+// any driver is up.
+func busDisks(sys string) (int, error) {
+	devices, err := filepath.Glob(filepath.Join(sys, "bus/pci/devices/*"))
+	if err != nil {
+		return 0, err
+	}
+	count := 0
+	for _, d := range devices {
+		vendor, err1 := os.ReadFile(filepath.Join(d, "vendor"))
+		device, err2 := os.ReadFile(filepath.Join(d, "device"))
+		if err := errors.Join(err1, err2); err != nil {
+			return 0, err
+		}
+		switch strings.TrimSpace(string(vendor)) + strings.TrimSpace(string(device)) {
+		case "0x1af40x1001", "0x1af40x1042": // before and since virtio 1.0
+			count++
+		}
+	}
+	return count, nil
+}
+
+// waitDisks waits until every disk on the bus is there, the writable one and at
+// least one layer among them: drivers probe asynchronously, and a root without
+// one of its layers is another root.
+func waitDisks(sys string, limit time.Duration) (map[string]string, error) {
 	deadline := time.Now().Add(limit)
 	for {
-		found, err := disks()
+		want, err := busDisks(sys)
 		if err != nil {
 			return nil, err
 		}
-		if found[DiskSerial] != "" && found[LayerSerial(0)] != "" {
+		found, err := disks(sys)
+		if err != nil {
+			return nil, err
+		}
+		if found[DiskSerial] != "" && found[LayerSerial(0)] != "" && len(found) >= want {
 			return found, nil
 		}
 		if time.Now().After(deadline) {
-			return nil, fmt.Errorf("disks missing after %s: have %v", limit, found)
+			return nil, fmt.Errorf("disks missing after %s: have %v, %d on the bus", limit, found, want)
 		}
 		time.Sleep(5 * time.Millisecond)
 	}

@@ -53,7 +53,7 @@ func boot(log *slog.Logger) error {
 		log.Warn("raise file limit", "error", err)
 	}
 	modules := loadModules()
-	found, err := waitDisks(10 * time.Second)
+	found, err := waitDisks("/sys", 10*time.Second)
 	if err != nil {
 		return fmt.Errorf("%w (modules: %v)", err, modules)
 	}
