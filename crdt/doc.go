@@ -22,7 +22,8 @@
 //     of it.)
 //   - What [Replica.Submit], SetNode and SetClaims have acknowledged is on disk
 //     and survives a crash; a damaged log is cut at the first bad frame and
-//     never guessed at.
+//     never guessed at. While the disk takes nothing, nothing is acknowledged,
+//     and the rest goes on.
 //   - State is bounded per author; see the Max constants.
 //
 // Not guaranteed: agreement between nodes at one moment, any order between

@@ -76,19 +76,26 @@ func readSmall(fsys fileSystem, name string, limit int64) ([]byte, error) {
 	return b, errors.Join(err, f.Close())
 }
 
+// errNotReplaced: writeAtomic failed before it touched the file.
+var errNotReplaced = errors.New("crdt: the file is as it was")
+
 // writeAtomic replaces a file so that a crash leaves the old or the new content.
+// An error that does not wrap errNotReplaced leaves open which of them.
 func writeAtomic(fsys fileSystem, name string, write func(io.Writer) error) error {
 	tmp := name + ".tmp"
 	f, err := fsys.Open(tmp, true)
 	if err != nil {
-		return err
+		return fmt.Errorf("%w: %w", errNotReplaced, err)
 	}
 	err = write(f)
 	if err == nil {
 		err = f.Sync()
 	}
+	if err != nil { // half a file would keep a full disk full
+		err = errors.Join(err, f.Truncate(0))
+	}
 	if err = errors.Join(err, f.Close()); err != nil {
-		return err
+		return fmt.Errorf("%w: %w", errNotReplaced, err)
 	}
 	if err := fsys.Rename(tmp, name); err != nil {
 		return err

@@ -8,6 +8,7 @@ import (
 	"hash/crc32"
 	"io"
 	"sync"
+	"time"
 
 	"github.com/formthefog/formation/crdt/stmt"
 )
@@ -15,6 +16,9 @@ import (
 const (
 	logName   = "state.log"
 	epochName = "epoch"
+	// cutName keeps what was cut off the log last, at most maxCut bytes of it.
+	cutName = "state.log.cut"
+	maxCut  = 16 << 20
 	// logMagic begins every log; another version gets another one.
 	logMagic    = "formation/log/1\n"
 	frameHeader = 8 // length and CRC-32C, both little endian uint32
@@ -25,6 +29,21 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 // errLogFailed: an earlier write or sync failed, so nothing can be acknowledged
 // any more before the log is opened anew.
 var errLogFailed = errors.New("crdt: the state log has failed")
+
+// errForeignLog: there is a log, but not one of this version.
+var errForeignLog = errors.New("crdt: the state log is of another version, or its header is damaged; " +
+	"run the version that wrote it, or move the file away: peers give back what they hold")
+
+// Recovery is how a Replica found its log.
+type Recovery int
+
+// What is lost of a log that is not whole was on disk and may have been
+// acknowledged.
+const (
+	LogWhole  Recovery = iota // read to its end
+	LogCut                    // damaged, and cut at the first bad frame
+	LogAbsent                 // none, or not even a whole header
+)
 
 // stateLog is an append-only file of framed statements: length, CRC-32C, raw
 // bytes. Reading stops at the first frame that is not whole, and what follows is
@@ -49,15 +68,18 @@ func appendFrame(b, raw []byte) []byte {
 }
 
 // readFrames calls each for every whole frame of r and returns how many bytes
-// they and the magic take. cut says why reading stopped before the end.
+// they and the magic take: 0 when there is not even a whole magic. cut says why
+// reading stopped before the end.
 func readFrames(r io.Reader, each func(raw []byte) error) (good int64, cut error, err error) {
 	br := bufio.NewReaderSize(r, 1<<16)
 	magic := make([]byte, len(logMagic))
-	if n, err := io.ReadFull(br, magic); err != nil || string(magic) != logMagic {
-		if n == 0 && errors.Is(err, io.EOF) {
-			return 0, nil, nil
-		}
-		return 0, errors.New("no log header"), nil
+	if _, err := io.ReadFull(br, magic); errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+		return 0, nil, nil
+	} else if err != nil {
+		return 0, nil, err
+	}
+	if string(magic) != logMagic {
+		return 0, nil, fmt.Errorf("%w (it begins with %q, not %q)", errForeignLog, magic, logMagic)
 	}
 	good = int64(len(logMagic))
 	for {
@@ -86,33 +108,71 @@ func readFrames(r io.Reader, each func(raw []byte) error) (good int64, cut error
 	}
 }
 
-// openLog reads the log and makes it ready to append. cut is not nil when a bad
-// tail was cut off.
-func openLog(fsys fileSystem, each func(raw []byte) error) (l *stateLog, cut, err error) {
+// openLog reads the log and makes it ready to append. lost is called before a
+// log that is not whole is changed, with why when it is damaged; its error is
+// openLog's.
+func openLog(fsys fileSystem, each func(raw []byte) error, lost func(Recovery, error) error) (*stateLog, error) {
 	f, err := fsys.Open(logName, false)
 	if err != nil {
-		return nil, nil, fmt.Errorf("open log: %w", err)
+		return nil, fmt.Errorf("open log: %w", err)
 	}
-	l = &stateLog{fsys: fsys, f: f}
 	good, cut, err := readFrames(f, each)
-	if err == nil && cut != nil {
-		err = f.Truncate(good)
-	}
-	if err == nil && good == 0 {
-		_, err = f.Write([]byte(logMagic))
-		good = int64(len(logMagic))
+	switch {
+	case err != nil:
+	case good == 0:
+		if err = lost(LogAbsent, nil); err == nil {
+			good = int64(len(logMagic))
+			f, err = beginLog(fsys, f)
+		}
+	case cut != nil:
+		if err = lost(LogCut, errors.Join(cut, keepTail(fsys, good))); err == nil {
+			err = f.Truncate(good)
+		}
 	}
 	if err == nil {
-		err = f.Sync()
-	}
-	if err == nil {
-		err = fsys.SyncDir()
+		err = errors.Join(f.Sync(), fsys.SyncDir())
 	}
 	if err != nil {
-		return nil, cut, fmt.Errorf("open log: %w", errors.Join(err, f.Close()))
+		return nil, fmt.Errorf("open log: %w", errors.Join(err, f.Close()))
 	}
-	l.size, l.synced = good, good
-	return l, cut, nil
+	return &stateLog{fsys: fsys, f: f, size: good, synced: good}, nil
+}
+
+// beginLog puts a new log in the place of old, in one step: no crash leaves half
+// a header, which would look like another version's.
+func beginLog(fsys fileSystem, old file) (file, error) {
+	err := writeAtomic(fsys, logName, func(w io.Writer) error {
+		_, err := io.WriteString(w, logMagic)
+		return err
+	})
+	if err != nil {
+		return old, err
+	}
+	f, err := fsys.Open(logName, false)
+	if err != nil {
+		return old, err
+	}
+	return f, old.Close()
+}
+
+// keepTail copies what is going to be cut off the log, for whoever wants to know
+// what it was.
+func keepTail(fsys fileSystem, good int64) error {
+	f, err := fsys.Open(logName, false)
+	if err != nil {
+		return fmt.Errorf("keep what is cut off: %w", err)
+	}
+	_, err = io.CopyN(io.Discard, f, good)
+	if err == nil {
+		err = writeAtomic(fsys, cutName, func(w io.Writer) error {
+			_, err := io.Copy(w, io.LimitReader(f, maxCut))
+			return err
+		})
+	}
+	if err = errors.Join(err, f.Close()); err != nil {
+		return fmt.Errorf("keep what is cut off: %w", err)
+	}
+	return nil
 }
 
 // append writes statements to the file, not yet to the disk, and returns the
@@ -182,8 +242,18 @@ func (l *stateLog) bytes() int64 {
 	return l.size
 }
 
+// framedSize is how large a log of just these statements is.
+func framedSize(raws [][]byte) int64 {
+	n := int64(len(logMagic))
+	for _, raw := range raws {
+		n += frameHeader + int64(len(raw))
+	}
+	return n
+}
+
 // compact replaces the log by one that holds just these statements. Positions
-// from before count as synced afterwards.
+// from before count as synced afterwards. An error that wraps errNotReplaced
+// leaves the log as it was, and in use.
 func (l *stateLog) compact(raws [][]byte) error {
 	l.syncMu.Lock()
 	defer l.syncMu.Unlock()
@@ -192,7 +262,6 @@ func (l *stateLog) compact(raws [][]byte) error {
 	if l.failed != nil {
 		return l.failed
 	}
-	size := int64(len(logMagic))
 	err := writeAtomic(l.fsys, logName, func(w io.Writer) error {
 		bw := bufio.NewWriterSize(w, 1<<16)
 		if _, err := bw.WriteString(logMagic); err != nil {
@@ -201,13 +270,15 @@ func (l *stateLog) compact(raws [][]byte) error {
 		var b []byte
 		for _, raw := range raws {
 			b = appendFrame(b[:0], raw)
-			size += int64(len(b))
 			if _, err := bw.Write(b); err != nil {
 				return err
 			}
 		}
 		return bw.Flush()
 	})
+	if errors.Is(err, errNotReplaced) {
+		return fmt.Errorf("compact log: %w", err)
+	}
 	if err != nil {
 		// Which file the name means now is not known: reopening finds out.
 		l.failed = fmt.Errorf("%w: compact: %w", errLogFailed, err)
@@ -219,7 +290,7 @@ func (l *stateLog) compact(raws [][]byte) error {
 		return l.failed
 	}
 	err = l.f.Close() // the old file: nothing in it is needed
-	l.f, l.size, l.synced = f, size, size
+	l.f, l.size, l.synced = f, framedSize(raws), framedSize(raws)
 	return err
 }
 
@@ -229,4 +300,113 @@ func (l *stateLog) close() error {
 	defer l.mu.Unlock()
 	l.failed = errors.Join(errLogFailed, errors.New("closed"))
 	return errors.Join(err, l.f.Close())
+}
+
+const (
+	compactAbove  = 1 << 20 // bytes of log that are never worth compacting
+	compactFactor = 3       // and how much it grows before it is compacted
+	// maxBacklog bounds the statements that wait for the disk to take them, in
+	// bytes. Over it the log is written anew from the state instead.
+	maxBacklog = 1 << 20
+	// retryRewrite is how soon a log is written anew after that failed.
+	retryRewrite = 5 * time.Second
+)
+
+// errBehind: the disk does not take what the state has accepted.
+var errBehind = errors.New("crdt: the state log is behind")
+
+// backlog is what is in the state and not in the log. Nothing may be acknowledged
+// before it is: later statements may depend on it.
+type backlog struct {
+	raws    [][]byte
+	size    int
+	failing bool      // the last append failed
+	rewrite bool      // it grew over its bound: only a whole new log will do
+	retry   time.Time // when to write one again
+}
+
+func (b *backlog) add(raw []byte) {
+	if b.rewrite {
+		return
+	}
+	b.raws, b.size = append(b.raws, raw), b.size+len(raw)
+	if b.size > maxBacklog {
+		b.raws, b.size, b.rewrite = nil, 0, true
+	}
+}
+
+// record takes what the state has accepted into the log and wakes the watchers.
+// While the disk fails it waits for the next commit or tick. Under mu.
+func (r *Replica) record() (news []*stmt.Statement) {
+	news = r.state.takeNews()
+	if len(news) > 0 {
+		r.stats.applied.Add(uint64(len(news)))
+		close(r.changed)
+		r.changed = make(chan struct{})
+	}
+	for _, st := range news {
+		r.backlog.add(st.Raw)
+	}
+	if !r.backlog.failing {
+		_, _ = r.catchUp() // it reports; nothing is acknowledged here
+	}
+	return news
+}
+
+// catchUp appends the backlog; pos is what to sync to. Under mu.
+func (r *Replica) catchUp() (pos int64, err error) {
+	b := &r.backlog
+	if b.rewrite {
+		return 0, errBehind
+	}
+	pos, err = r.log.append(b.raws...)
+	if err == nil {
+		b.raws, b.size = nil, 0
+	}
+	switch {
+	case err != nil && !b.failing:
+		r.cfg.Logger.Error("the state log cannot be written", "err", err)
+	case err == nil && b.failing:
+		r.cfg.Logger.Info("the state log is written again")
+	}
+	b.failing = err != nil
+	return pos, err
+}
+
+// flush brings what others said to the disk, and compacts the log when superseded
+// statements make up most of it. Its error means that the log has failed.
+func (r *Replica) flush() error {
+	r.mu.Lock()
+	if r.backlog.failing && !r.backlog.rewrite {
+		_, _ = r.catchUp() // it reports; the next tick tries again
+	}
+	r.mu.Unlock()
+	if err := r.log.flush(); err != nil {
+		return err
+	}
+	return r.compact(time.Now())
+}
+
+// compact writes the log anew from the state when that is due. A disk with no
+// room for it is no failure while the old log is intact.
+func (r *Replica) compact(now time.Time) error {
+	size := r.log.bytes()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	b := &r.backlog
+	if (!b.rewrite && size < max(compactAbove, compactFactor*r.liveSize)) || now.Before(b.retry) {
+		return nil
+	}
+	err := r.log.compact(r.state.index().statements())
+	if errors.Is(err, errNotReplaced) {
+		b.retry = now.Add(retryRewrite)
+		r.cfg.Logger.Warn("the state log cannot be compacted", "err", err)
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	r.liveSize = r.log.bytes()
+	r.backlog = backlog{} // the state had it
+	return nil
 }

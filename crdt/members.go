@@ -56,6 +56,22 @@ func (m *memberState) hasAny(root, key stmt.Key) bool {
 	return m.has(root, key, stmt.RoleNode) || m.has(root, key, stmt.RoleOwner)
 }
 
+// knowsOthers says whether another node than self is a member or has published a
+// register.
+func (s *State) knowsOthers(self stmt.Key) bool {
+	for key, roles := range s.members.roles { // any order: one is enough
+		if key != self && slices.Contains(roles, stmt.RoleNode) {
+			return true
+		}
+	}
+	for key := range s.nodes { // any order: one is enough
+		if key != self {
+			return true
+		}
+	}
+	return false
+}
+
 func (s *State) applyMember(st *stmt.Statement, now time.Time) (bool, error) {
 	if s.members.open {
 		return false, fmt.Errorf("%w: an open network has no members", ErrInvalid)

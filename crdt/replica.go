@@ -42,6 +42,10 @@ type ReplicaConfig struct {
 	// SyncInterval is the mean time between anti-entropy sessions (default 20 s,
 	// jittered by half to either side).
 	SyncInterval time.Duration
+	// Returning says that the node has run in this network before, so that no log
+	// in Dir is a lost log. Leave it false at the first start, and no peer is
+	// waited for.
+	Returning bool
 	// Logger defaults to discarding.
 	Logger *slog.Logger
 }
@@ -64,10 +68,13 @@ type Replica struct {
 	state    *State
 	own      ownRegisters
 	log      *stateLog
-	unlogged [][]byte      // in the state, but not yet in the log
+	backlog  backlog
 	changed  chan struct{} // closed and replaced at every change
-	liveSize int64         // log bytes right after the last compaction
+	liveSize int64         // bytes of the log without what was superseded, when that was counted last
 	closed   bool
+
+	recovery Recovery    // how Open found the log
+	mustSync atomic.Bool // what was lost has not been made good by a session yet
 
 	synced      chan struct{}
 	syncedOnce  sync.Once
@@ -97,7 +104,8 @@ type Stats struct {
 
 // Open loads the state in cfg.Dir. A damaged log is cut at its first bad frame,
 // with a warning; what was behind comes back from peers. Errors are those of the
-// file system, and of a directory in use.
+// file system, of a directory in use, and of a log of another version, which is
+// left alone.
 func Open(cfg ReplicaConfig) (*Replica, error) {
 	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("open replica: %w", err)
@@ -135,31 +143,79 @@ func openReplica(cfg ReplicaConfig, fsys fileSystem) (*Replica, error) {
 		peerRates:   newRates[peer.ID](peerRate, peerBurst),
 		authorRates: newRates[stmt.Key](authorRate, authorBurst),
 	}
+	if err := r.load(); err != nil {
+		return nil, fmt.Errorf("open replica: %w", err)
+	}
+	return r, nil
+}
+
+// load reads what is on disk.
+func (r *Replica) load() (err error) {
+	if err := r.own.load(r.fsys); err != nil {
+		return err
+	}
+	marker, err := readSmall(r.fsys, resyncName, 64)
+	if err != nil {
+		return fmt.Errorf("read %s: %w", resyncName, err)
+	}
+	r.mustSync.Store(len(marker) > 0)
 	bad := 0
-	var cut error
-	var err error
-	r.log, cut, err = openLog(fsys, func(raw []byte) error {
+	r.log, err = openLog(r.fsys, func(raw []byte) error {
 		if _, err := r.state.Apply(raw, time.Time{}); err != nil && !benign(err) {
 			bad++
 		}
 		return nil
-	})
+	}, r.lost)
 	if err != nil {
-		return nil, fmt.Errorf("open replica: %w", err)
+		return err
 	}
 	r.state.collect = true
-	if cut != nil {
-		cfg.Logger.Warn("state log was damaged and is cut there; peers will fill in what is missing", "at", r.log.bytes(), "err", cut)
-	}
 	if bad > 0 {
-		cfg.Logger.Warn("state log held statements that do not verify in this network", "count", bad)
+		r.cfg.Logger.Warn("state log held statements that do not verify in this network", "count", bad)
 	}
-	r.liveSize = r.log.bytes()
-	if err := r.own.load(fsys); err != nil {
-		return nil, fmt.Errorf("open replica: %w", errors.Join(err, r.log.close()))
+	if r.mustSync.Load() {
+		r.cfg.Logger.Warn("state was lost: this node decides nothing before it has synchronised with a peer", "unless there is none, then remove", resyncName)
 	}
-	return r, nil
+	r.liveSize = framedSize(r.state.index().statements())
+	return nil
 }
+
+// resyncName is a file that is not empty from when state was found lost until a
+// session with a peer, over restarts.
+const resyncName = "resync"
+
+// lost is told of a log that is not whole, before it is changed.
+func (r *Replica) lost(how Recovery, cause error) error {
+	r.recovery = how
+	if how == LogCut {
+		r.cfg.Logger.Warn("state log is damaged and cut there; peers will fill in what is missing", "kept", cutName, "err", cause)
+	}
+	// A first start has lost nothing. Nor is there anybody to ask when what was
+	// before the damage, where members come first, knows of no other node: then
+	// a torn tail, as every loss of power may leave, must not stop the network.
+	if how == LogAbsent && !r.cfg.Returning && r.own.stored == 0 || how == LogCut && !r.state.knowsOthers(r.key) {
+		return nil
+	}
+	r.mustSync.Store(true)
+	return writeAtomic(r.fsys, resyncName, func(w io.Writer) error {
+		_, err := io.WriteString(w, "state was lost\n")
+		return err
+	})
+}
+
+// recovered notes that a session has made good what was lost.
+func (r *Replica) recovered() {
+	if !r.mustSync.CompareAndSwap(true, false) {
+		return
+	}
+	if err := writeAtomic(r.fsys, resyncName, func(io.Writer) error { return nil }); err != nil {
+		r.cfg.Logger.Warn("the next start will wait for a peer again", "err", err)
+	}
+}
+
+// Recovered says how Open found the log. What was lost of it is made good by the
+// first session with a peer; [Replica.Synced] waits for that.
+func (r *Replica) Recovered() Recovery { return r.recovery }
 
 // SetTransport connects the replica; call it before Run, if the configuration
 // did not.
@@ -215,8 +271,9 @@ func (r *Replica) Watch(ctx context.Context) <-chan *View {
 }
 
 // Synced is closed once the first anti-entropy session has ended well, or when
-// Run found nobody to hold one with for some seconds (30 at most). Until then a node that
-// restarted knows only what its disk remembers.
+// Run found nobody to hold one with for some seconds (30 at most). Until then a
+// node that restarted knows only what its disk remembers. When that is not all it
+// had, because the log was cut or is gone, nothing but a session closes Synced.
 func (r *Replica) Synced() <-chan struct{} { return r.synced }
 
 // Stats returns counts for metrics.
@@ -253,11 +310,7 @@ func (r *Replica) merge(raws [][]byte, now time.Time) (news []*stmt.Statement, e
 			err = aerr
 		}
 	}
-	news, _, lerr := r.record()
-	if lerr != nil {
-		r.cfg.Logger.Error("state log", "err", lerr)
-	}
-	return news, err
+	return r.record(), err
 }
 
 // apply applies one statement; under mu.
@@ -267,26 +320,6 @@ func (r *Replica) apply(raw []byte, now time.Time) error {
 		r.noticeOwn(st, err)
 	}
 	return err
-}
-
-// record appends what the state has accepted to the log and wakes the watchers;
-// pos is what to sync to. What could not be appended is tried again with the
-// next statements: those may depend on it, and must not be acknowledged without
-// it. Under mu.
-func (r *Replica) record() (news []*stmt.Statement, pos int64, err error) {
-	news = r.state.takeNews()
-	if len(news) > 0 {
-		r.stats.applied.Add(uint64(len(news)))
-		close(r.changed)
-		r.changed = make(chan struct{})
-	}
-	for _, st := range news {
-		r.unlogged = append(r.unlogged, st.Raw)
-	}
-	if pos, err = r.log.append(r.unlogged...); err == nil {
-		r.unlogged = nil
-	}
-	return news, pos, err
 }
 
 func transient(err error) bool {
@@ -340,7 +373,8 @@ func (r *Replica) commit(ctx context.Context, sts []*stmt.Statement, late stmt.K
 			break
 		}
 	}
-	news, pos, err := r.record()
+	news := r.record()
+	pos, err := r.catchUp()
 	r.mu.Unlock()
 	if err == nil {
 		err = r.log.syncTo(pos)

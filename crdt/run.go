@@ -26,8 +26,6 @@ const (
 	giveUpAfter    = 30 * time.Second       // nobody who answers
 	frameTimeout   = 20 * time.Second
 	sessionTimeout = time.Minute // all rounds with one peer; what came by then is held
-	compactAbove   = 1 << 20     // bytes of log that are never worth compacting
-	compactFactor  = 3           // and how much it grows before it is compacted
 )
 
 // Run replicates until ctx ends, then flushes, closes the Replica and returns
@@ -63,39 +61,26 @@ func (r *Replica) Run(ctx context.Context) (err error) {
 func (r *Replica) maintain(ctx context.Context) error {
 	tick := time.NewTicker(flushInterval)
 	defer tick.Stop()
+	readopt, retry := false, time.Time{}
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-r.readopt:
-			if err := r.readoptOwn(ctx); err != nil && !transient(err) {
-				return fmt.Errorf("publish again: %w", err)
+			readopt = true
+		case now := <-tick.C:
+			if readopt && now.After(retry) {
+				err := r.readoptOwn(ctx)
+				if readopt = err != nil && !transient(err); readopt { // a failed log ends below
+					r.cfg.Logger.Warn("publish again", "err", err)
+					retry = now.Add(retryRewrite)
+				}
 			}
-		case <-tick.C:
-			if err := r.log.flush(); err != nil {
-				return err
-			}
-			if err := r.compact(); err != nil {
+			if err := r.flush(); err != nil {
 				return err
 			}
 		}
 	}
-}
-
-// compact rewrites the log when superseded statements make up most of it.
-func (r *Replica) compact() error {
-	size := r.log.bytes()
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if size < max(compactAbove, compactFactor*r.liveSize) {
-		return nil
-	}
-	if err := r.log.compact(r.state.index().statements()); err != nil {
-		return err
-	}
-	r.liveSize = r.log.bytes()
-	r.unlogged = nil // the state had them
-	return nil
 }
 
 // synchronise holds sessions with members: with every new one at once and twice
@@ -133,7 +118,7 @@ func (r *Replica) synchronise(ctx context.Context) error {
 		if len(peers) > 0 && now.After(next) && start(peers[rand.IntN(len(peers))], maxSessions) {
 			next = now.Add(r.jitter())
 		}
-		if wait := now.Sub(began); wait > giveUpAfter || (len(peers) == 0 && wait > aloneAfter) {
+		if r.givesUp(len(peers), now.Sub(began)) {
 			r.syncedOnce.Do(func() { close(r.synced) })
 		}
 		select {
@@ -238,7 +223,14 @@ func (r *Replica) ask(ctx context.Context, p peer.ID) {
 		r.cfg.Logger.Debug("anti-entropy", "peer", p, "err", err)
 		return
 	}
+	r.recovered()
 	r.syncedOnce.Do(func() { close(r.synced) })
+}
+
+// givesUp says whether to go on without having synchronised, after such a wait
+// with so many peers.
+func (r *Replica) givesUp(peers int, wait time.Duration) bool {
+	return !r.mustSync.Load() && (wait > giveUpAfter || (peers == 0 && wait > aloneAfter))
 }
 
 // syncWith holds sessions with a peer until one finds nothing more, or brings
