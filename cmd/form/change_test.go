@@ -1,12 +1,14 @@
 package main
 
 import (
+	"encoding/json"
 	"slices"
 	"strings"
 	"testing"
 
 	"github.com/formthefog/formation/cmd/internal/api"
 	"github.com/formthefog/formation/crdt"
+	"github.com/formthefog/formation/crdt/stmt"
 )
 
 // Without a pack, update does what its flags say and keeps the disks; without
@@ -62,5 +64,46 @@ func TestUpdateWaits(t *testing.T) {
 func TestAuthorised(t *testing.T) {
 	if got := (wishes{sshKeys: []string{"c", "b", "c", "own"}}).authorised("own"); !slices.Equal(got, []string{"own", "c", "b"}) {
 		t.Errorf("%q", got)
+	}
+}
+
+// A verb on the whole instance takes no replica and no user for an answer.
+func TestWholeInstance(t *testing.T) {
+	h := newHome(t)
+	id := h.ships(crdt.Spec{Name: "web", Replicas: 2})
+	before := h.spec(id)
+	for _, verb := range []string{
+		"manage stop", "manage start", "manage restart", "manage update", "manage inspect", "manage explain", "manage history",
+		"manage get status", "manage events", "status", "rm",
+	} {
+		for _, arg := range []string{"web/0", "bigdog@web"} {
+			args := append(strings.Fields(verb), arg)
+			if code, out, talk := h.form(args...); code != api.ExitUsage || out != "" || !strings.Contains(talk, "whole instance") {
+				t.Errorf("%s: exit %d, %q, %q", args, code, out, talk)
+			}
+		}
+	}
+	if code, _, talk := h.form("scale", "web/0", "1"); code != api.ExitUsage {
+		t.Errorf("scale: exit %d, %q", code, talk)
+	}
+	if s := h.spec(id); s.Generation != before.Generation {
+		t.Errorf("changed to %+v", s)
+	}
+	if code, out, talk := h.form("manage", "stop", "web"); code != api.ExitOK || out != "web: stopping\n" || h.spec(id).Phase != crdt.PhaseStopped {
+		t.Errorf("stop: exit %d, %q, %q", code, out, talk)
+	}
+}
+
+// Instances named twice end once, and the answer is one list.
+func TestDelete(t *testing.T) {
+	h := newHome(t)
+	ids := []string{h.ships(crdt.Spec{Name: "a", Replicas: 1}), h.ships(crdt.Spec{Name: "b", Replicas: 1})}
+	code, out, talk := h.form("rm", "a", "b", "a", ids[1], "--json")
+	var got []change
+	if err := json.Unmarshal([]byte(out), &got); code != api.ExitOK || err != nil || !slices.Equal(got, []change{{ids[0], "a", "deleted"}, {ids[1], "b", "deleted"}}) {
+		t.Errorf("exit %d, %q, %q: %v", code, out, talk, err)
+	}
+	if left := h.daemon.View().InstancesOf(stmt.KeyOf(h.owner)); len(left) != 0 {
+		t.Errorf("left: %+v", left)
 	}
 }

@@ -57,7 +57,9 @@ func (d *daemon) NameBase(context.Context, api.BaseRequest) (api.Base, error) {
 	return api.Base{}, errors.New("not here")
 }
 
-func (d *daemon) Invite(_ context.Context, r api.InviteRequest) (api.Invite, error) { return d.invite(r) }
+func (d *daemon) Invite(_ context.Context, r api.InviteRequest) (api.Invite, error) {
+	return d.invite(r)
+}
 
 var testNet = stmt.NewNetworkID("test", stmt.Key{})
 

@@ -66,6 +66,15 @@ func (a *app) withInstance(ctx context.Context, arg string, f func(*swarm.Conn, 
 	return f(c, i, h)
 }
 
+// withWhole is withInstance for verbs on all of an instance: a replica or a
+// user in arg would be ignored, and is refused.
+func (a *app) withWhole(ctx context.Context, arg string, f func(*swarm.Conn, api.Instance) error) error {
+	if _, err := wholeInstance(arg); err != nil {
+		return err
+	}
+	return a.withInstance(ctx, arg, func(c *swarm.Conn, i api.Instance, _ host) error { return f(c, i) })
+}
+
 // closing closes c and keeps the first error.
 func closing(c io.Closer, err *error) {
 	if e := c.Close(); e != nil && *err == nil {
@@ -161,7 +170,7 @@ func newInspect(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use: "inspect INSTANCE", Short: "everything about one instance", Args: argsBetween(1, 1, "one INSTANCE"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.withInstance(cmd.Context(), args[0], func(_ *swarm.Conn, i api.Instance, _ host) error {
+			return a.withWhole(cmd.Context(), args[0], func(_ *swarm.Conn, i api.Instance) error {
 				return a.p.Answer(i, func(w io.Writer) { writeInstance(w, i) })
 			})
 		},

@@ -39,9 +39,9 @@ func (a *app) author(ctx context.Context, c *swarm.Conn) (*crdt.Author, error) {
 	return au, nil
 }
 
-// change signs and hands in a change of one instance.
-func (a *app) change(ctx context.Context, arg, done string, mutate func(*crdt.Spec)) error {
-	return a.withInstance(ctx, arg, func(c *swarm.Conn, i api.Instance, _ host) error {
+// alter signs and hands in a change of one instance.
+func (a *app) alter(ctx context.Context, arg, done string, mutate func(*crdt.Spec)) error {
+	return a.withWhole(ctx, arg, func(c *swarm.Conn, i api.Instance) error {
 		if err := a.sign(ctx, c, i, mutate); err != nil {
 			return err
 		}
@@ -81,21 +81,35 @@ func (a *app) mine(i api.Instance) error {
 	return nil
 }
 
-// changed is the answer of the verbs that change an instance.
+// change is the answer of a verb that changes an instance.
+type change struct {
+	ID   string `json:"id"`
+	Name string `json:"name"`
+	Done string `json:"done"`
+}
+
+func (c change) String() string { return c.Name + ": " + c.Done }
+
+// changed answers for a verb on one instance.
 func (a *app) changed(i api.Instance, done string) error {
-	v := struct {
-		ID   string `json:"id"`
-		Name string `json:"name"`
-		Done string `json:"done"`
-	}{i.ID, i.Name, done}
-	return a.p.Answer(v, func(w io.Writer) { fmt.Fprintf(w, "%s: %s\n", i.Name, done) })
+	v := change{i.ID, i.Name, done}
+	return a.p.Answer(v, func(w io.Writer) { fmt.Fprintln(w, v) })
+}
+
+// changes answers for a verb on several.
+func (a *app) changes(list []change) error {
+	return a.p.Answer(list, func(w io.Writer) {
+		for _, v := range list {
+			fmt.Fprintln(w, v)
+		}
+	})
 }
 
 func newStop(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use: "stop INSTANCE", Short: "stop an instance's VMs and keep their disks", Args: argsBetween(1, 1, "one INSTANCE"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.change(cmd.Context(), args[0], "stopping", func(s *crdt.Spec) { s.Phase = crdt.PhaseStopped })
+			return a.alter(cmd.Context(), args[0], "stopping", func(s *crdt.Spec) { s.Phase = crdt.PhaseStopped })
 		},
 	}
 }
@@ -104,7 +118,7 @@ func newStart(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use: "start INSTANCE", Short: "start a stopped instance", Args: argsBetween(1, 1, "one INSTANCE"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.change(cmd.Context(), args[0], "starting", func(s *crdt.Spec) { s.Phase = crdt.PhaseRunning })
+			return a.alter(cmd.Context(), args[0], "starting", func(s *crdt.Spec) { s.Phase = crdt.PhaseRunning })
 		},
 	}
 }
@@ -113,7 +127,7 @@ func newRestart(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use: "restart INSTANCE", Short: "reboot an instance's VMs, disks kept", Args: argsBetween(1, 1, "one INSTANCE"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.change(cmd.Context(), args[0], "restarting", func(s *crdt.Spec) {
+			return a.alter(cmd.Context(), args[0], "restarting", func(s *crdt.Spec) {
 				s.Phase = crdt.PhaseRunning
 				s.Restart++
 			})
@@ -130,7 +144,7 @@ func newManageScale(a *app) *cobra.Command {
 				return cli.Errorf(api.ExitUsage, "%q is not a number of replicas between 1 and %d", args[1], crdt.MaxReplicas).
 					Hint("to have none run: form manage stop %s", args[0])
 			}
-			return a.change(cmd.Context(), args[0], fmt.Sprintf("scaling to %d", n), func(s *crdt.Spec) { s.Replicas = n })
+			return a.alter(cmd.Context(), args[0], fmt.Sprintf("scaling to %d", n), func(s *crdt.Spec) { s.Replicas = n })
 		},
 	}
 }
@@ -158,7 +172,7 @@ place. The instance keeps its ID.`,
 
 // runUpdate ships a pack in the place of an instance's present one.
 func (a *app) runUpdate(ctx context.Context, instance, pack string, o shipOptions) error {
-	return a.withInstance(ctx, instance, func(_ *swarm.Conn, i api.Instance, _ host) error {
+	return a.withWhole(ctx, instance, func(_ *swarm.Conn, i api.Instance) error {
 		if err := a.mine(i); err != nil {
 			return err
 		}
@@ -197,7 +211,7 @@ func (a *app) runUpdateInPlace(ctx context.Context, instance string, o shipOptio
 			s.Recreate++
 		}
 	}
-	return a.withInstance(ctx, instance, func(c *swarm.Conn, i api.Instance, _ host) error {
+	return a.withWhole(ctx, instance, func(c *swarm.Conn, i api.Instance) error {
 		err := a.sign(ctx, c, i, mutate)
 		if err != nil {
 			return err
@@ -224,29 +238,22 @@ func newDelete(a *app) *cobra.Command {
 }
 
 func (a *app) runDelete(ctx context.Context, args []string, o deleteOptions) (err error) {
+	var hosts []host
+	for _, arg := range args {
+		h, err := wholeInstance(arg)
+		if err != nil {
+			return err
+		}
+		hosts = append(hosts, h)
+	}
 	c, err := a.connect(ctx, nil)
 	if err != nil {
 		return err
 	}
 	defer closing(c, &err)
-	var list []api.Instance
-	for _, arg := range args {
-		h, err := parseHost(arg)
-		if err != nil {
-			return err
-		}
-		if h.slot >= 0 {
-			return cli.Errorf(api.ExitUsage, "%s names one replica; an instance is deleted as a whole", arg).
-				Hint("fewer replicas: form scale %s N", h.name)
-		}
-		i, err := a.find(ctx, c, h)
-		if err != nil {
-			return err
-		}
-		if err := a.mine(i); err != nil {
-			return err
-		}
-		list = append(list, i)
+	list, err := a.findAll(ctx, c, hosts)
+	if err != nil {
+		return err
 	}
 	if ok, err := a.confirmDelete(ctx, list, o); err != nil || !ok {
 		return err
@@ -255,19 +262,40 @@ func (a *app) runDelete(ctx context.Context, args []string, o deleteOptions) (er
 	if err != nil {
 		return err
 	}
+	done := []change{}
 	for _, i := range list {
 		raws, err := au.Delete(i.ID)
+		if err == nil {
+			_, err = c.API().Submit(ctx, raws)
+		}
 		if err != nil {
-			return fmt.Errorf("sign the end of %s: %w", i.Name, err)
-		}
-		if _, err := c.API().Submit(ctx, raws); err != nil {
+			err = fmt.Errorf("delete %s: %w", i.Name, err)
+			if len(done) > 0 { // what is deleted already stays so, and is answered
+				err = errors.Join(a.changes(done), err)
+			}
 			return err
 		}
-		if err := a.changed(i, "deleted"); err != nil {
-			return err
+		done = append(done, change{i.ID, i.Name, "deleted"})
+	}
+	return a.changes(done)
+}
+
+// findAll is the caller's own instances that hosts mean, each once.
+func (a *app) findAll(ctx context.Context, c *swarm.Conn, hosts []host) ([]api.Instance, error) {
+	var list []api.Instance
+	for _, h := range hosts {
+		i, err := a.find(ctx, c, h)
+		if err == nil {
+			err = a.mine(i)
+		}
+		if err != nil {
+			return nil, err
+		}
+		if !slices.ContainsFunc(list, func(o api.Instance) bool { return o.ID == i.ID }) {
+			list = append(list, i)
 		}
 	}
-	return nil
+	return list, nil
 }
 
 func (a *app) confirmDelete(ctx context.Context, list []api.Instance, o deleteOptions) (bool, error) {

@@ -110,7 +110,7 @@ func newExplain(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use: "explain INSTANCE", Short: "why each replica is where it is", Args: argsBetween(1, 1, "one INSTANCE"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.withInstance(cmd.Context(), args[0], func(c *swarm.Conn, i api.Instance, _ host) error {
+			return a.withWhole(cmd.Context(), args[0], func(c *swarm.Conn, i api.Instance) error {
 				x, err := c.API().Explain(cmd.Context(), i.ID)
 				if err != nil {
 					return err
@@ -165,7 +165,7 @@ func newEvents(a *app) *cobra.Command {
 			if len(args) == 0 {
 				return a.runEvents(cmd.Context(), nil, "")
 			}
-			return a.withInstance(cmd.Context(), args[0], func(c *swarm.Conn, i api.Instance, _ host) error {
+			return a.withWhole(cmd.Context(), args[0], func(c *swarm.Conn, i api.Instance) error {
 				return a.runEvents(cmd.Context(), c, i.ID)
 			})
 		},
@@ -213,7 +213,7 @@ func newHistory(a *app) *cobra.Command {
 local store. A pack has a parent once "form commit" has made it from another.`,
 		Args: argsBetween(1, 1, "one INSTANCE"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.withInstance(cmd.Context(), args[0], func(_ *swarm.Conn, i api.Instance, _ host) error {
+			return a.withWhole(cmd.Context(), args[0], func(_ *swarm.Conn, i api.Instance) error {
 				return a.runHistory(cmd.Context(), i)
 			})
 		},

@@ -82,7 +82,7 @@ func (a *app) runGetStatus(ctx context.Context, arg string, o statusOptions) (er
 // that run it by CID.
 func (a *app) statusOf(ctx context.Context, c *swarm.Conn, arg string) ([]api.Instance, error) {
 	if _, err := cid.Decode(arg); err != nil {
-		h, err := parseHost(arg)
+		h, err := wholeInstance(arg)
 		if err != nil {
 			return nil, err
 		}

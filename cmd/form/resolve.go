@@ -53,6 +53,21 @@ func parseHost(s string) (host, error) {
 	return h, nil
 }
 
+// wholeInstance is parseHost for what names neither a replica nor a user.
+func wholeInstance(s string) (host, error) {
+	h, err := parseHost(s)
+	switch {
+	case err != nil:
+	case h.slot >= 0:
+		err = cli.Errorf(api.ExitUsage, "%s names one replica, and this is about the whole instance", s).
+			Hint("leave /%d out: %s", h.slot, h.name).Hint("fewer replicas: form scale %s N", h.name)
+	case h.user != "":
+		err = cli.Errorf(api.ExitUsage, "%s names a user, and this is about the whole instance", s).
+			Hint("leave %s@ out: %s", h.user, h.name)
+	}
+	return h, err
+}
+
 // find resolves a host among the caller's own instances, then, for an ID, among
 // everyone's.
 func (a *app) find(ctx context.Context, c *swarm.Conn, h host) (api.Instance, error) {
