@@ -14,6 +14,7 @@ import (
 	"github.com/formthefog/formation/cmd/form/internal/swarm"
 	"github.com/formthefog/formation/cmd/internal/api"
 	"github.com/formthefog/formation/cmd/internal/keystore"
+	"github.com/formthefog/formation/crdt"
 	"github.com/formthefog/formation/crdt/stmt"
 	"github.com/formthefog/formation/p2p"
 	"github.com/formthefog/formation/store"
@@ -94,6 +95,12 @@ func (a *app) explain(err error) (text string, hints []string, code int) {
 		return text, []string{"nobody who can be reached has it: form peers, form node ls"}, api.ExitNotFound
 	case errors.Is(err, stmt.ErrAuthority), errors.Is(err, stmt.ErrExpired):
 		return text, nil, api.ExitNotAllowed
+	case errors.Is(err, crdt.ErrInvalid), errors.Is(err, stmt.ErrTooLarge):
+		return text, []string{"a name is a DNS label; env, labels and SSH keys share the 8 KiB and 64 keys of a signed statement"}, api.ExitUsage
+	case errors.Is(err, crdt.ErrQuota):
+		return text, []string{"delete what is not needed any more: form ls, form rm"}, api.ExitUsage
+	case errors.Is(err, crdt.ErrNotFound):
+		return text, []string{"it was deleted meanwhile: form ls"}, api.ExitNotFound
 	case errors.Is(err, stmt.ErrTicket), errors.Is(err, stmt.ErrKey):
 		return text, nil, api.ExitUsage
 	case errors.Is(err, syscall.EPIPE):

@@ -11,6 +11,8 @@ import (
 	"github.com/formthefog/formation/cmd/form/internal/cli"
 	"github.com/formthefog/formation/cmd/form/internal/swarm"
 	"github.com/formthefog/formation/cmd/internal/api"
+	"github.com/formthefog/formation/crdt"
+	"github.com/formthefog/formation/crdt/stmt"
 	"github.com/formthefog/formation/store"
 	"github.com/formthefog/formation/store/formfile"
 )
@@ -129,6 +131,10 @@ func TestExplain(t *testing.T) {
 		{fmt.Errorf("import: %w", store.ErrCorrupt), 1, "import: corrupt"},
 		{path(os.ErrNotExist), 3, "open f: file does not exist"},
 		{path(os.ErrPermission), 5, "open f: permission denied"},
+		{fmt.Errorf("sign: %w", crdt.ErrInvalid), 2, "sign: crdt: invalid statement"},
+		{fmt.Errorf("sign: %w", crdt.ErrQuota), 2, "sign: crdt: author is over its quota"},
+		{fmt.Errorf("sign: %w", crdt.ErrNotFound), 3, "sign: " + crdt.ErrNotFound.Error()},
+		{fmt.Errorf("sign: %w", stmt.ErrTooLarge), 2, "sign: stmt: statement too large"},
 		{errors.New("boom"), 1, "boom"},
 	} {
 		text, hints, code := a.explain(c.err)

@@ -58,10 +58,10 @@ func (o *shipOptions) addFlags(f *pflag.FlagSet) {
 	f.StringVar(&o.wait, "wait", "", "stay until it is ready; --wait=all: until every replica is")
 	f.Lookup("wait").NoOptDefVal = waitReady
 	f.DurationVar(&o.hold, "hold", defaultHold, "how long to stay for enough peers to hold the pack")
-	f.StringArrayVar(&o.sshKeys, "ssh-key", nil, "further SSH public key, or a file of them, to let in (repeatable)")
-	f.StringArrayVarP(&o.env, "env", "e", nil, "K=V for the entrypoint; readable by members, so no secrets (repeatable)")
-	f.StringVar(&o.region, "region", "", "run only on nodes of this region")
-	f.StringArrayVar(&o.labels, "label", nil, "K=V that a node must have to run it (repeatable)")
+	f.StringArrayVar(&o.sshKeys, "ssh-key", nil, "SSH public key, or a file of them, to let in beside the kit's, and nobody else (repeatable)")
+	f.StringArrayVarP(&o.env, "env", "e", nil, "K=V for the entrypoint, K- to take it back; readable by members, so no secrets (repeatable)")
+	f.StringVar(&o.region, "region", "", "run only on nodes of this region (empty: of any)")
+	f.StringArrayVar(&o.labels, "label", nil, "K=V that a node must have to run it, K- to take it back (repeatable)")
 }
 
 func newShip(a *app) *cobra.Command {

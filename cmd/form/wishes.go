@@ -1,12 +1,15 @@
 package main
 
 import (
+	"crypto/ed25519"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io/fs"
 	"maps"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -16,6 +19,7 @@ import (
 	"github.com/formthefog/formation/cmd/form/internal/cli"
 	"github.com/formthefog/formation/cmd/form/internal/kit"
 	"github.com/formthefog/formation/cmd/internal/api"
+	"github.com/formthefog/formation/cmd/internal/config"
 	"github.com/formthefog/formation/crdt"
 	"github.com/formthefog/formation/crdt/stmt"
 	"github.com/formthefog/formation/store"
@@ -24,10 +28,29 @@ import (
 // wishes is what the owner asks for beyond the pack, checked.
 type wishes struct {
 	replicas int // 0: the pack's
-	env      map[string]string
-	labels   map[string]string
+	env      edits
+	labels   edits
 	region   *string // nil: as it is
 	sshKeys  []string
+}
+
+// edits is what K=V and K- flags do to a map.
+type edits struct {
+	set  map[string]string
+	drop []string
+}
+
+// of is old after the edits; old stays as it is.
+func (e edits) of(old map[string]string) map[string]string {
+	out := maps.Clone(old)
+	if out == nil {
+		out = map[string]string{}
+	}
+	for _, k := range e.drop {
+		delete(out, k)
+	}
+	maps.Copy(out, e.set)
+	return out
 }
 
 // readWishes checks every flag before anything is built or dialled.
@@ -42,29 +65,87 @@ func (a *app) readWishes(o shipOptions) (w wishes, err error) {
 		return w, cli.Errorf(api.ExitUsage, "--hold: %s is negative", o.hold)
 	}
 	w.replicas = o.replicas
-	if w.env, err = pairs("--env", o.env); err != nil {
+	if w.env, err = readEdits("--env", o.env, checkEnv); err != nil {
 		return w, err
 	}
-	if w.labels, err = pairs("--label", o.labels); err != nil {
+	if w.labels, err = readEdits("--label", o.labels, checkLabel); err != nil {
 		return w, err
+	}
+	if len(o.region) > maxRegion {
+		return w, cli.Errorf(api.ExitUsage, "--region: %d bytes; a node's region has at most %d", len(o.region), maxRegion)
 	}
 	if o.given("region") {
 		w.region = &o.region
 	}
-	w.sshKeys, err = a.moreSSHKeys(o.sshKeys)
-	return w, err
+	if w.sshKeys, err = a.moreSSHKeys(o.sshKeys); err != nil {
+		return w, err
+	}
+	return w, w.rehearse(o.name)
 }
 
-func pairs(flag string, list []string) (map[string]string, error) {
-	out := map[string]string{}
-	for _, kv := range list {
-		k, v, ok := strings.Cut(kv, "=")
-		if !ok || k == "" {
-			return nil, cli.Errorf(api.ExitUsage, "%s %q is not K=V", flag, kv)
-		}
-		out[k] = v
+// rehearse signs an instance of nothing but the wishes, with a key made for it:
+// what an owner's statement cannot hold is found before anything is built.
+func (w wishes) rehearse(name string) error {
+	what := "--name, --env, --label, --ssh-key"
+	if name == "" {
+		name = "x"
 	}
-	return out, nil
+	_, key, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		return fmt.Errorf("rehearse: %w", err)
+	}
+	au, err := crdt.NewAuthor(key, stmt.NetworkID{}, nil)
+	if err != nil {
+		return fmt.Errorf("rehearse: %w", err)
+	}
+	spec := crdt.Spec{Name: name, SSHKeys: w.sshKeys}
+	w.change(&spec)
+	if _, _, err = au.Create(spec); err != nil {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	return nil
+}
+
+// maxRegion is the longest region a node may have, in bytes.
+const maxRegion = 63
+
+var envKey = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
+
+func checkEnv(k, v string) error {
+	switch {
+	case !envKey.MatchString(k):
+		return fmt.Errorf("%q: a variable's name has letters, digits and _, and no digit first", k)
+	case strings.ContainsRune(v, 0):
+		return fmt.Errorf("the value of %s holds a zero byte", k)
+	}
+	return nil
+}
+
+// checkLabel wants what a node's label can be, or it would match none.
+func checkLabel(k, v string) error {
+	_, err := config.ParseLabels([]string{k + "=" + v})
+	return err
+}
+
+// readEdits reads K=V, and K- to take K back.
+func readEdits(flag string, list []string, check func(k, v string) error) (edits, error) {
+	e := edits{set: map[string]string{}}
+	for _, w := range list {
+		k, v, set := strings.Cut(w, "=")
+		if !set {
+			var ok bool
+			if k, ok = strings.CutSuffix(w, "-"); !ok || k == "" {
+				return e, cli.Errorf(api.ExitUsage, "%s %q is neither K=V nor K- (to take K back)", flag, w)
+			}
+			e.drop = append(e.drop, k)
+			continue
+		}
+		if err := check(k, v); err != nil {
+			return e, cli.Errorf(api.ExitUsage, "%s: %w", flag, err)
+		}
+		e.set[k] = v
+	}
+	return e, nil
 }
 
 // moreSSHKeys is whom every USER of the instance lets in beside the kit's own
@@ -127,7 +208,8 @@ func readSSHKeys(s string) ([]string, error) {
 }
 
 // apply writes the pack and the wishes into a spec. What an update does not
-// mention stays.
+// mention stays, but for the SSH keys: who is let in is said anew by each ship,
+// or a key that was taken out of the kit would be let in for ever.
 func (w wishes) apply(s *crdt.Spec, id cid.Cid, root *store.Root, update bool) {
 	s.Pack = id.String()
 	s.Phase = crdt.PhaseRunning
@@ -149,11 +231,7 @@ func (w wishes) apply(s *crdt.Spec, id cid.Cid, root *store.Root, update bool) {
 		s.Replicas = defaultReplicas
 	}
 	w.change(s)
-	for _, k := range w.sshKeys {
-		if !slices.Contains(s.SSHKeys, k) {
-			s.SSHKeys = append(s.SSHKeys, k)
-		}
-	}
+	s.SSHKeys = w.sshKeys
 }
 
 // change writes what was asked for beside the pack.
@@ -161,8 +239,7 @@ func (w wishes) change(s *crdt.Spec) {
 	if w.replicas > 0 {
 		s.Replicas = w.replicas
 	}
-	s.Env = merged(s.Env, w.env)
-	s.Labels = merged(s.Labels, w.labels)
+	s.Env, s.Labels = w.env.of(s.Env), w.labels.of(s.Labels)
 	if w.region != nil {
 		s.Region = *w.region
 	}
@@ -177,18 +254,6 @@ func (w wishes) authorised(own string) []string {
 		}
 	}
 	return keys
-}
-
-func merged(old, more map[string]string) map[string]string {
-	if len(more) == 0 {
-		return old
-	}
-	out := maps.Clone(old)
-	if out == nil {
-		out = map[string]string{}
-	}
-	maps.Copy(out, more)
-	return out
 }
 
 // warnSecrets says what of a pack its readers can see.
