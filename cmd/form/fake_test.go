@@ -31,19 +31,26 @@ type daemon struct {
 	*crdt.Replica
 	word, reason string
 	wanted       int
+	onWanted     func() // called first
 	invite       func(api.InviteRequest) (api.Invite, error)
 }
 
 func (d *daemon) Status(*crdt.View, crdt.Spec) (string, string) { return d.word, d.reason }
 func (d *daemon) Explain(*crdt.View, crdt.Spec) api.Explain     { return api.Explain{} }
 func (d *daemon) Live(stmt.Key) string                          { return "alive" }
-func (d *daemon) Wanted(*crdt.View, string) int                 { return d.wanted }
 func (d *daemon) List(context.Context) ([]api.Pack, error)      { return nil, nil }
 func (d *daemon) Peers() []api.Peer                             { return []api.Peer{} }
 func (d *daemon) Doctor(context.Context) []api.Check            { return []api.Check{} }
 func (d *daemon) Capacity() api.Capacity                        { return api.Capacity{} }
 func (d *daemon) Count() int                                    { return 0 }
 func (d *daemon) Drain(context.Context, bool) error             { return nil }
+
+func (d *daemon) Wanted(*crdt.View, string) int {
+	if d.onWanted != nil {
+		d.onWanted()
+	}
+	return d.wanted
+}
 
 func (d *daemon) Fetch(context.Context, stmt.Key, string, api.FetchRequest, func(api.FetchProgress)) error {
 	return errors.New("not here")

@@ -309,30 +309,37 @@ func (a *app) stayUntilHeld(ctx context.Context, c *swarm.Conn, id cid.Cid, inst
 	defer task.Done()
 	hctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	var h api.Holders
-	failed := false
+	var h api.Holders // the latest answer: the call that the limit cuts off gives none
 	err := poll(hctx, func() (bool, error) {
-		var err error
-		if h, err = c.API().Holders(hctx, id.String()); err != nil {
+		now, err := c.API().Holders(hctx, id.String())
+		if err != nil {
 			return false, err
 		}
+		h = now
 		task.Title(fmt.Sprintf("%d of %d peers hold the pack", len(h.Nodes), h.Wanted))
 		if h.Wanted > 0 && len(h.Nodes) >= h.Wanted {
 			return true, nil
 		}
 		i, err := c.API().Instance(hctx, inst)
-		failed = err == nil && i.Status == api.StatusFailure
-		return failed, err
+		// While it is PENDING nobody may have claimed it yet; after that a pack
+		// that nobody wants is wanted by nobody.
+		nobody := h.Wanted == 0 && i.Status != api.StatusPending || i.Pack != id.String()
+		return err == nil && (nobody || i.Status == api.StatusFailure), err
 	})
 	task.Done()
 	switch {
-	case err == nil && !failed:
+	case err != nil && (ctx.Err() != nil || hctx.Err() == nil):
+		return err
+	case h.Wanted > 0 && len(h.Nodes) >= h.Wanted:
 		a.p.Note("%s the pack: nothing here is needed any more", hold(len(h.Nodes)))
-	case ctx.Err() == nil && (failed || hctx.Err() != nil):
+	case h.Wanted == 0 && err == nil:
+		a.p.Note("no peer is to hold the pack: there is nothing to stay for")
+	case h.Wanted == 0:
+		a.p.Warn("no peer has taken a replica yet\nhint: why: form manage explain %s", inst)
+	default:
 		a.p.Warn("%s the pack, and %d should; if they go away, no new replica can start\nhint: ship again when more nodes are there, or stay longer: --hold 30m", hold(len(h.Nodes)), h.Wanted)
-		return nil
 	}
-	return err
+	return nil
 }
 
 func hold(n int) string {

@@ -1,0 +1,94 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/ipfs/go-cid"
+
+	"github.com/formthefog/formation/cmd/internal/api"
+	"github.com/formthefog/formation/crdt"
+	"github.com/formthefog/formation/crdt/stmt"
+)
+
+// form stays for as long as somebody should hold the pack and does not, and
+// what it says when it leaves is what it heard last.
+func TestStayUntilHeld(t *testing.T) {
+	other := "bafyreigh2akiscaildcqabsyg3dfr6chu3fgpregiymsck7e7aqa4s52zy"
+	for _, tc := range []struct {
+		name    string
+		word    string
+		wanted  int
+		holds   bool // the one node has the pack
+		pack    string
+		stays   bool // until the limit
+		says    string
+		warning bool
+	}{
+		{"held", api.StatusPending, 1, true, somePack, false, "1 peer holds the pack: nothing here is needed", false},
+		{"held by more", api.StatusFailure, 1, true, somePack, false, "1 peer holds the pack: nothing here is needed", false},
+		{"nobody wants it", api.StatusSuccess, 0, false, somePack, false, "nothing to stay for", false},
+		{"a failure with nobody left", api.StatusFailure, 0, false, somePack, false, "nothing to stay for", false},
+		{"another ship came between", api.StatusPending, 0, false, other, false, "nothing to stay for", false},
+		{"nobody has claimed it yet", api.StatusPending, 0, false, somePack, true, "no peer has taken a replica yet", true},
+		{"too few", api.StatusPending, 3, true, somePack, true, "1 peer holds the pack, and 3 should", true},
+		{"it fails", api.StatusFailure, 2, true, somePack, false, "1 peer holds the pack, and 2 should", true},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			h := newHome(t)
+			h.daemon.word, h.daemon.wanted = tc.word, tc.wanted
+			inst := h.ships(crdt.Spec{Name: "web", Replicas: 1})
+			if tc.pack != somePack {
+				a, c, _ := h.app()
+				if err := a.sign(context.Background(), c, api.Instance{ID: inst, Owner: stmt.KeyOf(h.owner)}, func(s *crdt.Spec) { s.Pack = tc.pack }); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if tc.holds {
+				n := crdt.Node{Holds: []string{somePack}}
+				if err := h.daemon.SetNode(context.Background(), n); err != nil {
+					t.Fatal(err)
+				}
+			}
+			a, c, talk := h.app()
+			limit := time.Minute
+			if tc.stays {
+				limit = 50 * time.Millisecond
+			}
+			begun := time.Now()
+			err := a.stayUntilHeld(context.Background(), c, cid.MustParse(somePack), inst, limit)
+			if err != nil || time.Since(begun) > 20*time.Second {
+				t.Errorf("after %s: %v", time.Since(begun), err)
+			}
+			if got := talk.String(); !strings.Contains(got, tc.says) || strings.Contains(got, "warning") != tc.warning {
+				t.Errorf("says %q", got)
+			}
+		})
+	}
+}
+
+// An answer that does not come before the limit is no answer of nothing.
+func TestStayKeepsTheLastAnswer(t *testing.T) {
+	h := newHome(t)
+	h.daemon.wanted = 3
+	inst := h.ships(crdt.Spec{Name: "web", Replicas: 1})
+	end := make(chan struct{})
+	defer close(end)
+	var asked atomic.Int32
+	h.daemon.onWanted = func() {
+		if asked.Add(1) > 1 {
+			<-end // the second answer never comes
+		}
+	}
+	a, c, talk := h.app()
+	if err := a.stayUntilHeld(context.Background(), c, cid.MustParse(somePack), inst, 3*pollEvery/2); err != nil {
+		t.Fatal(err)
+	}
+	if want := fmt.Sprintf("%s the pack, and 3 should", hold(0)); !strings.Contains(talk.String(), want) {
+		t.Errorf("says %q, want %q", talk, want)
+	}
+}
