@@ -42,7 +42,7 @@ func later(use, short, needs, until string) *cobra.Command {
 
 type inviteOptions struct {
 	roles []string
-	ttl   time.Duration
+	ttl   time.Duration // 0: not given
 }
 
 func newInvite(a *app) *cobra.Command {
@@ -51,13 +51,21 @@ func newInvite(a *app) *cobra.Command {
 		Use: "invite", Short: "print a ticket that lets others join",
 		Long: `Asks the local formd for a ticket: the network, where to find it, and an invite
 that ends after --ttl. Whoever holds it can join until then: give it like a
-password. It works on a node that holds the network's root key, or that joined
-by an invite which has not ended.`,
+password. A node that holds the network's root key makes a new invite. One that
+joined by an invite can hand that on while it lasts, and refuses what asks for
+less than it gives. An open network has a ticket without an invite.`,
 		Args: noArgs(),
-		RunE: func(cmd *cobra.Command, _ []string) error { return a.runInvite(cmd.Context(), o) },
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if !cmd.Flags().Changed("ttl") {
+				o.ttl = 0
+			} else if o.ttl < time.Minute {
+				return cli.Errorf(api.ExitUsage, "--ttl: %s is under a minute", o.ttl)
+			}
+			return a.runInvite(cmd.Context(), o)
+		},
 	}
 	f := c.Flags()
-	f.StringSliceVar(&o.roles, "role", nil, "what it admits to: node, operator, owner (default: all)")
+	f.StringSliceVar(&o.roles, "role", nil, "what it admits to: node, operator, owner (default: node and owner)")
 	f.DurationVar(&o.ttl, "ttl", 24*time.Hour, "how long it lets others join")
 	return c
 }
@@ -68,9 +76,6 @@ func (a *app) runInvite(ctx context.Context, o inviteOptions) (err error) {
 			return cli.Errorf(api.ExitUsage, "--role: %q is not node, operator or owner", r)
 		}
 	}
-	if o.ttl < time.Minute {
-		return cli.Errorf(api.ExitUsage, "--ttl: %s is under a minute", o.ttl)
-	}
 	c, err := a.connect(ctx, nil)
 	if err != nil {
 		return err
@@ -80,7 +85,11 @@ func (a *app) runInvite(ctx context.Context, o inviteOptions) (err error) {
 	if err != nil {
 		return err
 	}
-	a.p.Note("whoever holds this can join until %s", since(&inv.Expires))
+	until := "whenever they like: the network is open"
+	if !inv.Expires.IsZero() {
+		until = "until " + since(&inv.Expires)
+	}
+	a.p.Note("whoever holds this can join %s", until)
 	return a.p.Answer(inv, func(w io.Writer) { fmt.Fprintln(w, inv.Ticket) })
 }
 

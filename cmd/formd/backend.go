@@ -167,19 +167,17 @@ type operator struct {
 	now   func() time.Time
 }
 
-// Bounds of an invite's life.
+// How long invites last: that of a new network's first ticket, one that is asked
+// for without saying how long, and the most.
 const (
 	defaultInvite = 30 * 24 * time.Hour
+	shortInvite   = 24 * time.Hour
 	maxInvite     = 366 * 24 * time.Hour
 )
 
 // Invite makes a ticket: a new invite by the root key, else the one this node
-// joined by.
+// joined by, if that admits to no more, and no longer, than is asked for.
 func (o *operator) Invite(_ context.Context, r api.InviteRequest) (api.Invite, error) {
-	life := time.Duration(r.Seconds) * time.Second
-	if r.Seconds == 0 {
-		life = defaultInvite
-	}
 	if r.Seconds < 0 || r.Seconds > int64(maxInvite/time.Second) {
 		return api.Invite{}, api.Problemf(api.ExitUsage, "an invite lasts from 1 s to %d s", int64(maxInvite/time.Second))
 	}
@@ -191,8 +189,21 @@ func (o *operator) Invite(_ context.Context, r api.InviteRequest) (api.Invite, e
 		}
 		roles = append(roles, role)
 	}
+	life := time.Duration(r.Seconds) * time.Second
+	switch {
+	case o.id.open() && (len(roles) > 0 || life > 0):
+		return api.Invite{}, api.Problemf(api.ExitUsage, "the network %q is open: whoever knows it is a member, for any role and for ever", o.id.Name).
+			WithHint("ask for its ticket without --role and --ttl")
+	case o.id.open():
+		return api.Invite{Ticket: o.id.ticket(bootstrapOf(o.addrs())).String()}, nil
+	case o.id.RootKey == nil:
+		return o.id.handOn(o.addrs(), roles, life, o.now())
+	}
 	if len(roles) == 0 {
 		roles = []stmt.Role{stmt.RoleNode, stmt.RoleOwner}
+	}
+	if life == 0 {
+		life = shortInvite
 	}
 	return o.id.invite(o.addrs(), roles, o.now().Add(life))
 }
@@ -254,34 +265,55 @@ func (o *operator) importCAR(ctx context.Context, path string) (cid.Cid, error) 
 // Drain starts or ends the draining of this node.
 func (o *operator) Drain(_ context.Context, draining bool) error { return o.rec.SetDraining(draining) }
 
-// invite makes a ticket that admits to roles until expires.
+// invite makes a ticket that admits to roles until expires, by the root key.
 func (i *identity) invite(addrs []string, roles []stmt.Role, expires time.Time) (api.Invite, error) {
-	t := i.ticket(bootstrapOf(addrs))
-	if i.open() {
-		return api.Invite{Ticket: t.String(), Expires: expires.UTC()}, nil
-	}
-	if i.RootKey == nil {
-		if len(i.Invite) == 0 {
-			return api.Invite{}, api.Problemf(api.ExitNotAllowed, "this node holds neither the network's root key nor an invite").
-				WithHint("ask the node that began the network")
-		}
-		v, err := stmt.Verify(i.Invite, i.network())
-		if err != nil {
-			return api.Invite{}, err
-		}
-		var body stmt.InviteBody
-		if err := stmt.Unmarshal(v.Body, &body); err != nil {
-			return api.Invite{}, err
-		}
-		return api.Invite{Ticket: t.String(), Expires: time.Unix(body.Expires, 0).UTC()}, nil
-	}
 	seed := newSeed()
 	raw, err := stmt.NewInvite(i.RootKey, i.network(), seed, roles, expires)
 	if err != nil {
 		return api.Invite{}, err
 	}
+	t := i.ticket(bootstrapOf(addrs))
 	t.InviteSeed, t.Invite = seed, raw
 	return api.Invite{Ticket: t.String(), Expires: expires.UTC().Truncate(time.Second)}, nil
+}
+
+// handOn is the ticket that this node joined by. Nobody but the root can narrow
+// an invite: one that admits to another role than those asked for (none: any),
+// or for longer than life (0: any), is refused.
+func (i *identity) handOn(addrs []string, roles []stmt.Role, life time.Duration, now time.Time) (api.Invite, error) {
+	refuse := func(format string, args ...any) (api.Invite, error) {
+		return api.Invite{}, api.Problemf(api.ExitNotAllowed, format, args...).
+			WithHint("ask a node that holds the network's root key: form net invite, over there")
+	}
+	if len(i.Invite) == 0 {
+		return refuse("this node holds neither the network's root key nor an invite")
+	}
+	v, err := stmt.Verify(i.Invite, i.network())
+	if err != nil {
+		return api.Invite{}, err
+	}
+	var has stmt.InviteBody
+	if err := stmt.Unmarshal(v.Body, &has); err != nil {
+		return api.Invite{}, err
+	}
+	expires := time.Unix(has.Expires, 0).UTC()
+	switch {
+	case !expires.After(now):
+		return refuse("the invite this node joined by ended at %s", expires.Format(time.RFC3339))
+	case len(roles) > 0 && !sameRoles(roles, has.Roles):
+		return refuse("this node can only hand on the invite it joined by, which admits to %s", has.Roles)
+	case life > 0 && expires.After(now.Add(life)):
+		return refuse("this node can only hand on the invite it joined by, which lasts until %s", expires.Format(time.RFC3339))
+	}
+	return api.Invite{Ticket: i.ticket(bootstrapOf(addrs)).String(), Expires: expires}, nil
+}
+
+// sameRoles says whether two lists hold the same roles.
+func sameRoles(a, b []stmt.Role) bool {
+	in := func(list []stmt.Role) func(stmt.Role) bool {
+		return func(r stmt.Role) bool { return !slices.Contains(list, r) }
+	}
+	return !slices.ContainsFunc(a, in(b)) && !slices.ContainsFunc(b, in(a))
 }
 
 // bootstrapOf chooses the addresses a ticket carries: those that may work from

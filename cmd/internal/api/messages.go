@@ -212,16 +212,18 @@ type BaseRequest struct {
 	Path string `json:"path,omitempty"`
 }
 
-// InviteRequest asks for a ticket. Unix socket of a node that can invite only.
+// InviteRequest asks for a ticket. Unix socket of a node that can invite only. A
+// node without the root key has one invite to hand on: what is asked for must
+// not be less than that. An open network has none, and takes no wishes.
 type InviteRequest struct {
-	Roles   []string `json:"roles,omitempty"` // node, operator, owner; default all
-	Seconds int64    `json:"ttl_seconds,omitempty"`
+	Roles   []string `json:"roles,omitempty"`       // node, operator, owner; none: node and owner, or those of the invite
+	Seconds int64    `json:"ttl_seconds,omitempty"` // 0: a day, or what is left of the invite
 }
 
 // Invite is a ticket.
 type Invite struct {
 	Ticket  string    `json:"ticket"`
-	Expires time.Time `json:"expires"`
+	Expires time.Time `json:"expires,omitzero"` // absent: never (an open network)
 }
 
 // SubmitRequest carries raw signed statements, at most MaxBody in all; they
