@@ -9,6 +9,7 @@ import (
 
 	"github.com/GehirnInc/crypt/sha512_crypt"
 
+	"github.com/formthefog/formation/store"
 	"github.com/formthefog/formation/store/formfile"
 )
 
@@ -169,5 +170,9 @@ func TestKeys(t *testing.T) {
 	}
 	if a, b := key("INSTALL make"), key("ENV A=1\nINSTALL make"); a != b {
 		t.Error("ENV changes the key of INSTALL, which does not see it")
+	}
+	layers := []store.Entry{{SHA256: []byte("x")}, {SHA256: []byte("y")}}
+	if mergeKey(base, layers, 2) == mergeKey(cidOf([]byte("other")), layers, 2) {
+		t.Error("the merge of layers does not depend on the base below them")
 	}
 }

@@ -45,7 +45,7 @@ func Build(ctx context.Context, opts Options) (_ *Result, err error) {
 		return nil, err
 	}
 	defer closeWith(w.close, &err)
-	b := &builder{Options: opts, ctxDir: bctx, ws: w, used: map[string]bool{}}
+	b := &builder{Options: opts, ctxDir: bctx, ws: w}
 	if err := b.openBase(ctx, base); err != nil {
 		return nil, err
 	}
@@ -59,7 +59,7 @@ func Build(ctx context.Context, opts Options) (_ *Result, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := w.evict(ctx, opts.CacheBytes, b.used); err != nil {
+	if err := w.evict(ctx, opts.CacheBytes); err != nil {
 		return nil, fmt.Errorf("trim the cache: %w", err)
 	}
 	res.Duration = time.Since(begin)
@@ -116,7 +116,6 @@ type builder struct {
 	plan     []planned
 	cached   int
 	warnings []string
-	used     map[string]bool // cache keys of this build
 }
 
 // baseInfo is what the builder knows of a base without mounting it.
@@ -229,26 +228,20 @@ func (b *builder) runSteps(ctx context.Context) error {
 			return err
 		}
 		key := s.key(b.Base, prev, b.users)
-		prev = key
-		b.used[key] = true
-		c, hit := b.ws.lookup(key, b.Store)
-		if hit = hit && !b.NoCache; hit {
-			var err error
-			if hit, err = b.intact(ctx, key, c); err != nil {
-				return fmt.Errorf("check the cache of step %d: %w", info.Index, err)
-			}
+		c, err := b.cachedStep(ctx, key)
+		if err != nil {
+			return fmt.Errorf("check the cache of step %d: %w", info.Index, err)
 		}
+		hit := c != nil
 		if hit {
 			b.cached++
-		} else {
-			var err error
-			if c, err = b.execute(ctx, s, info, key); err != nil {
-				return err
-			}
+		} else if c, err = b.execute(ctx, s, info, key); err != nil {
+			return err
 		}
+		prev = resultKey(key, c.Digest)
 		out := StepOutcome{Cached: hit, Duration: time.Since(begin)}
 		if c.Entry != nil {
-			b.push(key, *c.Entry)
+			b.push(c)
 			out.LayerSize = c.Entry.Size
 		}
 		b.Reporter.StepDone(info, out)
@@ -256,9 +249,25 @@ func (b *builder) runSteps(ctx context.Context) error {
 	return nil
 }
 
+// cachedStep gives a step that need not run, or nil.
+func (b *builder) cachedStep(ctx context.Context, key string) (*cachedStep, error) {
+	if b.NoCache {
+		return nil, nil
+	}
+	c, ok := b.ws.lookup(key, b.Store)
+	if !ok {
+		return nil, nil
+	}
+	whole, err := b.intact(ctx, c)
+	if err != nil || whole {
+		return c, err
+	}
+	return nil, b.ws.forget() // so that it can be replaced
+}
+
 // intact says whether a cached difference is still what was packed. Only a
 // reboot can have changed it.
-func (b *builder) intact(ctx context.Context, key string, c *cachedStep) (bool, error) {
+func (b *builder) intact(ctx context.Context, c *cachedStep) (bool, error) {
 	boot, err := bootID()
 	if err != nil || c.Boot == boot || c.Entry == nil {
 		return true, err
@@ -267,21 +276,20 @@ func (b *builder) intact(ctx context.Context, key string, c *cachedStep) (bool, 
 	if err != nil {
 		return false, err
 	}
-	upper := filepath.Join(b.ws.stepPath(key), "upper")
-	rep, err := b.ws.spawn.do(ctx, call{req: request{Mode: modePack, Stack: b.stackIn(dir), Pack: &packRequest{Uppers: []string{upper}, Started: c.Started}}})
+	rep, err := b.ws.spawn.do(ctx, call{req: request{Mode: modePack, Stack: b.stackIn(dir), Pack: &packRequest{Uppers: []string{c.upper()}, Started: c.Started}}})
 	if err != nil || rep.Digest != c.Digest {
 		if err == nil {
 			b.Logger.Warn("a cached step is damaged and runs again", "step", c.Text)
 		}
 		return false, err
 	}
-	return true, writeMeta(b.ws.stepPath(key), c)
+	return true, writeMeta(c.dir, c)
 }
 
 // push puts a step's difference on top of the stack.
-func (b *builder) push(key string, e store.Entry) {
-	b.stack.Lowers = slices.Insert(b.stack.Lowers, 0, filepath.Join(b.ws.stepPath(key), "upper"))
-	b.layers = slices.Insert(b.layers, 0, e)
+func (b *builder) push(c *cachedStep) {
+	b.stack.Lowers = slices.Insert(b.stack.Lowers, 0, c.upper())
+	b.layers = slices.Insert(b.layers, 0, *c.Entry)
 }
 
 func (b *builder) resolve(s *planned) (err error) {
@@ -346,8 +354,7 @@ func (b *builder) mergeTail(ctx context.Context) error {
 	if n < 2 {
 		return nil
 	}
-	key := mergeKey(b.layers, n)
-	b.used[key] = true
+	key := mergeKey(b.Base, b.layers, n)
 	c, ok := b.ws.lookup(key, b.Store)
 	if !ok {
 		dir, err := b.ws.stepDir()

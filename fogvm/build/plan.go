@@ -21,7 +21,7 @@ import (
 )
 
 // cacheVersion changes whenever the same step may give another layer.
-const cacheVersion = "formation/step/1"
+const cacheVersion = "formation/step/2"
 
 // A planned step is one that executes.
 type planned struct {
@@ -142,9 +142,14 @@ func (s *planned) copyKey(k *keyHash, users accounts) {
 	}
 }
 
-// mergeKey names the merge of the first n of layers.
-func mergeKey(layers []store.Entry, n int) string {
-	k := newKey("merge", strconv.Itoa(n))
+// resultKey names what a step gave, for the keys of the steps after it: the same
+// step may give something else when it runs again, and then so must they.
+func resultKey(key, digest string) string { return newKey("result", key, digest).sum() }
+
+// mergeKey names the merge of the first n of layers, all of them on base: what
+// is the same there, or hidden there, is no part of a layer.
+func mergeKey(base cid.Cid, layers []store.Entry, n int) string {
+	k := newKey("merge", base.String(), strconv.Itoa(n))
 	for _, e := range layers {
 		k.add(string(e.SHA256))
 	}

@@ -396,9 +396,13 @@ type recorder struct {
 	done    []StepOutcome
 	output  strings.Builder
 	seen    func(output string)
+	start   func(StepInfo)
 }
 
 func (r *recorder) StepStarted(s StepInfo) {
+	if r.start != nil {
+		r.start(s)
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.started = append(r.started, fmt.Sprintf("[%d/%d] %s", s.Index, s.Total, s.Text))

@@ -22,6 +22,7 @@ import (
 // it:
 //
 //	tmp/ID, tmp/ID.lock      one build; whoever can lock it may remove it
+//	steps/KEY                locked, shared, by each build that has it in its stack
 //	steps/KEY/meta.json      what a step gave
 //	steps/KEY/upper          its difference, as the steps after it see it
 //	base/DIGEST              a base, unpacked, where it cannot be mounted
@@ -35,6 +36,7 @@ type workspace struct {
 	kind  string // "" or "-user"
 	tmp   string
 	lock  *os.File
+	steps []*os.File // the locks of the steps that this build uses
 	spawn *spawner
 }
 
@@ -70,7 +72,11 @@ func openWorkspace(ctx context.Context, dir string, s *spawner) (_ *workspace, e
 func (w *workspace) close() error {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	return errors.Join(w.remove(ctx, w.tmp), os.Remove(w.lock.Name()), w.lock.Close())
+	errs := []error{w.remove(ctx, w.tmp), os.Remove(w.lock.Name()), w.lock.Close()}
+	for _, f := range w.steps {
+		errs = append(errs, f.Close())
+	}
+	return errors.Join(errs...)
 }
 
 var errLocked = errors.New("locked by another build")
@@ -81,13 +87,40 @@ func tryLock(name string) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		if errors.Is(err, unix.EWOULDBLOCK) {
-			err = errLocked
-		}
+	return f, flock(f, unix.LOCK_EX)
+}
+
+// lockStep locks the directory that is a step. ErrNotExist says that none has
+// this name, or not any more.
+func lockStep(dir string, how int) (*os.File, error) {
+	f, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	if err := flock(f, how); err != nil {
+		return nil, err
+	}
+	locked, err := f.Stat()
+	if err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
+	// Whoever removes a step renames it first, under its lock.
+	if now, err := os.Stat(dir); err != nil || !os.SameFile(locked, now) {
+		return nil, errors.Join(fs.ErrNotExist, err, f.Close())
+	}
 	return f, nil
+}
+
+// flock locks f without waiting; if it cannot, f is closed.
+func flock(f *os.File, how int) error {
+	err := unix.Flock(int(f.Fd()), how|unix.LOCK_NB)
+	if err == nil {
+		return nil
+	}
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		err = errLocked
+	}
+	return errors.Join(err, f.Close())
 }
 
 // sweep removes the temporary directories of builds that are no more. One
@@ -116,7 +149,11 @@ func (w *workspace) sweep(ctx context.Context) error {
 			return err
 		}
 		err = w.remove(ctx, strings.TrimSuffix(name, ".lock"))
-		if err := errors.Join(err, os.Remove(lock.Name()), lock.Close()); err != nil {
+		gone := os.Remove(lock.Name())
+		if errors.Is(gone, fs.ErrNotExist) {
+			gone = nil // that build ended by itself, meanwhile
+		}
+		if err := errors.Join(err, gone, lock.Close()); err != nil {
 			return err
 		}
 	}
@@ -162,7 +199,11 @@ type cachedStep struct {
 	Started int64        `json:"started"` // as it was packed
 	Boot    string       `json:"boot"`    // the boot that wrote or last checked it
 	Text    string       `json:"text"`    // for people who look
+
+	dir string // holds "upper"; stays until the build ends
 }
+
+func (c *cachedStep) upper() string { return filepath.Join(c.dir, "upper") }
 
 // bootID names this boot of the machine.
 func bootID() (string, error) {
@@ -174,14 +215,30 @@ func (w *workspace) stepPath(key string) string {
 	return filepath.Join(w.dir, "steps"+w.kind, key)
 }
 
-// lookup finds a cached step whose layer the store still has.
+// lookup finds a cached step whose layer the store still has, and keeps it from
+// being evicted until the build ends.
 func (w *workspace) lookup(key string, st Store) (*cachedStep, bool) {
-	meta := filepath.Join(w.stepPath(key), "meta.json")
+	dir := w.stepPath(key)
+	lock, err := lockStep(dir, unix.LOCK_SH)
+	if err != nil {
+		return nil, false
+	}
+	c, ok := readStep(dir, st)
+	if !ok {
+		_ = lock.Close() // nothing was written
+		return nil, false
+	}
+	w.steps = append(w.steps, lock)
+	return c, true
+}
+
+func readStep(dir string, st Store) (*cachedStep, bool) {
+	meta := filepath.Join(dir, "meta.json")
 	b, err := os.ReadFile(meta)
 	if err != nil {
 		return nil, false
 	}
-	var c cachedStep
+	c := cachedStep{dir: dir}
 	if err := json.Unmarshal(b, &c); err != nil {
 		return nil, false
 	}
@@ -189,7 +246,7 @@ func (w *workspace) lookup(key string, st Store) (*cachedStep, bool) {
 		if _, err := st.Path(*c.Entry); err != nil {
 			return nil, false
 		}
-		if _, err := os.Stat(filepath.Join(w.stepPath(key), "upper")); err != nil {
+		if _, err := os.Stat(c.upper()); err != nil {
 			return nil, false
 		}
 	}
@@ -198,33 +255,61 @@ func (w *workspace) lookup(key string, st Store) (*cachedStep, bool) {
 	return &c, true
 }
 
-// commit makes the step in dir (from stepDir) the one cached under key.
+// forget lets go of the step that lookup gave last.
+func (w *workspace) forget() error {
+	last := len(w.steps) - 1
+	lock := w.steps[last]
+	w.steps = w.steps[:last]
+	return lock.Close()
+}
+
+// commit makes the step in dir (from stepDir) the one cached under key. What
+// another build uses stays: then the result is this build's own, in dir.
 func (w *workspace) commit(ctx context.Context, dir, key string, c *cachedStep) error {
-	fsDir := filepath.Join(dir, "fs")
-	if err := w.remove(ctx, filepath.Join(fsDir, "work")); err != nil {
+	c.dir = filepath.Join(dir, "fs")
+	if err := w.remove(ctx, filepath.Join(c.dir, "work")); err != nil {
 		return err
 	}
 	if c.Entry == nil {
-		if err := w.remove(ctx, filepath.Join(fsDir, "upper")); err != nil {
+		if err := w.remove(ctx, c.upper()); err != nil {
 			return err
 		}
 	}
-	if err := writeMeta(fsDir, c); err != nil {
+	if err := writeMeta(c.dir, c); err != nil {
 		return err
 	}
+	lock, err := lockStep(c.dir, unix.LOCK_SH)
+	if err != nil {
+		return err
+	}
+	w.steps = append(w.steps, lock)
 	to := w.stepPath(key)
-	if err := w.remove(ctx, to); err != nil {
+	if err := w.withdraw(to, filepath.Join(dir, "old")); err != nil && !errors.Is(err, errLocked) {
 		return err
 	}
-	if err := os.Rename(fsDir, to); errors.Is(err, fs.ErrExist) || errors.Is(err, unix.ENOTEMPTY) {
-		return nil // another build was faster, with the same result
+	if err := os.Rename(c.dir, to); errors.Is(err, fs.ErrExist) {
+		return nil
 	} else if err != nil {
 		return err
 	}
+	c.dir = to
 	return nil
 }
 
-// writeMeta writes meta.json into dir, marked with this boot.
+// withdraw takes a step that nobody uses out of the cache, to a directory of
+// this build; errLocked says that somebody does.
+func (w *workspace) withdraw(step, to string) error {
+	lock, err := lockStep(step, unix.LOCK_EX)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	return errors.Join(os.Rename(step, to), lock.Close())
+}
+
+// writeMeta writes meta.json into dir, marked with this boot. Others may read
+// it at the same time.
 func writeMeta(dir string, c *cachedStep) (err error) {
 	if c.Boot, err = bootID(); err != nil {
 		return err
@@ -233,24 +318,30 @@ func writeMeta(dir string, c *cachedStep) (err error) {
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(filepath.Join(dir, "meta.json"), b, 0o600)
+	tmp := filepath.Join(dir, "meta."+rand.Text())
+	if err := os.WriteFile(tmp, b, 0o600); err != nil {
+		return err
+	}
+	return os.Rename(tmp, filepath.Join(dir, "meta.json"))
 }
 
-// evict removes the least recently used steps until the rest fits.
-func (w *workspace) evict(ctx context.Context, most int64, inUse map[string]bool) error {
+// evict removes the least recently used steps, but none in use, until the rest
+// fits.
+func (w *workspace) evict(ctx context.Context, most int64) error {
 	list, err := os.ReadDir(filepath.Join(w.dir, "steps"+w.kind))
 	if err != nil {
 		return err
 	}
 	type item struct {
-		key   string
+		dir   string
 		used  time.Time
 		bytes int64
 	}
 	var items []item
 	var total int64
 	for _, e := range list {
-		meta := filepath.Join(w.stepPath(e.Name()), "meta.json")
+		dir := w.stepPath(e.Name())
+		meta := filepath.Join(dir, "meta.json")
 		st, err := os.Stat(meta)
 		if err != nil {
 			continue
@@ -263,7 +354,7 @@ func (w *workspace) evict(ctx context.Context, most int64, inUse map[string]bool
 		if json.Unmarshal(b, &c) != nil {
 			c.Bytes = 0
 		}
-		items = append(items, item{e.Name(), st.ModTime(), c.Bytes})
+		items = append(items, item{dir, st.ModTime(), c.Bytes})
 		total += c.Bytes
 	}
 	slices.SortFunc(items, func(a, b item) int { return a.used.Compare(b.used) })
@@ -271,10 +362,13 @@ func (w *workspace) evict(ctx context.Context, most int64, inUse map[string]bool
 		if total <= most {
 			break
 		}
-		if inUse[it.key] {
+		to := filepath.Join(w.tmp, rand.Text())
+		if err := w.withdraw(it.dir, to); errors.Is(err, errLocked) {
 			continue
+		} else if err != nil {
+			return err
 		}
-		if err := w.remove(ctx, w.stepPath(it.key)); err != nil {
+		if err := w.remove(ctx, to); err != nil {
 			return err
 		}
 		total -= it.bytes
