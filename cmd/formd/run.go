@@ -183,9 +183,12 @@ func (d *formd) openStore() (err error) {
 }
 
 func (d *formd) openState() (err error) {
+	// A first start may have ended before it came here.
+	_, err = os.Stat(d.path("state"))
+	returning := err == nil && !d.id.First
 	d.state, err = crdt.Open(crdt.ReplicaConfig{
 		Dir: d.path("state"), Key: d.id.Key, Network: d.id.network(), Root: d.id.Root, RootKey: d.id.RootKey,
-		Engine: automerge.New(), Now: d.now, Logger: d.log.With("part", "crdt"),
+		Engine: automerge.New(), Returning: returning, Now: d.now, Logger: d.log.With("part", "crdt"),
 	})
 	if err != nil {
 		return err
@@ -392,6 +395,7 @@ func (d *formd) serve(ctx context.Context) error {
 	above, workCtx := errgroup.WithContext(ctx)
 	above.Go(func() error { return named("liveness", d.prober.Run(workCtx)) })
 	above.Go(func() error { return named("reconciler", d.rec.Run(workCtx)) })
+	above.Go(func() error { return d.admission.enforce(workCtx, d.state.Watch(workCtx), d.node) })
 	for _, s := range d.servers {
 		above.Go(func() error { return s.serve(workCtx) })
 	}
