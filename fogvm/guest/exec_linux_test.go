@@ -17,10 +17,23 @@ import (
 	"pgregory.net/rapid"
 )
 
-// endless never ends and is not a terminal.
-type endless struct{}
+// endless is input without an end; it says when more has been read of it than a
+// pipe and the relays before it hold.
+type endless struct {
+	read int
+	much chan struct{}
+}
 
-func (endless) Read(p []byte) (int, error) { return len(p), nil }
+func newEndless() *endless { return &endless{much: make(chan struct{})} }
+
+func (e *endless) Read(p []byte) (int, error) {
+	const enough = 128 << 10
+	if e.read <= enough && e.read+len(p) > enough {
+		close(e.much)
+	}
+	e.read += len(p)
+	return len(p), nil
+}
 
 // execOn runs a command as the agent does and returns the client's end, and a
 // channel that closes when nothing of the command is left.
@@ -72,13 +85,12 @@ func TestExecPassesInput(t *testing.T) {
 func TestExecThatDoesNotRead(t *testing.T) {
 	t.Run("a signal", func(t *testing.T) {
 		client, ended := execOn(t, "sleep", "9999")
-		signals := make(chan byte)
+		input, signals := newEndless(), make(chan byte)
 		go func() {
-			// Not before the window is full and the pipe too.
-			time.Sleep(300 * time.Millisecond)
+			<-input.much
 			signals <- byte(syscall.SIGINT)
 		}()
-		code, err := RunExec(t.Context(), client, ExecIO{Stdin: endless{}, Stdout: io.Discard, Stderr: io.Discard, Signals: signals})
+		code, err := RunExec(t.Context(), client, ExecIO{Stdin: input, Stdout: io.Discard, Stderr: io.Discard, Signals: signals})
 		if err != nil || code != 128+int(syscall.SIGINT) {
 			t.Errorf("code %d, %v", code, err)
 		}
@@ -86,9 +98,13 @@ func TestExecThatDoesNotRead(t *testing.T) {
 	})
 	t.Run("the client leaves", func(t *testing.T) {
 		client, ended := execOn(t, "sleep", "9999")
-		ctx, leave := context.WithTimeout(t.Context(), 300*time.Millisecond)
-		defer leave()
-		if _, err := RunExec(ctx, client, ExecIO{Stdin: endless{}, Stdout: io.Discard, Stderr: io.Discard}); !errors.Is(err, context.DeadlineExceeded) {
+		input := newEndless()
+		ctx, leave := context.WithCancel(t.Context())
+		go func() {
+			<-input.much
+			leave()
+		}()
+		if _, err := RunExec(ctx, client, ExecIO{Stdin: input, Stdout: io.Discard, Stderr: io.Discard}); !errors.Is(err, context.Canceled) {
 			t.Errorf("got %v", err)
 		}
 		within(t, "the command's end", ended)
