@@ -44,7 +44,9 @@ func sshdConfig(cfg Config, env environment) string {
 		password[u.Name] = u.SSHPasswordAuth && u.PasswordHash != "" && !u.LockPasswd
 	}
 	for name := range env.users {
-		password[name] = password[name] // a user of the image's own
+		if _, ours := password[name]; !ours {
+			password[name] = false // the image's
+		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(password)) {
 		set := ""
