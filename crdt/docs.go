@@ -1,13 +1,16 @@
 package crdt
 
 import (
+	"cmp"
 	"fmt"
+	"slices"
 
 	"github.com/formthefog/formation/crdt/stmt"
 )
 
 // maxDocs is how many documents of one owner are held, unlisted ones included:
-// a document may arrive before the owner statement that lists it.
+// a document may arrive before the owner statement that lists it. With
+// MaxDocBytes and one statement over it bounds what an owner makes others keep.
 const maxDocs = MaxInstances + 64
 
 // document is the current epoch of one instance's spec.
@@ -17,11 +20,12 @@ type document struct {
 	epoch   uint64
 	root    *change
 	changes map[stmt.ID]*change // the root included
-	order   []*change           // as accepted: every change after its dependencies
+	order   []*change           // the same by (depth, ID): every change after its dependencies
 	heads   map[stmt.ID]struct{}
-	seen    map[actorSeq]rec // every verified change of this root, accepted or not
-	bytes   int
-	proof   []rec // two statements by which the owner equivocated; frozen if not nil
+	seen    map[actorSeq]rec // what is in changes, and within MaxDocBytes what else was verified
+	bytes   int              // of changes
+	noted   int              // bytes of seen
+	proof   []rec            // two statements by which the owner equivocated; frozen if not nil
 }
 
 type change struct {
@@ -29,6 +33,7 @@ type change struct {
 	root  stmt.ID // its epoch's root; zero in a root
 	actor ActorID
 	deps  []stmt.ID
+	depth int                // 0 for the root, else one more than its deepest dependency
 	past  map[ActorID]uint64 // per actor the highest seq in its past, itself included
 }
 
@@ -86,7 +91,7 @@ func (s *State) applyRoot(id DocID, ch *change, c Change) (bool, error) {
 	d = &document{
 		id: id, owner: ch.author, epoch: ch.epoch, root: ch, order: []*change{ch},
 		changes: map[stmt.ID]*change{ch.id: ch}, heads: map[stmt.ID]struct{}{ch.id: {}},
-		seen: map[actorSeq]rec{{ch.actor, 1}: ch.rec}, bytes: len(ch.raw),
+		seen: map[actorSeq]rec{{ch.actor, 1}: ch.rec}, bytes: len(ch.raw), noted: len(ch.raw),
 	}
 	s.docs[id] = d
 	addTo(s.docsOf, d.owner, id)
@@ -116,8 +121,8 @@ func (s *State) applyChange(id DocID, st *stmt.Statement, ch *change, c Change) 
 	if other, ok := d.seen[as]; ok && other.id != ch.id {
 		return s.freeze(d, other, ch.rec)
 	}
-	if len(d.seen) < 2*maxChanges {
-		d.seen[as] = ch.rec
+	if d.noted-d.bytes+len(ch.raw) <= MaxDocBytes {
+		d.note(ch)
 	}
 	past := map[ActorID]uint64{}
 	for _, dep := range ch.deps {
@@ -128,34 +133,102 @@ func (s *State) applyChange(id DocID, st *stmt.Statement, ch *change, c Change) 
 		for a, n := range p.past {
 			past[a] = max(past[a], n)
 		}
+		ch.depth = max(ch.depth, p.depth+1)
 	}
 	if past[ch.actor] != ch.seq-1 {
 		return false, fmt.Errorf("%w: change %d of its actor follows %d", ErrInvalid, ch.seq, past[ch.actor])
 	}
-	if len(d.order) >= maxChanges {
-		return false, fmt.Errorf("%w: %d changes in one epoch of %s", ErrQuota, maxChanges, id)
-	}
-	if err := s.engine.Apply(id, c); err != nil {
-		return false, fmt.Errorf("apply change to %s: %w", id, err)
-	}
 	past[ch.actor] = ch.seq
 	ch.past = past
-	d.changes[ch.id] = ch
-	d.order = append(d.order, ch)
-	d.bytes += len(ch.raw)
-	for _, dep := range ch.deps {
-		delete(d.heads, dep)
+	if err := s.insert(d, ch, c); err != nil {
+		return false, err
 	}
-	d.heads[ch.id] = struct{}{}
 	s.dirtyInst[id] = struct{}{}
 	s.pending.wake(waitDoc(id))
 	return true, nil
 }
 
+// note remembers the change that an actor made under a number.
+func (d *document) note(ch *change) {
+	as := actorSeq{ch.actor, ch.seq}
+	if _, ok := d.seen[as]; !ok {
+		d.seen[as] = ch.rec
+		d.noted += len(ch.raw)
+	}
+}
+
+// insert accepts a change whose dependencies the document holds. In the order by
+// (depth, ID) a change counts as long as those before it have no more than
+// MaxDocBytes. So what counts depends on which changes there are and not on which
+// came first: a change that counts may end others behind it, each after all it
+// depends on, and nothing that was left out or taken out can count again.
+func (s *State) insert(d *document, ch *change, c Change) error {
+	at, _ := slices.BinarySearchFunc(d.order, ch, compareChanges)
+	order := slices.Insert(slices.Clone(d.order), at, ch)
+	sum, keep := 0, 0
+	for keep < len(order) && sum <= MaxDocBytes {
+		sum += len(order[keep].raw)
+		keep++
+	}
+	if at >= keep {
+		return fmt.Errorf("%w: more than %d bytes in one epoch of %s", ErrQuota, MaxDocBytes, d.id)
+	}
+	if keep == len(order) {
+		if err := s.engine.Apply(d.id, c); err != nil {
+			return fmt.Errorf("apply change to %s: %w", d.id, err)
+		}
+	} else if err := s.replay(d, order[:keep]); err != nil {
+		return err
+	}
+	for _, out := range order[keep:] {
+		delete(d.changes, out.id)
+		delete(s.ids, out.id)
+		delete(d.seen, actorSeq{out.actor, out.seq})
+		d.noted -= len(out.raw)
+	}
+	d.note(ch)
+	d.changes[ch.id], d.order, d.bytes = ch, order[:keep:keep], sum
+	d.heads = map[stmt.ID]struct{}{}
+	for _, c := range d.order { // dependencies come first
+		for _, dep := range c.deps {
+			delete(d.heads, dep)
+		}
+		d.heads[c.id] = struct{}{}
+	}
+	return nil
+}
+
+func compareChanges(a, b *change) int {
+	return cmp.Or(cmp.Compare(a.depth, b.depth), a.id.Compare(b.id))
+}
+
+// replay makes the engine hold just these changes, of which the first is the root.
+func (s *State) replay(d *document, order []*change) error {
+	for i, ch := range order {
+		st, err := stmt.Peek(ch.raw, s.network)
+		if err != nil {
+			return fmt.Errorf("replay %s: %w", d.id, err)
+		}
+		_, c, err := decodeSpec(st)
+		if err != nil {
+			return fmt.Errorf("replay %s: %w", d.id, err)
+		}
+		if i == 0 {
+			err = s.engine.Root(d.id, c)
+		} else {
+			err = s.engine.Apply(d.id, c)
+		}
+		if err != nil {
+			return fmt.Errorf("replay %s: %w", d.id, err)
+		}
+	}
+	return nil
+}
+
 // freeze puts the document back to its root and keeps both contents that its
 // owner signed for one change, as proof. Only a higher epoch ends it.
 func (s *State) freeze(d *document, a, b rec) (bool, error) {
-	if err := s.replayRoot(d); err != nil {
+	if err := s.replay(d, []*change{d.root}); err != nil {
 		return false, err
 	}
 	s.forgetIDs(d)
@@ -167,27 +240,12 @@ func (s *State) freeze(d *document, a, b rec) (bool, error) {
 	d.changes = map[stmt.ID]*change{d.root.id: d.root}
 	d.order = []*change{d.root}
 	d.heads = map[stmt.ID]struct{}{d.root.id: {}}
-	d.seen = nil
+	d.seen, d.bytes, d.noted = nil, len(d.root.raw), 0
 	for _, r := range d.held() {
 		s.ids[r.id] = struct{}{}
 	}
 	s.dirtyInst[d.id] = struct{}{}
 	return true, nil
-}
-
-func (s *State) replayRoot(d *document) error {
-	st, err := stmt.Peek(d.root.raw, s.network)
-	if err != nil {
-		return fmt.Errorf("replay root of %s: %w", d.id, err)
-	}
-	_, c, err := decodeSpec(st)
-	if err != nil {
-		return fmt.Errorf("replay root of %s: %w", d.id, err)
-	}
-	if err := s.engine.Root(d.id, c); err != nil {
-		return fmt.Errorf("replay root of %s: %w", d.id, err)
-	}
-	return nil
 }
 
 func (s *State) forgetIDs(d *document) {

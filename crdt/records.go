@@ -37,8 +37,9 @@ const (
 	// RerootChanges and RerootBytes are when an Author re-roots a document.
 	RerootChanges = 64
 	RerootBytes   = 16 << 10
-	// maxChanges is when a replica refuses further changes of one epoch.
-	maxChanges = 256
+	// MaxDocBytes is how many bytes of statements of one epoch count before a
+	// replica takes no further change of it.
+	MaxDocBytes = 4 * RerootBytes
 )
 
 // Errors of [State.Apply] and what calls it; test with errors.Is. Errors may

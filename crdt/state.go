@@ -120,6 +120,9 @@ func (s *State) Pending() int { return s.pending.count }
 // precheck finds cheap reasons to refuse a statement before its signature is
 // looked at. It only reads.
 func (s *State) precheck(st *stmt.Statement) error {
+	if len(st.Deps) > 0 && st.Kind != stmt.KindSpec || len(st.Via) > 0 && st.Kind != stmt.KindMember {
+		return fmt.Errorf("%w: %s statement with dependencies or a delegation", ErrInvalid, st.Kind)
+	}
 	r := recOf(st)
 	switch st.Kind {
 	case stmt.KindNode:
