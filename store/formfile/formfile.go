@@ -183,6 +183,7 @@ const (
 // a later entry wins, and shares memory with the other steps.
 type Step struct {
 	Pos     Pos      `json:"pos"`
+	Words   []Pos    `json:"-"` // of COPY's sources and destination, INSTALL's packages, WORKDIR's path
 	Op      Op       `json:"op"`
 	Text    string   `json:"text"` // the instruction on one line, for people and for cache keys
 	Workdir string   `json:"workdir"`
@@ -190,6 +191,21 @@ type Step struct {
 	Copy    *Copy    `json:"copy,omitempty"`
 	Install []string `json:"install,omitempty"` // package names, perhaps with =version, /release or :arch
 	Run     []string `json:"run,omitempty"`     // argv; the shell form is /bin/sh -c TEXT
+}
+
+// VolatileDirs are the directories of / that are file systems of their own, in a
+// step and in the instance: empty at each start, so no COPY can fill them.
+var VolatileDirs = []string{"proc", "sys", "dev", "run", "tmp"}
+
+// Volatile gives the one of VolatileDirs, with its slash, that the cleaned
+// absolute path p is or is below; "" if none.
+func Volatile(p string) string {
+	for _, d := range VolatileDirs {
+		if within(p, "/"+d) {
+			return "/" + d
+		}
+	}
+	return ""
 }
 
 // Copy brings files of the context into the image.
@@ -210,6 +226,7 @@ type Copy struct {
 	Dest      string   `json:"dest"`
 	DestIsDir bool     `json:"dest_is_dir,omitempty"`
 	Chown     string   `json:"chown,omitempty"`    // user[:group], names or numbers
+	ChownPos  Pos      `json:"-"`
 	Chmod     *uint32  `json:"chmod,omitempty"`    // 0–07777
 	Implicit  bool     `json:"implicit,omitempty"` // neither COPY nor NOCOPY was given: the whole context to WORKDIR
 }

@@ -1,6 +1,7 @@
 package formfile
 
 import (
+	"cmp"
 	"fmt"
 	"path"
 	"sort"
@@ -49,10 +50,11 @@ type parser struct {
 	errs ErrorList
 	seen map[string]Pos // first place of each canonical instruction
 
-	workdir  string // in effect
-	sysEnv   []EnvVar
-	envBytes int
-	steps    int // those that count against MaxSteps
+	workdir    string // in effect
+	workdirPos Pos
+	sysEnv     []EnvVar
+	envBytes   int
+	steps      int // those that count against MaxSteps
 }
 
 // A note lets a call of errorf go on with .hint(…).
@@ -279,6 +281,11 @@ func within(p, dir string) bool {
 // precedes that, which then stay cached when the context changes.
 func (p *parser) addImplicitCopy() {
 	f := p.file
+	if d := Volatile(f.Workdir); d != "" {
+		p.errorf(p.workdirPos, "there is no COPY, so the whole context goes to WORKDIR %s, and %s is empty whenever the instance starts", f.Workdir, d).
+			hint("choose another folder, such as /app, or write NOCOPY")
+		return
+	}
 	at := len(f.Steps)
 	for i, s := range f.Steps {
 		if s.Op == OpRun {
@@ -286,7 +293,7 @@ func (p *parser) addImplicitCopy() {
 			break
 		}
 	}
-	step := Step{Pos: Pos{1, 1}, Op: OpCopy, Workdir: DefaultWorkdir, Text: "COPY . " + f.Workdir,
+	step := Step{Pos: Pos{1, 1}, Words: []Pos{{1, 1}, cmp.Or(p.workdirPos, Pos{1, 1})}, Op: OpCopy, Workdir: DefaultWorkdir, Text: "COPY . " + f.Workdir,
 		Copy: &Copy{Sources: []string{"."}, Dest: path.Clean(f.Workdir), DestIsDir: true, Implicit: true}}
 	if at > 0 {
 		step.Workdir, step.Env = f.Steps[at-1].Workdir, f.Steps[at-1].Env

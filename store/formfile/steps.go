@@ -81,7 +81,8 @@ func (p *parser) parseCopy(in *instr) {
 	opts, ws, ok := p.options(in, ws, "chown", "chmod")
 	c := &Copy{}
 	if w, has := opts["chown"]; has {
-		if c.Chown = w.text; !ownerName.MatchString(w.text) {
+		c.Chown, c.ChownPos = w.text, in.pos(w.off)
+		if !ownerName.MatchString(w.text) {
 			p.errorf(in.pos(w.off), "--chown=%s is not user or user:group", show(w.text)).hint("--chown=bigdog:bigdog")
 			ok = false
 		}
@@ -122,7 +123,19 @@ func (p *parser) parseCopy(in *instr) {
 		c.Dest = path.Join("/", p.workdir, c.Dest)
 	}
 	c.Dest = path.Clean(c.Dest)
-	p.addStep(in, Step{Op: OpCopy, Copy: c})
+	if d := Volatile(c.Dest); d != "" {
+		p.errorf(in.pos(dest.off), "COPY to %s: %s is empty whenever the instance starts", show(c.Dest), d).hint("copy to another folder, such as /app")
+		return
+	}
+	p.addStep(in, Step{Op: OpCopy, Copy: c, Words: places(in, ws)})
+}
+
+func places(in *instr, ws []word) []Pos {
+	out := make([]Pos, len(ws))
+	for i, w := range ws {
+		out[i] = in.pos(w.off)
+	}
+	return out
 }
 
 // copySource checks one source: relative, inside the context, a valid glob.
@@ -158,6 +171,7 @@ func (p *parser) parseInstall(in *instr) {
 		return
 	}
 	var pkgs []string
+	var at []Pos
 	for _, w := range ws {
 		if !packageName.MatchString(w.text) || len(w.text) > 256 {
 			n := p.errorf(in.pos(w.off), "%s is not a package name", show(w.text))
@@ -170,11 +184,11 @@ func (p *parser) parseInstall(in *instr) {
 			continue
 		}
 		if !slices.Contains(pkgs, w.text) {
-			pkgs = append(pkgs, w.text)
+			pkgs, at = append(pkgs, w.text), append(at, in.pos(w.off))
 		}
 	}
 	if ok {
-		p.addStep(in, Step{Op: OpInstall, Install: pkgs})
+		p.addStep(in, Step{Op: OpInstall, Install: pkgs, Words: at})
 	}
 }
 
@@ -205,8 +219,8 @@ func (p *parser) parseWorkdir(in *instr) {
 		p.errorf(pos, "WORKDIR is longer than %d bytes", MaxValueBytes)
 		return
 	}
-	p.workdir = path.Clean(w.text)
-	p.addStep(in, Step{Op: OpWorkdir})
+	p.workdir, p.workdirPos = path.Clean(w.text), pos
+	p.addStep(in, Step{Op: OpWorkdir, Words: []Pos{pos}})
 }
 
 func (p *parser) parseEnv(in *instr) {
