@@ -171,6 +171,16 @@ func TestKeys(t *testing.T) {
 	if a, b := key("INSTALL make"), key("ENV A=1\nINSTALL make"); a != b {
 		t.Error("ENV changes the key of INSTALL, which does not see it")
 	}
+	copies, err := formfile.Parse("Formfile", []byte("NAME a\nCOPY . /\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := planSteps(copies)[0]
+	s.set = &copySet{}
+	bob := func(uid, gid int) accounts { return accounts{Users: map[string]account{"bob": {uid, gid}}} }
+	if ref := s.key(base, "prev", bob(1, 1)); ref == s.key(base, "prev", bob(2, 1)) || ref == s.key(base, "prev", bob(1, 2)) {
+		t.Error("who owns the homes that COPY may make does not change its key")
+	}
 	layers := []store.Entry{{SHA256: []byte("x")}, {SHA256: []byte("y")}}
 	if mergeKey(base, layers, 2) == mergeKey(cidOf([]byte("other")), layers, 2) {
 		t.Error("the merge of layers does not depend on the base below them")

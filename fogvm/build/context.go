@@ -61,6 +61,7 @@ type copyEntry struct {
 	Size int64
 	Sum  [32]byte // of a regular file
 	Link string   // of a symlink
+	word int      // of the COPY: the index of the source that brought it
 }
 
 // A copySet is all of one COPY, in a fixed order, parents first.
@@ -78,38 +79,66 @@ func (c *buildContext) swept(p string, isDir bool) bool {
 	return p != c.formfile && p != ignoreFile && path.Base(p) != ".git" && !c.ignore.match(p, isDir)
 }
 
+// A wordError is what is wrong with one word of a COPY: a source, or after them
+// the destination.
+type wordError struct {
+	word int
+	error
+}
+
 // resolve finds what the sources of a COPY are, and hashes it.
-func (c *buildContext) resolve(cp *formfile.Copy) (*copySet, error) {
-	set := &copySet{}
+func (c *buildContext) resolve(cp *formfile.Copy) (set *copySet, bad []wordError) {
+	set = &copySet{}
 	files := 0
-	for _, src := range cp.Sources {
+	for i, src := range cp.Sources {
+		before := len(set.entries)
 		names, err := c.expand(src)
-		if err != nil {
-			return nil, err
-		}
 		for _, name := range names {
-			isFile, err := c.add(set, name)
-			if err != nil {
-				return nil, err
-			}
-			if isFile {
+			isFile, aerr := c.add(set, name)
+			if err = errors.Join(err, aerr); isFile {
 				files++
 			}
 		}
+		if err != nil {
+			bad = append(bad, wordError{i, err})
+		}
+		for j := before; j < len(set.entries); j++ {
+			set.entries[j].word = i
+		}
 	}
 	set.single = files == 1 && len(set.entries) == 1
-	return set, set.settle()
+	if err := set.settle(); err != nil {
+		bad = append(bad, *err)
+	}
+	if err := set.checkRoot(cp.Dest); err != nil {
+		bad = append(bad, wordError{len(cp.Sources), err})
+	}
+	return set, bad
+}
+
+// checkRoot refuses what a COPY to / would lose.
+func (s *copySet) checkRoot(dest string) error {
+	if dest != "/" {
+		return nil // formfile.Parse has refused the rest
+	}
+	for _, e := range s.entries {
+		to := "/" + e.To
+		if d := formfile.Volatile(to); d != "" && d != to {
+			return fmt.Errorf("COPY of %s to %s: %s is empty whenever the instance starts; list it in %s, or choose another destination", e.From, to, d, ignoreFile)
+		}
+	}
+	return nil
 }
 
 // settle sorts the entries, drops what a later source replaces, and refuses
 // what cannot be: a file where another source has a directory.
-func (s *copySet) settle() error {
+func (s *copySet) settle() *wordError {
 	slices.SortStableFunc(s.entries, func(a, b copyEntry) int { return strings.Compare(a.To, b.To) })
 	out := s.entries[:0]
 	for _, e := range s.entries {
 		if n := len(out); n > 0 && out[n-1].To == e.To {
 			if out[n-1].Type.IsDir() != e.Type.IsDir() {
-				return fmt.Errorf("%s and %s become the same path, and only one is a directory", out[n-1].From, e.From)
+				return &wordError{e.word, fmt.Errorf("%s and %s become the same path, and only one is a directory", out[n-1].From, e.From)}
 			}
 			out[n-1] = e
 			continue

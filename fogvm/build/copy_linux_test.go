@@ -2,6 +2,7 @@ package build
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -56,7 +57,12 @@ func TestCopy(t *testing.T) {
 		{"chown by name of the image", "COPY --chown=www-data:staff a.txt /x", "-0644 33:50 x\n"},
 		{"chown by number", "COPY --chown=7 a.txt /x", "-0644 7:7 x\n"},
 		{"chown by USER", "USER username:bob\nUSER username:eve\nCOPY --chown=eve a.txt /x", "-0644 1002:1002 x\n"},
-		{"a home that COPY makes", "USER username:bob\nCOPY a.txt /home/bob/in/", "d0755 home\nd0755 1001:1001 home/bob\nd0755 home/bob/in\n-0644 home/bob/in/a.txt\n"},
+		{"a home that COPY makes", "USER username:bob\nCOPY a.txt /home/bob/in/", "d0755 home\nd0755 1001:1001 home/bob\nd0755 1001:1001 home/bob/in\n-0644 1001:1001 home/bob/in/a.txt\n"},
+		{"a home that WORKDIR makes", "NOCOPY\nUSER username:bob\nWORKDIR /home/bob/in", "d0755 home\nd0755 1001:1001 home/bob\nd0755 1001:1001 home/bob/in\n"},
+		{"a home that RUN works in", "NOCOPY\nUSER username:bob\nWORKDIR /home/bob\nRUN echo", "d0755 home\nd0755 1001:1001 home/bob\n"},
+		{"a home, for somebody else", "USER username:bob\nCOPY --chown=33 link /home/bob/", "d0755 home\nd0755 33:33 home/bob\n-0644 33:33 home/bob/link\n"},
+		{"chown by a name that a step made", "USER username:bob\nRUN echo bob:x:77:50::/:/bin/sh >> /etc/passwd\nCOPY --chown=bob a.txt /x", "d0755 etc\n-0755 etc/passwd\n-0644 77:50 x\n"},
+		{"chown by a USER with a group of the image", "USER username:staff\nCOPY --chown=staff a.txt /x", "-0644 1001:50 x\n"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			if got, _ := copied(t, cache, tree, c.lines); got != c.want {
@@ -90,7 +96,7 @@ func TestCopyRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	tree := map[string]string{
-		"a": "a", "dir/f": "f", ".formignore": "secret\n", "secret": "s",
+		"a": "a", "dir/f": "f", ".formignore": "secret\n", "secret": "s", "tmp/f": "f",
 		"abs@": outside, "up@": "../../../../../../../../etc/hostname", "updir@": "..", "dangling@": "nowhere", "loop@": "loop",
 	}
 	cache := cacheDir(t)
@@ -110,6 +116,14 @@ func TestCopyRefused(t *testing.T) {
 		{"COPY --chown=nobody-here a /x", "has the name nobody-here"},
 		{"COPY --chown=root:nogroup-here a /x", "has the group nogroup-here"},
 		{"COPY a /opt/old/sub/file/x", "the image has a file there"},
+		{"RUN ln -s nowhere /gone\nCOPY a /gone/", "Formfile:3:8: /gone cannot be a directory: the image has a symlink there that leads nowhere"},
+		{"RUN ln -s loop /loop\nCOPY a /loop/x", "Formfile:3:8: /loop cannot be a directory: the image has a symlink to itself there"},
+		{"RUN ln -s /run /var/run\nCOPY a /var/run/x", "Formfile:3:8: COPY to /var/run/x leads to a folder that is empty"},
+		{"RUN ln -s /proc/self/fd /fds\nCOPY a /fds/", "Formfile:3:8: /fds cannot be a directory"},
+		{"COPY a /x\nCOPY . /", "Formfile:3:8: COPY of tmp/f to /tmp/f: /tmp is empty whenever the instance starts"},
+		{"COPY --chmod=644 --chown=nobody-here a /x", "Formfile:2:26: --chown=nobody-here"},
+		{"NOCOPY\nWORKDIR /etc/removeme/x", "Formfile:3:9: WORKDIR /etc/removeme/x: /etc/removeme cannot be a directory: the image has a file there"},
+		{"NOCOPY\nWORKDIR /etc/removeme\nRUN true", "Formfile:3:9: WORKDIR /etc/removeme: "},
 	} {
 		t.Run(c.line, func(t *testing.T) {
 			files := map[string]string{"Formfile": "NAME a\n" + c.line + "\n"}
@@ -129,6 +143,52 @@ func TestCopyRefused(t *testing.T) {
 			}
 			checkClean(t, before, p.opts.CacheDir, p.store.file(p.store.base.Rootfs), "")
 		})
+	}
+}
+
+// TestCopyErrors: all of them, each at its word, before a step runs.
+func TestCopyErrors(t *testing.T) {
+	p := newProject(t, map[string]string{"f": "f", "Formfile": "NAME a\nRUN echo first\nCOPY missing f \\\n  nothing* /x/\nCOPY --chmod=644 gone /y\n"})
+	_, err := p.build()
+	var ce *ContextError
+	if !errors.As(err, &ce) {
+		t.Fatalf("got %v", err)
+	}
+	want := "Formfile:3:6: COPY missing: no such file in the context\n" +
+		"Formfile:4:3: COPY nothing*: nothing in the context matches\n" +
+		"Formfile:5:18: COPY gone: no such file in the context"
+	if err.Error() != want {
+		t.Errorf("got:\n%v\nwant:\n%s", err, want)
+	}
+	if len(p.out.started) != 0 {
+		t.Errorf("started %q", p.out.started)
+	}
+}
+
+// TestCopyStaysInside: a directory that the builder's caller left open is no way
+// out of the image.
+func TestCopyStaysInside(t *testing.T) {
+	host := t.TempDir()
+	fd, err := unix.Open(host, unix.O_RDONLY|unix.O_DIRECTORY, 0) // inherited by children
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	p := newProject(t, map[string]string{"evil": "x", "Formfile": "NAME a\nNOCOPY\n"})
+	p.mustBuild()
+	flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0)
+	if err != nil || flags&unix.FD_CLOEXEC == 0 {
+		t.Errorf("helpers inherit descriptor %d: flags %d, %v", fd, flags, err)
+	}
+	if _, err := unix.FcntlInt(uintptr(fd), unix.F_SETFD, 0); err != nil {
+		t.Fatal(err)
+	}
+	p.write(map[string]string{"Formfile": fmt.Sprintf("NAME a\nRUN ln -s /proc/self/fd/%d /out\nCOPY evil /out/\n", fd)})
+	if _, err := p.build(); err == nil || !strings.HasPrefix(err.Error(), "Formfile:3:11: ") {
+		t.Errorf("got %v", err)
+	}
+	if list, err := os.ReadDir(host); err != nil || len(list) > 0 {
+		t.Errorf("written to the host: %v, %v", list, err)
 	}
 }
 
@@ -156,9 +216,9 @@ func TestCopyChangedDuringBuild(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer c.close()
-	set, err := c.resolve(p.opts.File.Steps[1].Copy)
-	if err != nil {
-		t.Fatal(err)
+	set, bad := c.resolve(p.opts.File.Steps[1].Copy)
+	if len(bad) > 0 {
+		t.Fatal(bad)
 	}
 	for _, text := range []string{"behind", "longer than before", ""} {
 		p.write(map[string]string{"f": text})

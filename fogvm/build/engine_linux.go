@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"log/slog"
 	"os"
@@ -45,8 +44,11 @@ func Build(ctx context.Context, opts Options) (_ *Result, err error) {
 		return nil, err
 	}
 	defer closeWith(w.close, &err)
-	b := &builder{Options: opts, ctxDir: bctx, ws: w}
+	b := &builder{Options: opts, ctxDir: bctx, ws: w, plan: planSteps(opts.File), counted: map[string]account{}}
 	if err := b.openBase(ctx, base); err != nil {
+		return nil, err
+	}
+	if err := b.resolve(); err != nil {
 		return nil, err
 	}
 	if err := b.runSteps(ctx); err != nil {
@@ -111,7 +113,10 @@ type builder struct {
 	layers []store.Entry // of stack.Lowers, topmost first
 	digest string        // of the base's root file system, in hex
 	base   baseInfo
-	users  accounts // those the guest will make
+	users  accounts // those the guest will make, as the base leaves room for them
+
+	// counted are the numbers that steps so far used for users of the Formfile.
+	counted map[string]account
 
 	plan     []planned
 	cached   int
@@ -215,19 +220,39 @@ func writeFileAtomic(name string, text []byte) error {
 	return os.Rename(f.Name(), name)
 }
 
+// resolve finds what every COPY brings, before the first step takes its time,
+// and gives all errors at once, each at its word.
+func (b *builder) resolve() error {
+	var errs []error
+	for i := range b.plan {
+		s := &b.plan[i]
+		if s.step.Op != formfile.OpCopy {
+			continue
+		}
+		set, bad := b.ctxDir.resolve(s.step.Copy)
+		s.set = set
+		for _, e := range bad {
+			errs = append(errs, &ContextError{b.File.Source, s.step.Words[e.word], e.Error()})
+		}
+	}
+	if len(errs) == 1 {
+		return errs[0]
+	}
+	return errors.Join(errs...)
+}
+
 // runSteps executes or re-uses each step in turn.
 func (b *builder) runSteps(ctx context.Context) error {
-	b.plan = planSteps(b.File)
 	prev := b.digest
 	for i := range b.plan {
 		s := &b.plan[i]
 		info := StepInfo{Index: i + 1, Total: len(b.plan), Text: firstLine(s.step.Text)}
 		b.Reporter.StepStarted(info)
 		begin := time.Now()
-		if err := b.resolve(s); err != nil {
+		if err := b.number(s); err != nil {
 			return err
 		}
-		key := s.key(b.Base, prev, b.users)
+		key := s.key(b.Base, prev, s.users)
 		c, err := b.cachedStep(ctx, key)
 		if err != nil {
 			return fmt.Errorf("check the cache of step %d: %w", info.Index, err)
@@ -292,44 +317,6 @@ func (b *builder) push(c *cachedStep) {
 	b.layers = slices.Insert(b.layers, 0, *c.Entry)
 }
 
-func (b *builder) resolve(s *planned) (err error) {
-	if s.step.Op != formfile.OpCopy {
-		return nil
-	}
-	if s.set, err = b.ctxDir.resolve(s.step.Copy); err != nil {
-		return &ContextError{b.File.Source, s.step.Pos, err.Error()}
-	}
-	return nil
-}
-
-// execute runs one step and caches what it gave.
-func (b *builder) execute(ctx context.Context, s *planned, info StepInfo, key string) (*cachedStep, error) {
-	dir, err := b.ws.stepDir()
-	if err != nil {
-		return nil, err
-	}
-	started := time.Now().Unix()
-	if s.step.Op == formfile.OpCopy {
-		err = b.copyFiles(ctx, s, dir)
-	} else {
-		err = b.runCommand(ctx, s, info, dir)
-	}
-	if err != nil {
-		return nil, err
-	}
-	upper := filepath.Join(dir, "fs", "upper")
-	pack := &packRequest{Uppers: []string{upper}, Clean: s.step.Op != formfile.OpCopy, Install: s.step.Op == formfile.OpInstall, Started: started}
-	c, err := b.layer(ctx, dir, b.stackIn(dir), pack)
-	if err != nil {
-		return nil, fmt.Errorf("step %d of %d: %w", info.Index, info.Total, err)
-	}
-	c.Text = s.step.Text
-	if err := b.ws.commit(ctx, dir, key, c); err != nil {
-		return nil, fmt.Errorf("cache step %d: %w", info.Index, err)
-	}
-	return c, nil
-}
-
 // layer packs differences and gives the image to the store.
 func (b *builder) layer(ctx context.Context, dir string, st stack, p *packRequest) (*cachedStep, error) {
 	p.Image = filepath.Join(dir, "layer.squashfs")
@@ -376,100 +363,6 @@ func (b *builder) mergeTail(ctx context.Context) error {
 	b.layers = b.layers[n:]
 	if c.Entry != nil {
 		b.layers = slices.Insert(b.layers, 0, *c.Entry)
-	}
-	return nil
-}
-
-// copyFiles streams a COPY into the image.
-func (b *builder) copyFiles(ctx context.Context, s *planned, dir string) (err error) {
-	r, wr, err := os.Pipe()
-	if err != nil {
-		return err
-	}
-	defer r.Close()
-	sent := make(chan error, 1)
-	go func() { sent <- errors.Join(b.ctxDir.stream(wr, s.set), wr.Close()) }()
-	cp := s.step.Copy
-	_, err = b.ws.spawn.do(ctx, call{stdin: r, req: request{
-		Mode: modeCopy, Stack: b.stackIn(dir), Work: filepath.Join(dir, "fs"),
-		Copy: &copyRequest{Dest: cp.Dest, DestIsDir: cp.DestIsDir, Single: s.set.single, Chown: cp.Chown, Chmod: cp.Chmod, Users: b.users},
-	}})
-	r.Close() // a helper that failed reads no more: end the sender
-	sendErr := <-sent
-	switch {
-	case errors.Is(err, errContext):
-		return &ContextError{b.File.Source, s.step.Pos, err.Error()}
-	case err != nil:
-		return fmt.Errorf("COPY: %w", err)
-	case sendErr != nil:
-		return &ContextError{b.File.Source, s.step.Pos, sendErr.Error()}
-	}
-	return nil
-}
-
-// runCommand executes INSTALL, RUN or the final WORKDIR.
-func (b *builder) runCommand(ctx context.Context, s *planned, info StepInfo, dir string) (err error) {
-	run := s.request()
-	network := s.step.Op == formfile.OpInstall || s.step.Op == formfile.OpRun
-	if network {
-		if err := b.lendHost(run); err != nil {
-			return err
-		}
-	}
-	if run.Install {
-		lists, debs, release, err := b.ws.aptDirs(b.digest)
-		if err != nil {
-			return fmt.Errorf("package cache: %w", err)
-		}
-		defer closeWith(release, &err)
-		run.AptLists, run.AptDebs = lists, debs
-	}
-	last := &tail{}
-	out := io.MultiWriter(last, reporterWriter{b.Reporter})
-	rep, err := b.ws.spawn.do(ctx, call{network: network, stdout: out, stderr: out, req: request{
-		Mode: modeRun, Stack: b.stackIn(dir), Work: filepath.Join(dir, "fs"), Run: run,
-	}})
-	switch {
-	case errors.Is(err, errContext):
-		return &ContextError{b.File.Source, s.step.Pos, err.Error()}
-	case err != nil:
-		return fmt.Errorf("step %d of %d: %w", info.Index, info.Total, err)
-	case rep.ExitCode != 0:
-		return &StepError{Index: info.Index, Total: info.Total, Step: s.step, File: b.File.Source, ExitCode: rep.ExitCode, Tail: last.String()}
-	}
-	return nil
-}
-
-type reporterWriter struct{ r Reporter }
-
-func (w reporterWriter) Write(p []byte) (int, error) {
-	w.r.Output(p)
-	return len(p), nil
-}
-
-// lendHost adds what a step on the host's network needs: name servers, proxies
-// and, for a base without them, CA certificates.
-func (b *builder) lendHost(run *runRequest) error {
-	text, err := os.ReadFile("/etc/resolv.conf")
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("read the host's name servers: %w", err)
-	}
-	run.Resolv = text
-	for _, k := range proxyVars {
-		if v := os.Getenv(k); v != "" {
-			run.Env = append(run.Env, k+"="+v)
-		}
-	}
-	if b.base.HasCA {
-		return nil
-	}
-	if run.CACerts, err = os.ReadFile(caBundle); errors.Is(err, fs.ErrNotExist) {
-		return nil
-	} else if err != nil {
-		return fmt.Errorf("read the host's CA certificates: %w", err)
-	}
-	for _, k := range caVars {
-		run.Env = append(run.Env, k+"="+lentCA)
 	}
 	return nil
 }

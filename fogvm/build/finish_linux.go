@@ -3,7 +3,6 @@ package build
 import (
 	"context"
 	"fmt"
-	"os"
 
 	"github.com/formthefog/formation/store"
 	"github.com/formthefog/formation/store/formfile"
@@ -11,7 +10,7 @@ import (
 
 // finish writes the pack's root.
 func (b *builder) finish(ctx context.Context) (*Result, error) {
-	if err := b.checkUIDs(); err != nil {
+	if err := b.settleUsers(); err != nil {
 		return nil, err
 	}
 	run, err := b.runConfig()
@@ -76,35 +75,4 @@ func (b *builder) user(u formfile.User) (store.User, error) {
 		Name: u.Username, UID: b.users.Users[u.Username].UID, PasswordHash: hash, SSHAuthorizedKeys: u.SSHKeys, Groups: u.Groups, Shell: u.Shell,
 		Sudo: u.Sudo, LockPassword: u.LockPassword, SSHPasswordAuth: u.SSHPwauth, DisableRoot: u.DisableRoot, ExpirePassword: u.ExpirePasswd,
 	}, nil
-}
-
-// checkUIDs finds accounts that INSTALL or RUN made and whose number the guest
-// would give to a USER.
-func (b *builder) checkUIDs() error {
-	for _, upper := range b.stack.Lowers {
-		root, err := os.OpenRoot(upper)
-		if err != nil {
-			return err
-		}
-		_, err = root.Lstat("etc/passwd")
-		if err != nil {
-			_ = root.Close()
-			continue
-		}
-		img, err := accountsIn(root)
-		_ = root.Close()
-		if err != nil {
-			return err
-		}
-		for _, u := range b.File.Users {
-			uid := b.users.Users[u.Username].UID
-			for name, a := range img.Users {
-				if a.UID == uid && name != u.Username {
-					return &ContextError{b.File.Source, u.Pos, fmt.Sprintf("user %s needs the number %d, which a step gave to %s: give that one another, with useradd --uid", u.Username, uid, name)}
-				}
-			}
-		}
-		return nil
-	}
-	return nil
 }

@@ -178,11 +178,43 @@ func TestEvict(t *testing.T) {
 // TestUIDConflict: an account that a step makes must not get the number that
 // the guest will give to a USER.
 func TestUIDConflict(t *testing.T) {
-	p := newProject(t, map[string]string{"Formfile": "NAME a\nNOCOPY\nUSER username:bob\nRUN echo eve:x:1001:1001::/:/bin/sh >> /etc/passwd\n"})
-	_, err := p.build()
-	var ce *ContextError
-	if !errors.As(err, &ce) || !strings.HasPrefix(err.Error(), "Formfile:3:1: user bob needs the number 1001") {
-		t.Fatalf("got %v", err)
+	cache := cacheDir(t)
+	for _, c := range []struct{ run, want string }{
+		{"RUN echo eve:x:1001:1001::/:/bin/sh >> /etc/passwd", "Formfile:3:1: user bob needs the number 1001"},
+		{"RUN echo wheel:x:1001: >> /etc/group", "Formfile:3:1: user bob needs the number 1001 for a group"},
+		{"WORKDIR /home/bob\nRUN echo bob:x:7:7::/:/bin/sh >> /etc/passwd", "Formfile:3:1: user bob got the numbers 7:7 from a step, after files were made for 1001:1001"},
+	} {
+		p := newProject(t, map[string]string{"Formfile": "NAME a\nNOCOPY\nUSER username:bob\n" + c.run + "\n"})
+		p.opts.CacheDir = cache
+		for range 2 { // the second from the cache
+			_, err := p.build()
+			var ce *ContextError
+			if !errors.As(err, &ce) || !strings.HasPrefix(err.Error(), c.want) {
+				t.Errorf("%s: got %v", c.run, err)
+			}
+		}
+	}
+}
+
+// TestUsersOfImage: the pack says which numbers the guest gives, also when a
+// step made the user, or took the account files away.
+func TestUsersOfImage(t *testing.T) {
+	cache := cacheDir(t)
+	for _, c := range []struct {
+		run string
+		uid int
+	}{
+		{"RUN echo bob:x:7:7::/:/bin/sh >> /etc/passwd", 7},
+		{"RUN echo x > /etc/other", 1001},
+		{"COPY etc /etc\nRUN mv /etc /etc3", 1001},
+		{"RUN rm /etc/passwd", 1001},
+		{"COPY etc /etc\nRUN cp /etc/passwd /p && rm -r /etc && mkdir /etc && echo bob:x:8:8::/:/bin/sh >> /p && mv /p /etc/passwd", 8},
+	} {
+		p := newProject(t, map[string]string{"etc/resolv.conf@": "../run/resolv.conf", "Formfile": "NAME a\nUSER username:bob\n" + c.run + "\n"})
+		p.opts.CacheDir = cache
+		if u := p.mustBuild().Root.Run.Users[0]; u.UID != c.uid {
+			t.Errorf("%s: bob has %d, want %d", c.run, u.UID, c.uid)
+		}
 	}
 }
 

@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/formthefog/formation/store/formfile"
 )
 
 // errMachine marks what this machine cannot do, as opposed to what a Formfile
@@ -175,10 +177,8 @@ func tryLoop(n int, f *os.File, at string) error {
 // The host's directories lend are bound below lendDir.
 func (m *mounted) enterRoot(lend map[string]string) error {
 	root := m.path("root")
-	for _, d := range volatileDirs {
-		if err := mkdirInRoot(root, d); err != nil {
-			return err
-		}
+	if err := mkVolatile(root); err != nil {
+		return err
 	}
 	if err := m.mountDev(filepath.Join(root, "dev")); err != nil {
 		return err
@@ -209,6 +209,35 @@ func (m *mounted) enterRoot(lend map[string]string) error {
 			return err
 		}
 	}
+	return pivot(root)
+}
+
+// enterForCopy makes "root" the root directory for a process that only writes
+// files. There is no /proc, whose links lead out, and what cannot hold files of
+// an image refuses them, through symlinks of the image, too.
+func (m *mounted) enterForCopy() error {
+	root := m.path("root")
+	if err := mkVolatile(root); err != nil {
+		return err
+	}
+	for _, d := range formfile.VolatileDirs {
+		if err := unix.Mount("tmpfs", filepath.Join(root, d), "tmpfs", unix.MS_RDONLY|unix.MS_NOSUID|unix.MS_NODEV, "size=4k"); err != nil {
+			return fmt.Errorf("%w: mount /%s: %w", errMachine, d, err)
+		}
+	}
+	return pivot(root)
+}
+
+func mkVolatile(root string) error {
+	for _, d := range formfile.VolatileDirs {
+		if err := mkdirInRoot(root, d); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func pivot(root string) error {
 	if err := os.Chdir(root); err != nil {
 		return err
 	}

@@ -17,6 +17,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/formthefog/formation/store/formfile"
 )
 
 // A packer turns what steps changed into a layer, the same bytes every time:
@@ -99,7 +101,7 @@ func (p *packer) dir(rel string, tops []string, low string) error {
 	}
 	sorted := make([]string, 0, len(names))
 	for n := range names {
-		if rel != "" || !slices.Contains(volatileDirs, n) {
+		if rel != "" || !slices.Contains(formfile.VolatileDirs, n) {
 			sorted = append(sorted, n)
 		}
 	}

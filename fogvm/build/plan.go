@@ -10,7 +10,7 @@ import (
 	"hash"
 	"io"
 	"io/fs"
-	"path"
+	"maps"
 	"slices"
 	"strconv"
 
@@ -28,6 +28,9 @@ type planned struct {
 	step formfile.Step
 	set  *copySet // of a COPY, once resolved
 	dirs []string // of the final WORKDIR step
+
+	users    accounts                // of the Formfile, as the step sees them
+	workdirs map[string]formfile.Pos // of the Formfile
 }
 
 // planSteps leaves out what needs no execution. ENV is state of the steps after
@@ -36,11 +39,13 @@ type planned struct {
 func planSteps(f *formfile.File) []planned {
 	var out []planned
 	var dirs []string
+	workdirs := map[string]formfile.Pos{}
 	for _, s := range f.Steps {
 		switch s.Op {
 		case formfile.OpCopy, formfile.OpInstall, formfile.OpRun:
-			out = append(out, planned{step: s})
+			out = append(out, planned{step: s, workdirs: workdirs})
 		case formfile.OpWorkdir:
+			workdirs[s.Workdir] = s.Words[0]
 			if s.Workdir != "/" && !slices.Contains(dirs, s.Workdir) {
 				dirs = append(dirs, s.Workdir)
 			}
@@ -53,7 +58,7 @@ func planSteps(f *formfile.File) []planned {
 				last.Pos = s.Pos
 			}
 		}
-		out = append(out, planned{step: last, dirs: dirs})
+		out = append(out, planned{step: last, dirs: dirs, workdirs: workdirs})
 	}
 	return out
 }
@@ -79,7 +84,7 @@ var stepEnv = []string{
 
 // request is what the sandbox runs for INSTALL, RUN or the final WORKDIR.
 func (s *planned) request() *runRequest {
-	r := &runRequest{Dir: "/", Env: slices.Clone(stepEnv), Mkdirs: s.dirs}
+	r := &runRequest{Dir: "/", Env: slices.Clone(stepEnv), Mkdirs: s.dirs, Users: s.users}
 	switch s.step.Op {
 	case formfile.OpInstall:
 		r.Install = true
@@ -108,6 +113,9 @@ func (s *planned) key(base cid.Cid, prev string, users accounts) string {
 		s.copyKey(k, users)
 	default:
 		r := s.request()
+		if !r.Install {
+			k.users(users) // whose homes it may make
+		}
 		k.list(r.Env)
 		k.list(r.Mkdirs)
 		k.add(r.Dir)
@@ -124,18 +132,7 @@ func (s *planned) copyKey(k *keyHash, users accounts) {
 	if c.Chmod != nil {
 		k.add(strconv.FormatUint(uint64(*c.Chmod), 8))
 	}
-	k.add("users")
-	names := make([]string, 0, len(users.Users))
-	for n := range users.Users {
-		names = append(names, n)
-	}
-	slices.Sort(names)
-	for _, n := range names {
-		// Only a name that COPY asks for, or whose home it may make, matters.
-		if home := "/home/" + n; c.Chown != "" || c.Dest == home || path.Dir(home) == c.Dest || len(c.Dest) > len(home) && c.Dest[:len(home)+1] == home+"/" {
-			k.add(n, strconv.Itoa(users.Users[n].UID), strconv.Itoa(users.Users[n].GID))
-		}
-	}
+	k.users(users)
 	k.add("files")
 	for _, e := range s.set.entries {
 		k.add(e.To, e.Type.String(), strconv.FormatUint(uint64(e.Perm), 8), e.Link, string(e.Sum[:]))
@@ -172,6 +169,13 @@ func (k *keyHash) add(parts ...string) {
 		binary.BigEndian.PutUint64(n[:], uint64(len(p)))
 		k.h.Write(n[:])
 		k.h.Write([]byte(p))
+	}
+}
+
+func (k *keyHash) users(a accounts) {
+	k.add("users", strconv.Itoa(len(a.Users)))
+	for _, n := range slices.Sorted(maps.Keys(a.Users)) {
+		k.add(n, strconv.Itoa(a.Users[n].UID), strconv.Itoa(a.Users[n].GID))
 	}
 }
 

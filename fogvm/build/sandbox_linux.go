@@ -38,8 +38,7 @@ func helperMain() int {
 	// Capabilities, keyring and no_new_privs belong to a thread; what runs in
 	// the sandbox inherits them from this one.
 	runtime.LockOSThread()
-	// The program that builds may have been given files by whoever started it,
-	// which what runs in the sandbox must not inherit.
+	// What runs in the sandbox inherits none of this process's files.
 	if err := unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC); err != nil {
 		fmt.Fprintln(os.Stderr, "sandbox: close inherited files:", err)
 		return 1
@@ -52,12 +51,13 @@ func helperMain() int {
 	}
 	rep, err := serve(&req)
 	if err != nil {
+		var input *inputError
 		rep.Error = err.Error()
 		switch {
 		case errors.Is(err, errMachine):
 			rep.Kind = kindMachine
-		case errors.Is(err, errContext):
-			rep.Kind = kindContext
+		case errors.As(err, &input):
+			rep.Kind, rep.At, rep.Error = kindContext, input.at, input.msg
 		}
 	}
 	if err := json.NewEncoder(out).Encode(rep); err != nil {
@@ -105,11 +105,14 @@ func serveInRoot(req *request) (reply, error) {
 	if _, err := unix.KeyctlJoinSessionKeyring("formation-build"); err != nil && !errors.Is(err, unix.ENOSYS) && !errors.Is(err, unix.EPERM) {
 		return reply{}, fmt.Errorf("%w: join keyring: %w", errMachine, err)
 	}
+	if req.Mode == modeCopy {
+		if err := m.enterForCopy(); err != nil {
+			return reply{}, err
+		}
+		return reply{}, unpackCopy(req.Copy, os.Stdin)
+	}
 	if err := m.enterRoot(req.Run.hostDirs()); err != nil {
 		return reply{}, err
-	}
-	if req.Mode == modeCopy {
-		return reply{}, unpackCopy(req.Copy, os.Stdin)
 	}
 	return runCommands(req.Run)
 }
@@ -246,9 +249,10 @@ func runCommands(r *runRequest) (rep reply, err error) {
 	if err != nil {
 		return rep, errors.Join(err, loans.takeBack())
 	}
+	homes := homesOf(r.Users)
 	for _, d := range append(r.Mkdirs, r.Dir) {
-		if err := os.MkdirAll(d, 0o755); err != nil {
-			return rep, errors.Join(fmt.Errorf("%w: WORKDIR: %w", errContext, err), loans.takeBack())
+		if err := mkdirs(d, homes); err != nil {
+			return rep, errors.Join(&inputError{d, "WORKDIR " + d + ": " + err.Error()}, loans.takeBack())
 		}
 	}
 	if err := dropPrivileges(); err != nil {

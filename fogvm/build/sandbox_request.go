@@ -46,6 +46,7 @@ type runRequest struct {
 	Env      []string   `json:"env"`
 	Dir      string     `json:"dir"`    // made if it is missing
 	Mkdirs   []string   `json:"mkdirs"` // made before the commands
+	Users    accounts   `json:"users"`  // those the guest will make: homes are theirs
 	Resolv   []byte     `json:"resolv"` // /etc/resolv.conf for the time of the step
 	CACerts  []byte     `json:"ca_certs"`
 	Install  bool       `json:"install"` // no service may start; use the package cache
@@ -76,6 +77,7 @@ type packRequest struct {
 type reply struct {
 	Error    string    `json:"error,omitempty"`
 	Kind     string    `json:"kind,omitempty"` // of the error: kindContext, kindMachine
+	At       string    `json:"at,omitempty"`   // of a kindContext: inputError.at
 	ExitCode int       `json:"exit_code"`      // of the command that failed
 	Entries  int       `json:"entries"`        // pack: things in the layer
 	Bytes    int64     `json:"bytes"`          // pack: file content
@@ -93,7 +95,3 @@ const (
 // Epoch is the time of everything in a layer that is not older: 2025-01-01
 // UTC. Files of packages keep their (older) times, which the archive fixes.
 const Epoch = 1735689600
-
-// volatileDirs are not part of an image: they are file systems of their own
-// while a step runs, and in the guest.
-var volatileDirs = []string{"proc", "sys", "dev", "run", "tmp"}

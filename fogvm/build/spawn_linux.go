@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"os/exec"
 	"os/user"
@@ -15,10 +16,19 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
-// errContext marks what the author of a Formfile can mend.
-var errContext = errors.New("COPY")
+// An inputError is what the author of a Formfile can mend. At is the word that it
+// is about: atChown, the path of a WORKDIR, or "" for the instruction's last.
+type inputError struct{ at, msg string }
+
+func (e *inputError) Error() string { return e.msg }
+
+const atChown = "--chown"
+
+func refuse(format string, args ...any) error { return &inputError{msg: fmt.Sprintf(format, args...)} }
 
 // A spawner starts helpers, as root directly, else as root of a user namespace.
 type spawner struct {
@@ -31,6 +41,11 @@ type spawner struct {
 type idRange struct{ start, count int }
 
 func newSpawner() (*spawner, error) {
+	// The program that builds may have been given files by whoever started it:
+	// a directory of the host, once open, is a way out of any sandbox.
+	if err := unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC); err != nil {
+		return nil, fmt.Errorf("%w: mark inherited files: %w", ErrUnsupported, err)
+	}
 	if os.Geteuid() == 0 {
 		return &spawner{}, nil
 	}
@@ -163,7 +178,7 @@ func (s *spawner) replyError(rep reply) error {
 	case rep.Error == "":
 		return nil
 	case rep.Kind == kindContext:
-		return fmt.Errorf("%w: %s", errContext, strings.TrimPrefix(rep.Error, errContext.Error()+": "))
+		return &inputError{rep.At, rep.Error}
 	case rep.Kind == kindMachine && s.userns:
 		return fmt.Errorf("%w: %s (in a user namespace: some systems restrict them, e.g. sysctl kernel.apparmor_restrict_unprivileged_userns; building as root works)", ErrUnsupported, rep.Error)
 	case rep.Kind == kindMachine:

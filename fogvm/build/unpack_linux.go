@@ -15,16 +15,43 @@ import (
 // An unpacker puts the files of one COPY into the image. It runs with the image
 // as its root, so that symlinks of the image lead where they lead in the guest.
 type unpacker struct {
-	req      *copyRequest
-	uid, gid int
-	homes    map[string]account // of the users the guest will make
+	req   *copyRequest
+	chown *account // of --chown
+	homes homes
+}
+
+// homes are the home directories of the users that the guest will make. What is
+// made at or below one is its user's.
+type homes map[string]account
+
+func homesOf(users accounts) homes {
+	h := homes{}
+	for name, a := range users.Users {
+		h["/home/"+name] = a
+	}
+	return h
+}
+
+// owner is whose the path is: root's, if it is in nobody's home.
+func (h homes) owner(name string) account {
+	for ; name != "/" && name != "."; name = path.Dir(name) {
+		if a, ok := h[name]; ok {
+			return a
+		}
+	}
+	return account{}
 }
 
 func unpackCopy(req *copyRequest, from io.Reader) error {
-	u := &unpacker{req: req, homes: map[string]account{}}
-	for name, a := range req.Users.Users {
-		u.homes["/home/"+name] = a
+	err := unpack(req, from)
+	if errors.Is(err, unix.EROFS) {
+		return refuse("COPY to %s leads to a folder that is empty whenever the instance starts: %v", req.Dest, err)
 	}
+	return err
+}
+
+func unpack(req *copyRequest, from io.Reader) error {
+	u := &unpacker{req: req, homes: homesOf(req.Users)}
 	if req.Chown != "" {
 		root, err := os.OpenRoot("/")
 		if err != nil {
@@ -34,13 +61,15 @@ func unpackCopy(req *copyRequest, from io.Reader) error {
 		if err := errors.Join(err, root.Close()); err != nil {
 			return err
 		}
-		if u.uid, u.gid, err = img.owner(req.Chown, req.Users); err != nil {
-			return fmt.Errorf("%w: %w", errContext, err)
+		uid, gid, err := img.owner(req.Chown, req.Users)
+		if err != nil {
+			return &inputError{atChown, err.Error()}
 		}
+		u.chown = &account{uid, gid}
 	}
 	st, err := os.Stat(req.Dest)
 	asDir := req.DestIsDir || !req.Single || err == nil && st.IsDir()
-	if err := u.mkdirs(path.Dir(req.Dest)); err != nil {
+	if err := mkdirs(path.Dir(req.Dest), u.homes); err != nil {
 		return err
 	}
 	if asDir {
@@ -79,7 +108,8 @@ func (u *unpacker) entry(to string, h *tar.Header, r io.Reader) error {
 		if err := os.Symlink(h.Linkname, to); err != nil {
 			return err
 		}
-		return os.Lchown(to, u.uid, u.gid)
+		a := u.owner(to)
+		return os.Lchown(to, a.UID, a.GID)
 	case tar.TypeReg:
 		if err := clear(to); err != nil {
 			return err
@@ -99,7 +129,7 @@ func clear(to string) error {
 	case err != nil:
 		return err
 	case st.IsDir():
-		return fmt.Errorf("%w: COPY cannot replace the directory %s by a file", errContext, to)
+		return refuse("COPY cannot replace the directory %s by a file", to)
 	}
 	return os.Remove(to)
 }
@@ -113,7 +143,8 @@ func (u *unpacker) file(to string, perm fs.FileMode, r io.Reader) (err error) {
 	if _, err := io.Copy(f, r); err != nil {
 		return err
 	}
-	if err := f.Chown(u.uid, u.gid); err != nil {
+	a := u.owner(to)
+	if err := f.Chown(a.UID, a.GID); err != nil {
 		return err
 	}
 	mode := uint32(perm)
@@ -123,37 +154,43 @@ func (u *unpacker) file(to string, perm fs.FileMode, r io.Reader) (err error) {
 	return unix.Fchmod(int(f.Fd()), mode) // after chown, which clears set-id bits
 }
 
+func (u *unpacker) owner(name string) account {
+	if u.chown != nil {
+		return *u.chown
+	}
+	return u.homes.owner(name)
+}
+
 // dir makes a directory below the destination. One that is there stays as it
 // is. With --chmod a directory gets search permission where it gets read.
 func (u *unpacker) dir(name string, perm fs.FileMode) error {
 	if made, err := mkdir(name); !made || err != nil {
 		return err
 	}
-	uid, gid, mode := u.uid, u.gid, uint32(perm)
+	mode := uint32(perm)
 	if c := u.req.Chmod; c != nil {
 		mode = *c&0o777 | *c&0o444>>2
-	} else if a, ok := u.homes[name]; ok && u.req.Chown == "" {
-		uid, gid = a.UID, a.GID
 	}
-	if err := os.Chown(name, uid, gid); err != nil {
+	a := u.owner(name)
+	if err := os.Chown(name, a.UID, a.GID); err != nil {
 		return err
 	}
 	return unix.Chmod(name, mode)
 }
 
-// mkdirs makes the directories above the destination: owned by root, except
-// the home of a user that the guest will make.
-func (u *unpacker) mkdirs(name string) error {
+// mkdirs makes a directory and those above it, where they are missing: root's,
+// or of the user whose home they are in.
+func mkdirs(name string, h homes) error {
 	if name == "/" {
 		return nil
 	}
-	if err := u.mkdirs(path.Dir(name)); err != nil {
+	if err := mkdirs(path.Dir(name), h); err != nil {
 		return err
 	}
 	if made, err := mkdir(name); !made || err != nil {
 		return err
 	}
-	a := u.homes[name] // root, if it is nobody's home
+	a := h.owner(name)
 	return os.Chown(name, a.UID, a.GID)
 }
 
@@ -162,10 +199,17 @@ func mkdir(name string) (made bool, err error) {
 	switch {
 	case err == nil && st.IsDir():
 		return false, nil
-	case err == nil:
-		return false, fmt.Errorf("%w: COPY needs the directory %s, and the image has a file there", errContext, name)
+	case err == nil, errors.Is(err, unix.ENOTDIR):
+		return false, refuse("%s cannot be a directory: the image has a file there", name)
+	case errors.Is(err, unix.ELOOP):
+		return false, refuse("%s cannot be a directory: the image has a symlink to itself there", name)
 	case !errors.Is(err, fs.ErrNotExist):
 		return false, err
 	}
-	return true, os.Mkdir(name, 0o755)
+	if err := os.Mkdir(name, 0o755); errors.Is(err, fs.ErrExist) {
+		return false, refuse("%s cannot be a directory: the image has a symlink there that leads nowhere", name)
+	} else if err != nil {
+		return false, err
+	}
+	return true, nil
 }

@@ -68,9 +68,10 @@ func eachRecord(r io.Reader, f func(fields []string)) error {
 	return s.Err()
 }
 
-// assignUIDs numbers the Formfile's users as the guest will: those the base
-// knows keep their number, the others get the free ones from firstUID in the
-// file's order. A new user's group has its name and number.
+// assignUIDs numbers the Formfile's users, and the guest does as the pack says:
+// those the base knows keep their number, the others get the free ones from
+// firstUID in the file's order, before any group of theirs. A new user's own
+// group is that of its name, if there is one, else has its number.
 func assignUIDs(users []formfile.User, base accounts) accounts {
 	taken := map[int]bool{}
 	for _, u := range base.Users {
@@ -90,8 +91,12 @@ func assignUIDs(users []formfile.User, base accounts) accounts {
 			next++
 		}
 		taken[next] = true
-		out.Users[u.Username] = account{next, next}
-		out.Groups[u.Username] = next
+		gid := next
+		if g, ok := base.Groups[u.Username]; ok {
+			gid = g
+		}
+		out.Users[u.Username] = account{next, gid}
+		out.Groups[u.Username] = gid
 	}
 	return out
 }
