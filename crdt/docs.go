@@ -10,7 +10,8 @@ import (
 
 // maxDocs is how many documents of one owner are held, unlisted ones included:
 // a document may arrive before the owner statement that lists it. With
-// MaxDocBytes and one statement over it bounds what an owner makes others keep.
+// MaxDocBytes, which holds for what counts and again for what was only verified,
+// it bounds what an owner makes others keep.
 const maxDocs = MaxInstances + 64
 
 // document is the current epoch of one instance's spec.

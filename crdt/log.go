@@ -45,6 +45,8 @@ const (
 	LogAbsent                 // none, or not even a whole header
 )
 
+func (r Recovery) String() string { return [...]string{"whole", "cut", "absent"}[r] }
+
 // stateLog is an append-only file of framed statements: length, CRC-32C, raw
 // bytes. Reading stops at the first frame that is not whole, and what follows is
 // cut off: a tail is never guessed at.

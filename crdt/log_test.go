@@ -152,7 +152,7 @@ func TestRecovered(t *testing.T) {
 			for boot := range 2 {
 				r := w.open(t, fsys, tt.returning)
 				if boot == 0 && r.Recovered() != tt.want || boot == 1 && r.Recovered() != LogWhole {
-					t.Errorf("boot %d: recovered %d, want %d", boot, r.Recovered(), tt.want)
+					t.Errorf("boot %d: recovered %s, want %s", boot, r.Recovered(), tt.want)
 				}
 				if must := r.mustSync.Load(); must != tt.must || r.givesUp(0, time.Hour) == must {
 					t.Errorf("boot %d: must synchronise %v, want %v", boot, must, tt.must)

@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -174,7 +175,8 @@ func (r *Replica) load() (err error) {
 		r.cfg.Logger.Warn("state log held statements that do not verify in this network", "count", bad)
 	}
 	if r.mustSync.Load() {
-		r.cfg.Logger.Warn("state was lost: this node decides nothing before it has synchronised with a peer", "unless there is none, then remove", resyncName)
+		r.cfg.Logger.Warn("state was lost: this node decides nothing before it has synchronised with a peer; "+
+			"if it is the last node of its network, remove the file and restart", "file", filepath.Join(r.cfg.Dir, resyncName))
 	}
 	r.liveSize = framedSize(r.state.index().statements())
 	return nil
