@@ -19,9 +19,9 @@ import (
 // and, but for NoPin, pinned when it returns nil. What is here already is not
 // asked for, and what came before an error or the end of ctx is kept for the next
 // Fetch. Callers that ask for the same CID share one fetch, which ends when all
-// of them have gone. ErrNoPeer, ErrCorrupt (the pack itself is bad; a bad peer is only left
-// aside), ErrTooLarge, ErrNoSpace (nothing is written then; a part of the disk stays
-// free).
+// of them have gone. ErrNoPeer, ErrCorrupt (the pack itself is bad; a bad peer is
+// only left aside), ErrTooLarge, ErrNoSpace (it does not fit beside what is kept
+// free; the message has both numbers).
 func (s *Store) Fetch(ctx context.Context, c cid.Cid, opts FetchOptions) error {
 	if err := CheckCID(c); err != nil {
 		return fmt.Errorf("fetch: %w", err)

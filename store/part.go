@@ -307,7 +307,7 @@ func (p *part) checkpoint() error {
 		return nil
 	}
 	if err := syncData(p.file); err != nil {
-		return fmt.Errorf("sync %s: %w", p.entry.Root, err)
+		return fmt.Errorf("sync %s: %w", p.entry.Root, noSpace(err))
 	}
 	for len(fresh) > 0 {
 		batch := fresh[:min(len(fresh), indexBatch)]
