@@ -24,13 +24,14 @@ const shimReadyFD = 3
 
 // shim is one VM's keeper.
 type shim struct {
-	dir     string
-	spec    shimSpec
-	log     *slog.Logger
-	console *guest.RotatingFile
-	app     *guest.RotatingFile
-	stop    chan bool // asks for the end; true skips the guest's part
-	ended   chan struct{}
+	dir      string
+	spec     shimSpec
+	log      *slog.Logger
+	console  *guest.RotatingFile
+	app      *guest.RotatingFile
+	stop     chan bool // asks for the end; true skips the guest's part
+	ended    chan struct{}
+	patience time.Duration // with a guest that boots
 
 	mu       sync.Mutex
 	status   Status
@@ -98,7 +99,7 @@ func tellParent(problem error) {
 
 func openShimFiles(dir string) (*shim, func(), error) {
 	syscall.Umask(0o077)
-	s := &shim{dir: dir, stop: make(chan bool, 1), ended: make(chan struct{}), watchers: map[chan struct{}]struct{}{}}
+	s := &shim{dir: dir, patience: bootPatience, stop: make(chan bool, 1), ended: make(chan struct{}), watchers: map[chan struct{}]struct{}{}}
 	// A bare descriptor that nothing closes: the lock is free when, and only
 	// when, the process is gone, so that who waits for it sees nothing left.
 	lock, err := unix.Open(filepath.Join(dir, lockFile), unix.O_CREAT|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
@@ -188,7 +189,7 @@ func (s *shim) boot(ctx context.Context) (again bool, reason string) {
 	})
 	parts.Go(func() { s.talk(runCtx, m.agent) })
 	parts.Go(func() { m.keepRunning(runCtx, resumeInterval, s.showPause) })
-	exit, asked := s.await(ctx, m)
+	exit, asked, hung := s.await(ctx, m)
 	s.mu.Lock()
 	s.net = nil
 	rebooted := s.rebooted
@@ -203,24 +204,41 @@ func (s *shim) boot(ctx context.Context) (again bool, reason string) {
 	switch agentSeen := !s.snapshot().AgentAt.IsZero(); {
 	case asked:
 		return false, ""
+	case hung:
+		return false, fmt.Sprintf("the guest did not come up within %v", s.patience)
 	case rebooted, m.shutdownReason() == "guest-reset" && agentSeen && !panicked(consoleTail.String()):
 		return true, ""
 	}
 	return false, exitReason(m, exit, consoleTail.String())
 }
 
+// bootPatience is how long a guest may take until its agent answers. A kernel
+// that hangs in its boot does so for good; emulated and on a busy machine a
+// healthy one takes a minute.
+const bootPatience = 10 * time.Minute
+
 // await waits for QEMU's exit and carries out a stop that is asked for
-// meanwhile. asked: the end was wanted.
-func (s *shim) await(ctx context.Context, m *machine) (exit error, asked bool) {
+// meanwhile. asked: the end was wanted; hung: the guest has not come up.
+func (s *shim) await(ctx context.Context, m *machine) (exit error, asked, hung bool) {
+	boot := time.NewTimer(s.patience)
+	defer boot.Stop()
 	force := false
-	select {
-	case exit = <-m.exited:
-		return exit, false
-	case force = <-s.stop:
-	case <-ctx.Done():
+	for waiting := true; waiting; {
+		select {
+		case exit = <-m.exited:
+			return exit, false, false
+		case force = <-s.stop:
+			waiting = false
+		case <-ctx.Done():
+			waiting = false
+		case <-boot.C:
+			if s.snapshot().AgentAt.IsZero() {
+				return s.stopMachine(m, true), false, true
+			}
+		}
 	}
 	s.update(func(st *Status) { st.Phase, st.Ready = Stopping, false })
-	return s.stopMachine(m, force), true
+	return s.stopMachine(m, force), true, false
 }
 
 // update changes the status, saves it and wakes the watchers; nothing happens

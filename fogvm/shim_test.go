@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"io"
+	"log/slog"
 	"net"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -126,4 +128,29 @@ func TestBrokenChannel(t *testing.T) {
 	}
 	cancel()
 	<-done
+}
+
+// A guest that hangs in its boot is ended, one that came up is not.
+func TestHungBootIsEnded(t *testing.T) {
+	for _, up := range []bool{false, true} {
+		cmd := exec.Command("sleep", "1000")
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		exited := make(chan error, 1)
+		go func() { exited <- cmd.Wait() }()
+		s := &shim{
+			dir: t.TempDir(), patience: 10 * time.Millisecond, stop: make(chan bool, 1),
+			log: slog.New(slog.DiscardHandler), watchers: map[chan struct{}]struct{}{},
+		}
+		s.spec.StopTimeout = time.Second
+		if up {
+			s.status.AgentAt = time.Now()
+			time.AfterFunc(10*s.patience, func() { s.stop <- true })
+		}
+		_, asked, hung := s.await(t.Context(), &machine{pid: cmd.Process.Pid, exited: exited})
+		if asked != up || hung == up {
+			t.Errorf("up %v: asked %v, hung %v", up, asked, hung)
+		}
+	}
 }
