@@ -81,15 +81,20 @@ func guestStack(t *testing.T, limits forwardLimits, outside map[string]string) (
 		t.Fatal(err)
 	}
 	s.SetRouteTable([]tcpip.Route{{Destination: header.IPv4EmptySubnet, NIC: nicID, Gateway: tcpip.AddrFrom4Slice(net.ParseIP(guest.Gateway).To4())}})
-	var wires sync.WaitGroup
-	wires.Go(func() {
-		for p := range queue {
-			if _, err := nic.Write(p); err != nil {
+	over, read := make(chan struct{}), make(chan struct{})
+	go func() {
+		for {
+			select {
+			case p := <-queue:
+				// The stack goes on when its wire is cut.
+				_, _ = nic.Write(p)
+			case <-over:
 				return
 			}
 		}
-	})
-	wires.Go(func() {
+	}()
+	go func() {
+		defer close(read)
 		for {
 			var size [4]byte
 			if _, err := io.ReadFull(nic, size[:]); err != nil {
@@ -104,13 +109,13 @@ func guestStack(t *testing.T, limits forwardLimits, outside map[string]string) (
 			link.DeliverNetworkPacket(kind, pkt)
 			pkt.DecRef()
 		}
-	})
+	}()
 	t.Cleanup(func() {
 		nic.Close()
 		<-served
+		<-read
 		s.Destroy()
-		close(queue)
-		wires.Wait()
+		close(over)
 	})
 	return n, s
 }

@@ -1,6 +1,7 @@
 package fogvm
 
 import (
+	"bufio"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -14,8 +15,10 @@ import (
 	"github.com/containers/gvisor-tap-vsock/pkg/services/dns"
 	"github.com/containers/gvisor-tap-vsock/pkg/tap"
 	"github.com/containers/gvisor-tap-vsock/pkg/types"
+	"gvisor.dev/gvisor/pkg/buffer"
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/adapters/gonet"
+	"gvisor.dev/gvisor/pkg/tcpip/header"
 	"gvisor.dev/gvisor/pkg/tcpip/network/arp"
 	"gvisor.dev/gvisor/pkg/tcpip/network/ipv4"
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
@@ -30,9 +33,11 @@ import (
 // one guest on it, and connections from the host into the guest.
 type network struct {
 	stack   *stack.Stack
-	wire    *tap.Switch
+	link    *tap.LinkEndpoint
+	wire    *wire
 	forward *forwarder
 	servers sync.WaitGroup
+	serving sync.Mutex // held while frames may reach the stack
 }
 
 // nicID is the stack's one interface.
@@ -41,9 +46,9 @@ const nicID = 1
 // gatewayMAC is the address of the stack's end of the wire.
 const gatewayMAC = "5a:94:ef:e4:0c:dd"
 
-// newNetwork assembles what virtualnetwork.New would, less its control API, the
-// addresses that lead to the host's loopback, and its forwarders, which have no
-// bounds; and unlike that it can be closed.
+// newNetwork assembles what virtualnetwork.New would, less its control API, its
+// switch, the addresses that lead to the host's loopback, and its forwarders,
+// which have no bounds; and unlike that it can be closed.
 func newNetwork(limits forwardLimits) (*network, error) {
 	n, err := assembleNetwork(limits)
 	if err != nil {
@@ -59,9 +64,8 @@ func assembleNetwork(limits forwardLimits) (*network, error) {
 	if err != nil {
 		return nil, err
 	}
-	n := &network{wire: tap.NewSwitch(false), forward: newForwarder(limits)}
+	n := &network{link: link, wire: &wire{}, forward: newForwarder(limits)}
 	link.Connect(n.wire)
-	n.wire.Connect(link)
 	n.stack = stack.New(stack.Options{
 		NetworkProtocols:   []stack.NetworkProtocolFactory{ipv4.NewProtocol, arp.NewProtocol},
 		TransportProtocols: []stack.TransportProtocolFactory{tcp.NewProtocol, udp.NewProtocol, icmp.NewProtocol4},
@@ -130,17 +134,74 @@ func (n *network) startServers(cfg *types.Configuration, gateway netip.Addr, sub
 	return nil
 }
 
-// close ends the network and every connection through it.
+// close ends the network, its NIC and every connection through it.
 func (n *network) close() {
 	n.forward.end()
+	n.serving.Lock()
+	defer n.serving.Unlock()
 	n.stack.Destroy()
 	n.forward.close()
 	n.servers.Wait()
 }
 
-// serve moves the guest's frames until the NIC's socket ends.
+// serve moves the guest's frames until the NIC's socket or the network ends.
 func (n *network) serve(ctx context.Context, nic net.Conn) error {
-	return n.wire.Accept(ctx, &filteredNIC{Conn: nic}, types.QemuProtocol)
+	n.serving.Lock()
+	defer n.serving.Unlock()
+	if err := n.forward.ctx.Err(); err != nil {
+		return err
+	}
+	for _, until := range []context.Context{ctx, n.forward.ctx} {
+		stop := context.AfterFunc(until, func() { nic.Close() })
+		defer stop()
+	}
+	n.wire.plug(nic)
+	defer n.wire.plug(nil)
+	gateway := n.link.LinkAddress()
+	frames := &filteredNIC{Conn: nic}
+	for {
+		frame, err := frames.next()
+		if err != nil {
+			return err
+		}
+		to := header.Ethernet(frame)
+		if a := to.DestinationAddress(); a != gateway && a != header.EthernetBroadcastAddress {
+			continue // nobody else is here
+		}
+		pkt := stack.NewPacketBuffer(stack.PacketBufferOptions{Payload: buffer.MakeWithData(frame[header.EthernetMinimumSize:])})
+		n.link.DeliverNetworkPacket(to.Type(), pkt)
+		pkt.DecRef()
+	}
+}
+
+// wire carries the stack's frames to the NIC, with their length before them as
+// QEMU wants it. What is sent while none is plugged in is lost. It is ours
+// because gvisor-tap-vsock's switch crashes when a NIC ends under load.
+type wire struct {
+	mu  sync.Mutex
+	nic io.Writer
+	buf []byte
+}
+
+func (w *wire) plug(nic io.Writer) {
+	w.mu.Lock()
+	w.nic = nic
+	w.mu.Unlock()
+}
+
+// DeliverNetworkPacket is called by the stack with a whole frame.
+func (w *wire) DeliverNetworkPacket(_ tcpip.NetworkProtocolNumber, pkt *stack.PacketBuffer) {
+	frame := pkt.ToView()
+	defer frame.Release()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.nic == nil {
+		return
+	}
+	w.buf = append(binary.BigEndian.AppendUint32(w.buf[:0], uint32(frame.Size())), frame.AsSlice()...)
+	if _, err := w.nic.Write(w.buf); err != nil {
+		w.nic = nil // the reader says why
+	}
 }
 
 // dial opens a TCP connection to a port of the guest.
@@ -163,40 +224,35 @@ const mtu = 1500
 const maxNICFrame = 128 << 10
 
 // filteredNIC is the frame stream from QEMU without the frames a hostile guest
-// could hurt the host with: malformed ones, which the switch would panic on, and
-// ones to addresses that mean the host itself, because the switch dials whatever
-// address a guest names from the host.
+// could hurt the host with: malformed ones, and ones to addresses that mean the
+// host itself, because the forwarder dials whatever address a guest names.
 type filteredNIC struct {
 	net.Conn
-	mu      sync.Mutex // Read is called by one goroutine; the lock says so cheaply
-	pending []byte
+	r *bufio.Reader
 }
 
-// Read returns whole frames with their length prefix, as QEMU sends them.
-func (f *filteredNIC) Read(p []byte) (int, error) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	for len(f.pending) == 0 {
+// next is the next frame that may pass. The caller owns it.
+func (f *filteredNIC) next() ([]byte, error) {
+	if f.r == nil {
+		f.r = bufio.NewReaderSize(f.Conn, 64<<10)
+	}
+	for {
 		var size [4]byte
-		if _, err := io.ReadFull(f.Conn, size[:]); err != nil {
-			return 0, err
+		if _, err := io.ReadFull(f.r, size[:]); err != nil {
+			return nil, err
 		}
 		n := binary.BigEndian.Uint32(size[:])
 		if n > maxNICFrame {
-			return 0, fmt.Errorf("NIC frame of %d bytes", n)
+			return nil, fmt.Errorf("NIC frame of %d bytes", n)
 		}
-		frame := make([]byte, 4+n)
-		copy(frame, size[:])
-		if _, err := io.ReadFull(f.Conn, frame[4:]); err != nil {
-			return 0, err
+		frame := make([]byte, n)
+		if _, err := io.ReadFull(f.r, frame); err != nil {
+			return nil, err
 		}
-		if frameAllowed(frame[4:]) {
-			f.pending = frame
+		if frameAllowed(frame) {
+			return frame, nil
 		}
 	}
-	n := copy(p, f.pending)
-	f.pending = f.pending[n:]
-	return n, nil
 }
 
 var guestMAC = func() [6]byte {
