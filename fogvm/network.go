@@ -36,6 +36,7 @@ type network struct {
 	link    *tap.LinkEndpoint
 	wire    *wire
 	forward *forwarder
+	names   *resolver
 	servers sync.WaitGroup
 	serving sync.Mutex // held while frames may reach the stack
 }
@@ -116,7 +117,9 @@ func (n *network) startServers(cfg *types.Configuration, gateway netip.Addr, sub
 	if err != nil {
 		return err
 	}
-	names, err := dns.New(datagrams, listener, nil)
+	n.names = newResolver(n.forward.ctx)
+	names, err := dns.NewWithUpstreamResolver(questions{datagrams, n.names},
+		boundedListener{listener, make(chan struct{}, maxQuestions)}, nil, n.names)
 	if err != nil {
 		return err
 	}
