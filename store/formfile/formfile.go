@@ -23,8 +23,10 @@ import (
 
 // Bounds of the language.
 const (
-	MaxFileBytes   = 1 << 20 // a Formfile
-	MaxValueBytes  = 4 << 10 // one ENV value, description, entrypoint word, password …
+	MaxFileBytes   = 1 << 20   // a Formfile
+	MaxLineBytes   = 256 << 10 // one instruction, with its continuations
+	MaxWords       = 2048      // of one instruction
+	MaxValueBytes  = 4 << 10   // one ENV value, description, entrypoint word, password …
 	MaxRunBytes    = 64 << 10
 	MaxSteps       = 128 // COPY, INSTALL, RUN and WORKDIR instructions
 	MaxUsers       = 32
@@ -84,7 +86,7 @@ type File struct {
 	Expose      []Port     `json:"expose,omitempty"`
 	Health      *Health    `json:"health,omitempty"`
 	Restart     string     `json:"restart"`            // always | on-failure | never
-	Init        string     `json:"init"`               // agent | systemd
+	Init        string     `json:"init"`               // agent
 	Replicas    int        `json:"replicas,omitempty"` // 0: not given
 	Partition   string     `json:"partition"`          // keep | stop-minority | fence
 	Entrypoint  []string   `json:"entrypoint,omitempty"`
@@ -225,7 +227,7 @@ type Copy struct {
 	Sources   []string `json:"sources"`
 	Dest      string   `json:"dest"`
 	DestIsDir bool     `json:"dest_is_dir,omitempty"`
-	Chown     string   `json:"chown,omitempty"`    // user[:group], names or numbers
+	Chown     string   `json:"chown,omitempty"` // user[:group], names or numbers
 	ChownPos  Pos      `json:"-"`
 	Chmod     *uint32  `json:"chmod,omitempty"`    // 0–07777
 	Implicit  bool     `json:"implicit,omitempty"` // neither COPY nor NOCOPY was given: the whole context to WORKDIR

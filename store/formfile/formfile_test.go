@@ -84,6 +84,51 @@ func TestTooLarge(t *testing.T) {
 	}
 }
 
+// TestWork: places are found without reading a line over and over, errors stop
+// the work, and no instruction is larger than it may be.
+func TestWork(t *testing.T) {
+	fill := func(head, part, tail string) string {
+		return head + strings.Repeat(part, (MaxFileBytes-len(head)-len(tail))/len(part)) + tail
+	}
+	for name, src := range map[string]string{
+		"words":             fill("NAME a\nENV ", "A=1 ", "\n"),
+		"bad words":         fill("NAME a\nUSER ", "x ", "\n"),
+		"ports":             fill("NAME a\nEXPOSE ", "x ", "\n"),
+		"many lines":        fill("NAME a\n", "ENV "+strings.Repeat("x ", 1000)+"\n", ""),
+		"many good lines":   fill("NAME a\n", "EXPOSE "+strings.Repeat("80 ", 1000)+"\n", ""),
+		"continuations":     fill("NAME a\nINSTALL ", "a1 \\\n", "a2\n"),
+		"control":           fill("NAME a\n", "\x01\n", ""),
+		"keys":              fill("NAME a\nUSER username:a ssh_authorized_keys:", "k,", "\n"),
+		"groups":            fill("NAME a\n", "USER username:a groups:"+strings.Repeat("A,", 4000)+"\n", ""),
+		"health options":    fill("NAME a\nHEALTHCHECK ", "--x ", "TCP 80\n"),
+		"packages":          fill("NAME a\n", "INSTALL "+strings.Repeat("aa ", MaxPackages)+"\n", ""),
+		"one after another": fill("NAME a\nRUN ", "x", "\n"),
+	} {
+		p := newParser("Formfile")
+		p.parse(src)
+		if p.work > 2*len(src) {
+			t.Errorf("%s: %d bytes read for places in %d", name, p.work, len(src))
+		}
+		if len(p.errs) > MaxErrors || len(p.file.Warnings) > MaxErrors {
+			t.Errorf("%s: %d errors", name, len(p.errs))
+		}
+		if p.made > 2*MaxErrors {
+			t.Errorf("%s: %d errors were made, to show %d", name, p.made, MaxErrors)
+		}
+	}
+}
+
+func TestLineTooLong(t *testing.T) {
+	for src, want := range map[string]string{
+		"NAME a\n  RUN x \\\n" + strings.Repeat("y", MaxLineBytes) + "\nVCPU 0\n": "Formfile:2:3: the instruction is longer than 262144 bytes\nFormfile:4:6: VCPU must be from 1 to 128, not 0",
+		"NAME a\nINSTALL" + strings.Repeat(" ab", MaxWords+1) + "\n":              "Formfile:2:6153: an instruction of more than 2048 words",
+	} {
+		if _, err := Parse("Formfile", []byte(src)); err == nil || err.Error() != want {
+			t.Errorf("got  %v\nwant %s", err, want)
+		}
+	}
+}
+
 func TestSecretNeverShows(t *testing.T) {
 	f, err := Parse("Formfile", []byte("NAME a\nNOCOPY\nUSER username:bob passwd:hunter2\n"))
 	if err != nil {

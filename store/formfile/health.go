@@ -24,19 +24,17 @@ const (
 func (p *parser) parseHealth(in *instr) {
 	h := &Health{Interval: defaultInterval, Timeout: defaultTimeout, Retries: defaultRetries}
 	// CMD takes free text, so only the words before the kind are split.
-	off, ok := in.args, true
+	off := in.args
 	var opts []word
 	for strings.HasPrefix(in.text[off:], "--") {
-		end := strings.IndexAny(in.text[off:], " \t")
-		if end < 0 {
-			end = len(in.text) - off
+		w, end, ok := p.word(in.line, off)
+		if !ok {
+			return
 		}
-		w := in.text[off : off+end]
-		opts = append(opts, word{w, w, off})
-		off += end
-		off += len(in.text[off:]) - len(strings.TrimLeft(in.text[off:], " \t"))
+		opts = append(opts, w)
+		off = end + len(in.text[end:]) - len(strings.TrimLeft(in.text[end:], " \t"))
 	}
-	ok = p.healthOptions(in, h, opts)
+	ok := p.healthOptions(in, h, opts)
 	kindEnd := strings.IndexAny(in.text[off:], " \t")
 	if kindEnd < 0 {
 		kindEnd = len(in.text) - off

@@ -1,6 +1,7 @@
 package formfile
 
 import (
+	"sort"
 	"strings"
 	"unicode/utf8"
 )
@@ -11,6 +12,11 @@ import (
 type line struct {
 	text string
 	segs []seg
+
+	// The last place asked for, from which a later one in the same seg is found:
+	// words are asked for in order, so finding all of them reads a line once.
+	seg, off, col int
+	read          int // bytes read to find places, for the tests
 }
 
 // A seg is the piece of text that starts at byte off and came from pos.
@@ -21,15 +27,16 @@ type seg struct {
 
 // pos is the place in the file of the byte at off.
 func (l *line) pos(off int) Pos {
-	s := l.segs[0]
-	for _, c := range l.segs[1:] {
-		if c.off > off {
-			break
-		}
-		s = c
-	}
+	i := sort.Search(len(l.segs)-1, func(i int) bool { return l.segs[i+1].off > off })
+	s := l.segs[i]
 	off = min(off, len(l.text))
-	return Pos{s.pos.Line, s.pos.Col + utf8.RuneCountInString(l.text[s.off:off])}
+	if l.seg != i || l.off > off || l.col == 0 {
+		l.seg, l.off, l.col = i, s.off, s.pos.Col
+	}
+	l.read += off - l.off
+	l.col += utf8.RuneCountInString(l.text[l.off:off])
+	l.off = off
+	return Pos{s.pos.Line, l.col}
 }
 
 // A word is one argument of an instruction.
@@ -39,20 +46,53 @@ type word struct {
 	off  int    // byte in the line
 }
 
+// at is where, in the line, the first i bytes of w's text end: quotes and the
+// backslashes in them take room there.
+func (w *word) at(i int) int {
+	quoted, j := false, 0
+	for ; i > 0 && j < len(w.raw); j++ {
+		switch {
+		case w.raw[j] == '"':
+			quoted = !quoted
+			continue
+		case quoted && w.raw[j] == '\\' && j+1 < len(w.raw) && (w.raw[j+1] == '"' || w.raw[j+1] == '\\'):
+			j++
+		}
+		i--
+	}
+	return w.off + j
+}
+
+// cut is w without the first i bytes of its text.
+func (w *word) cut(i int) word {
+	at := w.at(i)
+	return word{w.text[i:], w.raw[at-w.off:], at}
+}
+
+// A draft is a line while its physical lines are joined.
+type draft struct {
+	line
+	b   strings.Builder
+	bad bool // a part was not text, which has been said
+}
+
 // splitLines cuts src into logical lines, without blank and comment lines.
 // Comment lines inside a continued instruction are dropped, as in a Dockerfile.
 func (p *parser) splitLines(src string) []line {
 	var out []line
-	var cur *line
+	var cur *draft
+	end := func() {
+		if cur.text = cur.b.String(); !cur.bad {
+			out = append(out, cur.line)
+		}
+		cur = nil
+	}
 	lastNo := 0
-	for no := 1; src != ""; no++ {
+	for no := 1; src != "" && !p.full(); no++ {
 		phys, rest, _ := strings.Cut(src, "\n")
 		src, lastNo = rest, no
 		phys = strings.TrimSuffix(phys, "\r")
-		if !p.checkChars(phys, no) {
-			cur = nil
-			continue
-		}
+		isText := p.checkChars(phys, no)
 		trimmed := strings.TrimSpace(phys)
 		if strings.HasPrefix(trimmed, "#") {
 			continue
@@ -61,30 +101,41 @@ func (p *parser) splitLines(src string) []line {
 			if cur != nil {
 				p.errorf(Pos{no, 1}, "the instruction goes on after \\, but this line is empty").
 					hint("remove the backslash at the end of the line above")
-				cur = nil
+				end()
 			}
 			continue
 		}
 		body, more := cutContinuation(phys)
+		start := 0
 		if cur == nil {
-			start := len(body) - len(strings.TrimLeft(body, " \t"))
-			out = append(out, line{})
-			cur = &out[len(out)-1]
-			cur.segs = []seg{{0, Pos{no, 1 + start}}}
-			cur.text = body[start:]
-		} else {
-			cur.segs = append(cur.segs, seg{len(cur.text), Pos{no, 1}})
-			cur.text += body
+			cur = &draft{}
+			start = len(body) - len(strings.TrimLeft(body, " \t"))
 		}
+		p.add(cur, body[start:], Pos{no, 1 + start})
+		cur.bad = cur.bad || !isText
 		if !more {
-			cur = nil
+			end()
 		}
 	}
 	if cur != nil {
 		p.errorf(Pos{lastNo, 1}, "the file ends after \\, in the middle of an instruction").
 			hint("remove the backslash at the end of the last line")
+		end()
 	}
 	return out
+}
+
+// add joins one physical line to a logical one.
+func (p *parser) add(d *draft, body string, at Pos) {
+	if d.bad {
+		return
+	}
+	d.segs = append(d.segs, seg{d.b.Len(), at})
+	d.b.WriteString(body)
+	if d.b.Len() > MaxLineBytes {
+		p.errorf(d.segs[0].pos, "the instruction is longer than %d bytes", MaxLineBytes)
+		d.bad = true
+	}
 }
 
 // cutContinuation removes a backslash at the end of the line, blanks after it
@@ -95,6 +146,19 @@ func cutContinuation(s string) (body string, more bool) {
 		return t[:len(t)-1], true
 	}
 	return s, false
+}
+
+// checkEncoding reports, once, a file that is no text of lines as a whole.
+func (p *parser) checkEncoding(src string) bool {
+	if strings.HasPrefix(src, "\xff\xfe") || strings.HasPrefix(src, "\xfe\xff") {
+		p.errorf(Pos{1, 1}, "the file is UTF-16").hint("save the file as UTF-8 text")
+		return false
+	}
+	if i := strings.IndexByte(src, '\r'); i >= 0 && !strings.Contains(src, "\n") && i < len(src)-1 {
+		p.errorf(Pos{1, 1 + utf8.RuneCountInString(src[:i])}, "lines end with CR alone").hint("save the file with LF, or CR LF, line ends")
+		return false
+	}
+	return true
 }
 
 // checkChars reports bytes that are not text.
@@ -125,24 +189,37 @@ func (p *parser) words(l *line, off int) (ws []word, ok bool) {
 			i++
 			continue
 		}
-		start := i
-		var b strings.Builder
-		for i < len(s) && s[i] != ' ' && s[i] != '\t' {
-			if s[i] != '"' {
-				b.WriteByte(s[i])
-				i++
-				continue
-			}
-			end, ok := unquote(s, i, &b)
-			if !ok {
-				p.errorf(l.pos(i), "this double quote is not closed").hint(`write \" for a quote inside quotes`)
-				return nil, false
-			}
-			i = end
+		w, end, ok := p.word(l, i)
+		if !ok {
+			return nil, false
 		}
-		ws = append(ws, word{b.String(), s[start:i], start})
+		if ws = append(ws, w); len(ws) > MaxWords {
+			p.errorf(l.pos(i), "an instruction of more than %d words", MaxWords)
+			return nil, false
+		}
+		i = end
 	}
 	return ws, true
+}
+
+// word reads the word at byte i, up to end.
+func (p *parser) word(l *line, i int) (w word, end int, ok bool) {
+	s, start := l.text, i
+	var b strings.Builder
+	for i < len(s) && s[i] != ' ' && s[i] != '\t' {
+		if s[i] != '"' {
+			b.WriteByte(s[i])
+			i++
+			continue
+		}
+		end, ok := unquote(s, i, &b)
+		if !ok {
+			p.errorf(l.pos(i), "this double quote is not closed").hint(`write \" for a quote inside quotes`)
+			return word{}, 0, false
+		}
+		i = end
+	}
+	return word{b.String(), s[start:i], start}, i, true
 }
 
 // unquote copies the quoted text that starts at s[i] to b and returns the

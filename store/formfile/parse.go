@@ -12,7 +12,29 @@ import (
 // File.Source. The error, if any, is an ErrorList with everything that is
 // wrong, at most MaxErrors of it; the file is nil then. Src is not kept.
 func Parse(name string, src []byte) (*File, error) {
-	p := &parser{
+	p := newParser(name)
+	if len(src) > MaxFileBytes {
+		p.errorf(Pos{1, 1}, "the file is larger than %d bytes", MaxFileBytes)
+		return nil, p.errs
+	}
+	text := strings.TrimPrefix(string(src), "\ufeff")
+	if !p.checkEncoding(text) {
+		return nil, p.errs
+	}
+	p.parse(text)
+	if len(p.errs) > 0 {
+		p.errs.sort()
+		if p.full() {
+			last := p.errs[MaxErrors-1]
+			p.errs = append(p.errs[:MaxErrors-1], &Error{File: name, Line: last.Line, Col: last.Col, Msg: "too many errors; the rest is not shown"})
+		}
+		return nil, p.errs
+	}
+	return p.file, nil
+}
+
+func newParser(name string) *parser {
+	return &parser{
 		file: &File{
 			Source: name, From: DefaultFrom, VCPU: DefaultVCPU,
 			MemoryBytes: DefaultMemoryBytes, DiskBytes: DefaultDiskBytes,
@@ -20,29 +42,21 @@ func Parse(name string, src []byte) (*File, error) {
 		},
 		seen: map[string]Pos{},
 	}
-	if len(src) > MaxFileBytes {
-		p.errorf(Pos{1, 1}, "the file is larger than %d bytes", MaxFileBytes)
-		return nil, p.errs
-	}
-	lines := p.splitLines(strings.TrimPrefix(string(src), "\ufeff"))
+}
+
+// parse reads the file until there are MaxErrors errors.
+func (p *parser) parse(src string) {
+	lines := p.splitLines(src)
 	for i := range lines {
-		p.instruction(&lines[i])
-		if len(p.errs) >= MaxErrors {
-			break
+		if p.full() {
+			return
 		}
+		p.instruction(&lines[i])
+		p.work += lines[i].read
 	}
-	if len(p.errs) < MaxErrors {
+	if !p.full() {
 		p.finish()
 	}
-	if len(p.errs) > 0 {
-		p.errs.sort()
-		if len(p.errs) >= MaxErrors {
-			last := p.errs[MaxErrors-1]
-			p.errs = append(p.errs[:MaxErrors-1], &Error{File: name, Line: last.Line, Col: last.Col, Msg: "too many errors; the rest is not shown"})
-		}
-		return nil, p.errs
-	}
-	return p.file, nil
 }
 
 type parser struct {
@@ -55,6 +69,9 @@ type parser struct {
 	sysEnv     []EnvVar
 	envBytes   int
 	steps      int // those that count against MaxSteps
+
+	// For the tests: bytes read to find places, and calls of errorf.
+	work, made int
 }
 
 // A note lets a call of errorf go on with .hint(…).
@@ -64,9 +81,15 @@ func (n note) hint(format string, args ...any) { n.e.Hint = fmt.Sprintf(format, 
 
 func (p *parser) errorf(pos Pos, format string, args ...any) note {
 	e := &Error{File: p.file.Source, Line: pos.Line, Col: pos.Col, Msg: fmt.Sprintf(format, args...)}
-	p.errs = append(p.errs, e)
+	if p.made++; !p.full() {
+		p.errs = append(p.errs, e)
+	}
 	return note{e}
 }
+
+// full says that there are as many errors as are shown: what goes over many
+// words or lines stops then.
+func (p *parser) full() bool { return len(p.errs) >= MaxErrors }
 
 func (p *parser) warnf(pos Pos, format string, args ...any) {
 	if len(p.file.Warnings) < MaxErrors {

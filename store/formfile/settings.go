@@ -170,7 +170,7 @@ func (p *parser) parseGPU(in *instr) {
 		return
 	}
 	if strings.Contains(w.text, ":") {
-		if g.Count, ok = p.number(in.pos(w.off+len(m[1])+1), "the number of GPUs", m[2], 1, MaxGPUCount); !ok {
+		if g.Count, ok = p.number(in.pos(w.at(len(m[1])+1)), "the number of GPUs", m[2], 1, MaxGPUCount); !ok {
 			return
 		}
 	}
@@ -190,8 +190,10 @@ func (p *parser) parseRestart(in *instr) {
 }
 
 func (p *parser) parseInit(in *instr) {
-	if s, ok := p.oneOf(in, "agent", "systemd"); ok {
-		p.file.Init = s
+	if w, ok := p.one(in); ok && strings.EqualFold(w.text, "systemd") {
+		p.errorf(in.pos(w.off), "INIT systemd does not exist yet: process 1 of an instance is Formation's agent").hint("INIT agent, and start your program with ENTRYPOINT")
+	} else if ok {
+		p.oneOf(in, DefaultInit)
 	}
 }
 
@@ -223,6 +225,13 @@ func (p *parser) parseExpose(in *instr) {
 		}
 	}
 	for _, w := range ws {
+		if p.full() {
+			return
+		}
+		if strings.EqualFold(w.text, "public") {
+			p.errorf(in.pos(w.off), "public stands once, after the ports it makes public").hint("EXPOSE 8080/tcp public")
+			continue
+		}
 		p.exposeOne(in, w, public)
 	}
 }
@@ -247,7 +256,7 @@ func (p *parser) exposeOne(in *instr, w word, public bool) {
 	}
 	proto = strings.ToLower(proto)
 	if proto != "tcp" && proto != "udp" {
-		p.errorf(in.pos(w.off+len(num)+1), "unknown protocol %s%s", show(proto), didYouMean(proto, []string{"tcp", "udp"})).hint("tcp or udp")
+		p.errorf(in.pos(w.at(len(num)+1)), "unknown protocol %s%s", show(proto), didYouMean(proto, []string{"tcp", "udp"})).hint("tcp or udp")
 		return
 	}
 	for _, have := range p.file.Expose {
@@ -291,6 +300,10 @@ func (p *parser) command(in *instr, off int, strict bool) ([]string, bool) {
 	}
 	var argv []string
 	err := json.Unmarshal([]byte(text), &argv)
+	if null := nullAt(text); err == nil && null >= 0 {
+		p.errorf(in.pos(off+null), "%s: null is not a word", in.name).hint("every word in double quotes")
+		return nil, false
+	}
 	switch {
 	case err == nil && len(argv) > 0 && argv[0] != "":
 		for _, a := range argv {
@@ -303,7 +316,7 @@ func (p *parser) command(in *instr, off int, strict bool) ([]string, bool) {
 	case err != nil && !strict:
 		return []string{"/bin/sh", "-c", text}, true
 	case err == nil:
-		p.errorf(in.pos(off), "%s names no program", in.name).hint("%s", rules["ENTRYPOINT"].usage)
+		p.errorf(in.pos(off), "%s names no program", in.name).hint("%s", rules[in.name].usage)
 		return nil, false
 	}
 	at := 0
@@ -317,6 +330,19 @@ func (p *parser) command(in *instr, off int, strict bool) ([]string, bool) {
 	p.errorf(in.pos(off+max(0, min(at, len(text)-1))), "%s: not a JSON array of strings: %s", in.name, strings.TrimPrefix(err.Error(), "json: ")).
 		hint(`every word in double quotes, commas between: ["python3", "/app/hello.py"]`)
 	return nil, false
+}
+
+// nullAt is where the first null of a JSON array of strings and nulls is, or -1.
+func nullAt(text string) int {
+	const null = "null"
+	for dec := json.NewDecoder(strings.NewReader(text)); ; {
+		switch tok, err := dec.Token(); {
+		case err != nil:
+			return -1
+		case tok == nil:
+			return int(dec.InputOffset()) - len(null)
+		}
+	}
 }
 
 // parseDuration parses "10s", "1m30s" or bare seconds.

@@ -59,7 +59,11 @@ func (p *parser) options(in *instr, ws []word, known ...string) (opts map[string
 				p.errorf(pos, "--%s is given twice", name)
 				ok = false
 			}
-			opts[name] = word{value, w.raw, w.off + len("--") + len(name) + len("=")}
+			v := w.cut(len("--" + name + "="))
+			if strings.HasPrefix(v.raw, `"`) {
+				v.off++ // the value is what stands in the quotes
+			}
+			opts[name] = v
 		}
 	}
 	return opts, ws, ok
@@ -183,6 +187,11 @@ func (p *parser) parseInstall(in *instr) {
 			ok = false
 			continue
 		}
+		if aptOperator(w.text) {
+			p.errorf(in.pos(w.off), "%s: apt takes the sign at the end for an order, to remove or to install", show(w.text)).hint("INSTALL %s", strings.TrimRight(w.text, "+-"))
+			ok = false
+			continue
+		}
 		if !slices.Contains(pkgs, w.text) {
 			pkgs, at = append(pkgs, w.text), append(at, in.pos(w.off))
 		}
@@ -190,6 +199,14 @@ func (p *parser) parseInstall(in *instr) {
 	if ok {
 		p.addStep(in, Step{Op: OpInstall, Install: pkgs, Words: at})
 	}
+}
+
+// aptOperator says whether apt may read the end of the word as "remove" or
+// "install". Names such as g++ are no such case: apt looks for those first, and
+// the builder makes sure that they exist.
+func aptOperator(s string) bool {
+	plain := !strings.ContainsAny(s, ":=/")
+	return strings.HasSuffix(s, "-") || strings.HasSuffix(s, "+") && !(plain && strings.HasSuffix(s, "++"))
 }
 
 func (p *parser) parseRun(in *instr) {
@@ -244,6 +261,9 @@ func (p *parser) parseEnv(in *instr) {
 	}
 	var vars []EnvVar
 	for i, w := range ws {
+		if p.full() {
+			return
+		}
 		key, value, has := strings.Cut(w.text, "=")
 		pos := in.pos(w.off)
 		switch {

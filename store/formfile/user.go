@@ -10,8 +10,10 @@ import (
 )
 
 var (
-	userName  = regexp.MustCompile(`^[a-z_][a-z0-9_-]{0,31}$`)
-	cryptHash = regexp.MustCompile(`^\$(6|5|y|2[aby]|7|gy)\$[^:\s]{8,}$`)
+	userName = regexp.MustCompile(`^[a-z_][a-z0-9_-]{0,31}$`)
+	// The guest takes no other characters.
+	cryptHash   = regexp.MustCompile(`^\$(6|5|y|2[aby]|7|gy)\$[A-Za-z0-9./$=,_+-]{8,}$`)
+	cryptPrefix = regexp.MustCompile(`^\$(6|5|y|2[aby]|7|gy)\$`)
 )
 
 var userKeys = []string{
@@ -54,6 +56,9 @@ func (p *parser) parseUser(in *instr) {
 	seen := map[string]word{}
 	unclear := false // a word that may be the username was not understood
 	for _, w := range ws {
+		if p.full() {
+			return
+		}
 		sep := strings.IndexByte(w.text, ':')
 		if sep < 0 {
 			sep = strings.IndexByte(w.text, '=')
@@ -68,7 +73,7 @@ func (p *parser) parseUser(in *instr) {
 			unclear = true
 			continue
 		}
-		key, value := w.text[:sep], word{w.text[sep+1:], w.raw, w.off + sep + 1}
+		key, value := w.text[:sep], w.cut(sep+1)
 		if !slices.Contains(userKeys, key) {
 			p.errorf(in.pos(w.off), "USER has no key %s%s", show(key), meantKey(key)).
 				hint("one of %s", strings.Join(userKeys, ", "))
@@ -102,6 +107,10 @@ func (p *parser) addUser(in *instr, u User, seen map[string]word) {
 		p.errorf(namePos, "USER root contradicts disable_root:true, the default").hint("add disable_root:false, or use another name with sudo:true")
 		return
 	}
+	if u.Username == "root" && u.Sudo {
+		p.errorf(in.pos(seen["sudo"].off), "USER root needs no sudo").hint("leave sudo out")
+		return
+	}
 	if len(p.file.Users) == MaxUsers {
 		p.errorf(in.start(), "more than %d users", MaxUsers)
 		return
@@ -131,6 +140,8 @@ func (p *parser) userKey(in *instr, u *User, key string, w word) {
 			p.errorf(pos, "passwd is longer than 256 bytes")
 		case cryptHash.MatchString(w.text):
 			u.PasswordHash = Secret(w.text)
+		case cryptPrefix.MatchString(w.text):
+			p.errorf(pos, "passwd starts like a crypt(3) hash, and goes on with what no hash has").hint("openssl passwd -6 makes one")
 		default:
 			u.Password = Secret(w.text)
 		}
@@ -175,17 +186,20 @@ func parseBool(s string) (v, ok bool) {
 
 func (p *parser) groups(in *instr, w word) []string {
 	var out []string
-	off := w.off
+	off := 0
 	for g := range strings.SplitSeq(w.text, ",") {
 		if t := strings.TrimSpace(g); !userName.MatchString(t) {
-			p.errorf(in.pos(off), "%s is not a group name", show(g))
+			p.errorf(in.pos(w.at(off)), "%s is not a group name", show(g))
 		} else if !slices.Contains(out, t) {
 			out = append(out, t)
 		}
+		if len(out) > MaxUsers {
+			p.errorf(in.pos(w.off), "more than %d groups", MaxUsers)
+		}
+		if len(out) > MaxUsers || p.full() {
+			return nil
+		}
 		off += len(g) + 1
-	}
-	if len(out) > MaxUsers {
-		p.errorf(in.pos(w.off), "more than %d groups", MaxUsers)
 	}
 	return out
 }
@@ -206,13 +220,13 @@ func (p *parser) sshKeys(in *instr, w word) []string {
 		if !validSSHKey(k) {
 			p.warnf(in.pos(w.off), "%s is not an OpenSSH public key: sshd will ignore it", show(k))
 		}
-		out = append(out, k)
+		if out = append(out, k); len(out) > MaxSSHKeys {
+			p.errorf(in.pos(w.off), "more than %d SSH keys", MaxSSHKeys)
+			return nil
+		}
 	}
 	if len(out) == 0 {
 		p.errorf(in.pos(w.off), "ssh_authorized_keys is empty")
-	}
-	if len(out) > MaxSSHKeys {
-		p.errorf(in.pos(w.off), "more than %d SSH keys", MaxSSHKeys)
 	}
 	return out
 }
