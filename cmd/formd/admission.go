@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"sync"
 	"time"
 
@@ -143,18 +144,19 @@ type connections interface {
 const lookAgain = 30 * time.Second
 
 // enforce cuts the connections of peers that are no members any more, until ctx
-// ends. views are those of the state.
-func (a *admission) enforce(ctx context.Context, views <-chan *crdt.View, c connections) error {
+// ends. views are those of the state. A connection that does not close is tried
+// again at the next look.
+func (a *admission) enforce(ctx context.Context, views <-chan *crdt.View, c connections, log *slog.Logger) {
 	tick := time.NewTicker(lookAgain)
 	defer tick.Stop()
 	var v *crdt.View
 	for {
 		select {
 		case <-ctx.Done():
-			return nil
+			return
 		case next, ok := <-views:
 			if !ok {
-				return nil
+				return
 			}
 			v = next
 		case <-tick.C:
@@ -167,7 +169,7 @@ func (a *admission) enforce(ctx context.Context, views <-chan *crdt.View, c conn
 				continue
 			}
 			if err := c.Drop(p.ID, "its membership was revoked"); err != nil {
-				return fmt.Errorf("admission: %w", err)
+				log.Warn("a revoked peer is not cut off yet", "peer", p.ID, "err", err)
 			}
 		}
 	}

@@ -391,11 +391,14 @@ func (d *formd) serve(ctx context.Context) error {
 	below.Go(func() error { return named("p2p", d.node.Run(baseCtx)) })
 	below.Go(func() error { return named("state", d.state.Run(baseCtx)) })
 	below.Go(func() error { return named("machines", d.vms.Run(baseCtx)) })
+	below.Go(func() error {
+		d.admission.enforce(baseCtx, d.state.Watch(baseCtx), d.node, d.log.With("part", "admission"))
+		return nil
+	})
 
 	above, workCtx := errgroup.WithContext(ctx)
 	above.Go(func() error { return named("liveness", d.prober.Run(workCtx)) })
 	above.Go(func() error { return named("reconciler", d.rec.Run(workCtx)) })
-	above.Go(func() error { return d.admission.enforce(workCtx, d.state.Watch(workCtx), d.node) })
 	for _, s := range d.servers {
 		above.Go(func() error { return s.serve(workCtx) })
 	}

@@ -262,13 +262,6 @@ func (s *shelf) drop(c string) {
 	delete(s.here, c)
 }
 
-func (s *shelf) Unpin(_ context.Context, c cid.Cid) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	delete(s.pinned, c.String())
-	return nil
-}
-
 func (s *shelf) GC(_ context.Context, keep func() []cid.Cid) (int64, error) {
 	kept := keep()
 	s.mu.Lock()

@@ -56,7 +56,6 @@ type Content interface {
 // Keeper fetches and collects packs; *store.Store has these methods.
 type Keeper interface {
 	Fetch(ctx context.Context, c cid.Cid, o store.FetchOptions) error
-	Unpin(ctx context.Context, c cid.Cid) error
 	GC(ctx context.Context, keep func() []cid.Cid) (freed int64, err error)
 }
 
