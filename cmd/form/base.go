@@ -42,7 +42,7 @@ downloads. The base gets its name here; --publish also hands it to the local
 formd and lets that node publish the name to the network.`,
 		Args: noArgs(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return a.withStore(func(s *store.Store) error { return a.runBaseBuild(cmd.Context(), s, o) })
+			return a.withStore(cmd.Context(), func(s *store.Store) error { return a.runBaseBuild(cmd.Context(), s, o) })
 		},
 	}
 	f := c.Flags()
@@ -73,7 +73,7 @@ func newBaseLs(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use: "ls", Aliases: []string{"list"}, Short: "list the bases here", Args: noArgs(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return a.withStore(func(s *store.Store) error { return a.listStore(cmd.Context(), s, "base") })
+			return a.withStore(cmd.Context(), func(s *store.Store) error { return a.listStore(cmd.Context(), s, "base") })
 		},
 	}
 }
@@ -87,7 +87,7 @@ func newBaseImport(a *app) *cobra.Command {
 ticket or the kit names, from the local formd, or given with --trust.`,
 		Args: argsBetween(1, 1, "a FILE.car, \"default\" or a NAME"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.withStore(func(s *store.Store) error { return a.runBaseImport(cmd.Context(), s, args[0], o) })
+			return a.withStore(cmd.Context(), func(s *store.Store) error { return a.runBaseImport(cmd.Context(), s, args[0], o) })
 		},
 	}
 	f := c.Flags()

@@ -221,7 +221,7 @@ local store. A pack has a parent once "form commit" has made it from another.`,
 }
 
 func (a *app) runHistory(ctx context.Context, i api.Instance) (err error) {
-	s, err := a.openStore()
+	s, err := a.openStore(ctx)
 	if err != nil {
 		return err
 	}

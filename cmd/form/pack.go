@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/ipfs/go-cid"
 	"github.com/spf13/cobra"
@@ -27,22 +28,38 @@ func newPack(a *app) *cobra.Command {
 		newPackDiff(a), newPull(a), newExport(a), newImport(a))
 }
 
-// openStore opens this user's own packs.
-func (a *app) openStore() (*store.Store, error) {
+// How long another form may have the packs: one try, and all tries.
+const (
+	lockTry  = 500 * time.Millisecond
+	lockWait = 5 * time.Minute
+)
+
+// openStore opens this user's own packs. A store belongs to one process at a
+// time: while another form has it this one waits, up to lockWait, and says so.
+func (a *app) openStore(ctx context.Context) (*store.Store, error) {
 	d := a.dir()
 	if err := os.MkdirAll(d.Data, 0o700); err != nil {
 		return nil, fmt.Errorf("packs: %w", err)
 	}
-	s, err := store.Open(store.Config{Dir: d.Store(), Logger: a.logger()})
-	if err != nil {
-		return nil, fmt.Errorf("open %s: %w", d.Store(), err)
+	for waited := time.Duration(0); ; waited += lockTry {
+		s, err := store.Open(store.Config{Dir: d.Store(), LockWait: lockTry, Logger: a.logger()})
+		switch {
+		case err == nil:
+			return s, nil
+		case !errors.Is(err, store.ErrLocked) || waited >= lockWait:
+			return nil, fmt.Errorf("open %s: %w", d.Store(), err)
+		case waited == 0:
+			a.p.Note("another form is working on the packs here; waiting for it, at most %s", lockWait)
+		}
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
 	}
-	return s, nil
 }
 
 // withStore opens the store for f.
-func (a *app) withStore(f func(*store.Store) error) (err error) {
-	s, err := a.openStore()
+func (a *app) withStore(ctx context.Context, f func(*store.Store) error) (err error) {
+	s, err := a.openStore(ctx)
 	if err != nil {
 		return err
 	}
@@ -178,7 +195,7 @@ func newPackLs(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use: "ls", Aliases: []string{"list"}, Short: "list the packs here", Args: noArgs(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return a.withStore(func(s *store.Store) error { return a.listStore(cmd.Context(), s, "pack") })
+			return a.withStore(cmd.Context(), func(s *store.Store) error { return a.listStore(cmd.Context(), s, "pack") })
 		},
 	}
 }
@@ -241,7 +258,7 @@ func newPackInspect(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use: "inspect CID|NAME", Short: "what a pack or base is made of", Args: argsBetween(1, 1, "one CID or NAME"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.withStore(func(s *store.Store) error { return a.runPackInspect(cmd.Context(), s, args[0]) })
+			return a.withStore(cmd.Context(), func(s *store.Store) error { return a.runPackInspect(cmd.Context(), s, args[0]) })
 		},
 	}
 }
@@ -269,7 +286,7 @@ func newPackRm(a *app) *cobra.Command {
 the swarm holds is not touched.`,
 		Args: argsBetween(1, -1, "one CID or NAME or more"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.withStore(func(s *store.Store) error { return a.runPackRm(cmd.Context(), s, args) })
+			return a.withStore(cmd.Context(), func(s *store.Store) error { return a.runPackRm(cmd.Context(), s, args) })
 		},
 	}
 }
@@ -307,7 +324,7 @@ func newExport(a *app) *cobra.Command {
 another machine's "form pack import". "-o -" writes to standard output.`,
 		Args: argsBetween(1, 1, "one CID or NAME"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.withStore(func(s *store.Store) error { return a.runExport(cmd.Context(), s, args[0], o) })
+			return a.withStore(cmd.Context(), func(s *store.Store) error { return a.runExport(cmd.Context(), s, args[0], o) })
 		},
 	}
 	c.Flags().StringVarP(&o.out, "output", "o", "", "the CAR file to write, or - for standard output")
@@ -373,7 +390,7 @@ func newImport(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use: "import FILE.car", Short: "take a pack in from a CAR file", Args: argsBetween(1, 1, "one FILE.car, or -"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.withStore(func(s *store.Store) error {
+			return a.withStore(cmd.Context(), func(s *store.Store) error {
 				id, err := a.importCAR(cmd.Context(), s, args[0])
 				if err != nil {
 					return err

@@ -43,7 +43,7 @@ Formpack's CID as the last line. Steps that have not changed are not run again.`
 			if err != nil {
 				return err
 			}
-			return a.withStore(func(s *store.Store) error {
+			return a.withStore(cmd.Context(), func(s *store.Store) error {
 				id, err := a.runBuild(cmd.Context(), s, in)
 				if err != nil {
 					return err

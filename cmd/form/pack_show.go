@@ -143,7 +143,7 @@ func newPackDiff(a *app) *cobra.Command {
 they differ or not.`,
 		Args: argsBetween(2, 2, "two CIDs or NAMEs"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.withStore(func(s *store.Store) error { return a.runPackDiff(cmd.Context(), s, args[0], args[1]) })
+			return a.withStore(cmd.Context(), func(s *store.Store) error { return a.runPackDiff(cmd.Context(), s, args[0], args[1]) })
 		},
 	}
 }
@@ -238,7 +238,7 @@ func newPull(a *app) *cobra.Command {
 			if err != nil {
 				return cli.Errorf(api.ExitUsage, "%q is not a CID", args[0]).Hint("form ls shows the packs of instances")
 			}
-			return a.withStore(func(s *store.Store) error {
+			return a.withStore(cmd.Context(), func(s *store.Store) error {
 				if err := a.pull(cmd.Context(), s, id); err != nil {
 					return err
 				}

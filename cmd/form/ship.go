@@ -94,48 +94,73 @@ more. --wait stays until a replica is ready and every eligible node is used,
 	return c
 }
 
-func (a *app) runShip(ctx context.Context, arg string, o shipOptions) error {
+func (a *app) runShip(ctx context.Context, arg string, o shipOptions) (err error) {
 	want, err := a.readWishes(o)
 	if err != nil {
 		return err
 	}
-	return a.withStore(func(s *store.Store) (err error) {
-		id, err := a.packToShip(ctx, s, arg, o)
-		if err != nil {
-			return err
-		}
-		c, err := a.connect(ctx, s)
-		if err != nil {
-			return err
-		}
-		defer closing(c, &err)
-		if !id.Defined() {
-			if id, err = cid.Decode(arg); err != nil {
-				return err
-			}
-			if err := a.fetch(ctx, c, s, id); err != nil {
-				return err
-			}
-		}
-		root, err := s.Pack(ctx, id)
-		if err != nil {
-			return fmt.Errorf("pack %s: %w", id, err)
-		}
-		a.warnSecrets(root)
-		own, err := a.ownSSHKey()
-		if err != nil {
-			return err
-		}
-		want.sshKeys = want.authorised(own)
-		if err := a.hand(ctx, c, id); err != nil {
-			return err
-		}
-		inst, err := a.signShip(ctx, c, id, root, want, o)
-		if err != nil {
-			return err
-		}
-		return a.follow(ctx, c, id, inst, o)
+	t := shipped{}
+	// Other forms of this user wait for the store: it is given back before the
+	// replicas are waited for.
+	err = a.withStore(ctx, func(s *store.Store) (err error) {
+		t, err = a.shipFrom(ctx, s, arg, want, o)
+		return err
 	})
+	if t.conn != nil {
+		defer closing(t.conn, &err)
+	}
+	if t.inst == "" {
+		return err
+	}
+	// The instance is there, whatever became of the waiting.
+	if err == nil {
+		err = a.follow(ctx, t, o)
+	}
+	return errors.Join(a.answerInstance(ctx, t.conn, t.inst), err)
+}
+
+// shipped is a pack that is an instance by now; inst is "" before.
+type shipped struct {
+	conn *swarm.Conn // open, to be closed by whom this is given
+	pack cid.Cid
+	inst string
+}
+
+// shipFrom builds if need be, hands the pack over, signs the instance, and
+// serves the pack for as long as that is needed.
+func (a *app) shipFrom(ctx context.Context, s *store.Store, arg string, want wishes, o shipOptions) (t shipped, err error) {
+	if t.pack, err = a.packToShip(ctx, s, arg, o); err != nil {
+		return t, err
+	}
+	if t.conn, err = a.connect(ctx, s); err != nil {
+		return t, err
+	}
+	if !t.pack.Defined() {
+		if t.pack, err = cid.Decode(arg); err != nil {
+			return t, err
+		}
+		if err := a.fetch(ctx, t.conn, s, t.pack); err != nil {
+			return t, err
+		}
+	}
+	root, err := s.Pack(ctx, t.pack)
+	if err != nil {
+		return t, fmt.Errorf("pack %s: %w", t.pack, err)
+	}
+	a.warnSecrets(root)
+	own, err := a.ownSSHKey()
+	if err != nil {
+		return t, err
+	}
+	want.sshKeys = want.authorised(own)
+	if err := a.hand(ctx, t.conn, t.pack); err != nil {
+		return t, err
+	}
+	if t.inst, err = a.signShip(ctx, t.conn, t.pack, root, want, o); err != nil {
+		return t, err
+	}
+	a.p.Note("shipped: %s", t.inst)
+	return t, a.stayUntilHeld(ctx, t.conn, t.pack, t.inst, o.hold)
 }
 
 // packToShip is the pack that arg means: a folder is built; a CID that is not
@@ -258,19 +283,12 @@ func existing(mine []crdt.Spec, id, name string) (string, error) {
 		Hint("update one: form manage update ID CID").Hint("or make another: --name NAME")
 }
 
-// follow stays as long as form is needed or asked to, and prints the ID.
-func (a *app) follow(ctx context.Context, c *swarm.Conn, id cid.Cid, inst string, o shipOptions) error {
-	a.p.Note("shipped: %s", inst)
-	err := a.stayUntilHeld(ctx, c, id, inst, o.hold)
-	switch {
-	case err != nil:
-	case o.wait != "":
-		err = a.waitFor(ctx, c, inst, id.String(), o.wait == waitAll)
-	default:
-		err = a.warnShortage(ctx, c, inst)
+// follow stays for the replicas if it is asked to, else says what is missing.
+func (a *app) follow(ctx context.Context, t shipped, o shipOptions) error {
+	if o.wait != "" {
+		return a.waitFor(ctx, t.conn, t.inst, t.pack.String(), o.wait == waitAll)
 	}
-	// The instance is there, whatever became of the waiting.
-	return errors.Join(a.answerInstance(ctx, c, inst), err)
+	return a.warnShortage(ctx, t.conn, t.inst)
 }
 
 // warnShortage says why an instance does not get all that was asked for.
