@@ -65,11 +65,40 @@ func (b *builder) usersIn(img accounts) accounts {
 	return out
 }
 
+// checkScopes refuses variables for users that nobody will have made. Services
+// have no such list: any name may be one.
+func (b *builder) checkScopes(img accounts) error {
+	users := []string{"root"}
+	for _, u := range b.File.Users {
+		users = append(users, u.Username)
+	}
+	users = append(users, slices.Sorted(maps.Keys(img.Users))...)
+	var errs []error
+	for _, v := range b.File.Env {
+		name, ok := strings.CutPrefix(v.Scope, "user:")
+		if ok && !slices.Contains(users, name) {
+			errs = append(errs, &ContextError{b.File.Source, v.Pos, fmt.Sprintf("--scope=%s: neither the image nor a USER of the Formfile has the name %s%s", v.Scope, name, formfile.DidYouMean(name, users))})
+		}
+	}
+	return joinErrors(errs)
+}
+
+// joinErrors keeps a single error as it is.
+func joinErrors(errs []error) error {
+	if len(errs) == 1 {
+		return errs[0]
+	}
+	return errors.Join(errs...)
+}
+
 // settleUsers gives the users their final numbers. It refuses an image in which
 // a step took one of them, or moved a user whose files are there already.
 func (b *builder) settleUsers() error {
 	img, err := b.imageAccounts()
 	if err != nil {
+		return err
+	}
+	if err := b.checkScopes(img); err != nil {
 		return err
 	}
 	final := b.usersIn(img)

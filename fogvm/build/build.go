@@ -24,8 +24,9 @@
 // COPY of a directory or a glob leaves out what .formignore lists (its language
 // is .gitignore's), the Formfile, .formignore and any .git; naming one of the
 // last three copies it. Symlinks below a directory are copied as they are; one
-// that is itself a source is followed, inside the context. Permissions keep
-// their bits except group and other write, owners become root, times [Epoch].
+// that is itself a source is followed, inside the context. Permissions become
+// 0755 (directories, and files that their owner may run) or 0644, times [Epoch],
+// and the owner root, or in a home the user of it.
 // formfile.Copy says when the destination is a directory.
 //
 // The program that calls Build must call [SandboxMain] first thing in main: the
@@ -65,7 +66,8 @@ type Options struct {
 	Context string         // directory that COPY reads; required
 	File    *formfile.File // parsed, valid; required
 	// Formfile is the path of the Formfile relative to Context, which COPY of a
-	// directory leaves out. Default "Formfile"; one outside the context is harmless.
+	// directory leaves out, as it does a "Formfile" there. Default "Formfile"; one
+	// outside the context is harmless.
 	Formfile string
 	Store    Store              // required
 	Base     cid.Cid            // what File.From resolved to; complete in Store; required
@@ -97,11 +99,12 @@ type Result struct {
 // a tool or a privilege is missing. The text of the error says which.
 var ErrUnsupported = errors.New("this machine cannot build packs")
 
-// ContextError is something wrong with what COPY names: a source that is
-// missing or leaves the context, an unreadable file, an unknown --chown name.
+// ContextError is something wrong with what a Formfile names, or a .formignore
+// says: a source that is missing or leaves the context, an unreadable file, a
+// --chown name or --scope user that nobody has. Several come as one error.
 type ContextError struct {
-	File string       // of the Formfile
-	Pos  formfile.Pos // of the COPY
+	File string       // the Formfile or .formignore
+	Pos  formfile.Pos // of the word
 	Msg  string
 }
 
@@ -115,13 +118,14 @@ type StepError struct {
 	Total    int
 	Step     formfile.Step
 	File     string
-	ExitCode int    // 128+n for signal n
-	Tail     string // the last lines of its output
+	Pos      formfile.Pos // of the step, or the word of it that cannot be
+	ExitCode int          // 128+n for signal n
+	Tail     string       // the last lines of its output
 }
 
 func (e *StepError) Error() string {
 	return fmt.Sprintf("%s:%d:%d: step %d of %d failed with exit code %d: %s",
-		e.File, e.Step.Pos.Line, e.Step.Pos.Col, e.Index, e.Total, e.ExitCode, firstLine(e.Step.Text))
+		e.File, e.Pos.Line, e.Pos.Col, e.Index, e.Total, e.ExitCode, firstLine(e.Step.Text))
 }
 
 // StepInfo says which step a report is about.

@@ -3,6 +3,8 @@ package build
 import (
 	"bytes"
 	"crypto/ed25519"
+	"errors"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -42,10 +44,18 @@ func TestIgnore(t *testing.T) {
 	if !rules.matchAny("build/x/y", false) {
 		t.Error("what is below an ignored directory is not ignored")
 	}
-	for _, bad := range []string{"[a", "x[", "[z-a]"} {
-		if _, err := parseIgnore(bad); err == nil {
-			t.Errorf("%q is accepted", bad)
+	for bad, want := range map[string]string{
+		"[a": ".formignore:1:1: ", "x[": ".formignore:1:2: ", "[z-a]": ".formignore:1:1: ", "ok\n# [\n!/é/x[9-0]y/": ".formignore:3:6: ",
+		strings.Repeat("a\n", maxIgnoreRules+1): ".formignore:2001:1: ",
+	} {
+		_, err := parseIgnore(bad)
+		var ce *ContextError
+		if !errors.As(err, &ce) || !strings.HasPrefix(err.Error(), want) {
+			t.Errorf("%.20q: got %v, want %s…", bad, err, want)
 		}
+	}
+	if rules, err := parseIgnore("\ufeffsecret\n"); err != nil || !rules.match("secret", false) {
+		t.Errorf("the first pattern after a byte order mark does not count: %v", err)
 	}
 }
 
@@ -82,6 +92,21 @@ func TestAccounts(t *testing.T) {
 		if uid != c.uid || gid != c.gid || (err != nil) != c.bad {
 			t.Errorf("%s: %d:%d, %v; want %d:%d", c.chown, uid, gid, err, c.uid, c.gid)
 		}
+	}
+}
+
+func TestMissing(t *testing.T) {
+	words := []string{"tre.", "tree", "tree=1.0", "tree:amd64", "libc+:amd64", "g++", "tre"}
+	got, err := missing(words, strings.NewReader("tree\ng++\nlibc\ntrek\n"))
+	if want := []int{0, 4, 6}; err != nil || !slices.Equal(got, want) {
+		t.Errorf("got %v, %v; want %v", got, err, want)
+	}
+}
+
+func TestEnviron(t *testing.T) {
+	got := environ([]string{"A=1", "B=x=y"}, []string{"C=", "A=2"}, nil)
+	if want := []string{"A=2", "B=x=y", "C="}; !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
 	}
 }
 

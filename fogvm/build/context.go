@@ -19,6 +19,11 @@ import (
 // maxContextFiles bounds one COPY.
 const maxContextFiles = 500_000
 
+const (
+	formfileName = "Formfile"
+	gitDir       = ".git"
+)
+
 // A buildContext is the directory that COPY reads, through an os.Root: no path
 // and no symlink leads out of it.
 type buildContext struct {
@@ -57,7 +62,7 @@ type copyEntry struct {
 	From string      // slash path in the context
 	To   string      // slash path below the destination; "" for the single file itself
 	Type fs.FileMode // 0 (regular), fs.ModeDir or fs.ModeSymlink
-	Perm fs.FileMode // permission bits, not writable for group and others
+	Perm fs.FileMode // 0755 or 0644; of a symlink 0777
 	Size int64
 	Sum  [32]byte // of a regular file
 	Link string   // of a symlink
@@ -73,10 +78,10 @@ type copySet struct {
 }
 
 // swept says whether COPY of a directory or a glob takes the path along. The
-// Formfile, .formignore and .git are left out unless a COPY names them: what
+// Formfile that is built, the one at the root, .formignore and .git are left out unless a COPY names them: what
 // they change is no content, and it would undo caching and repeatability.
 func (c *buildContext) swept(p string, isDir bool) bool {
-	return p != c.formfile && p != ignoreFile && path.Base(p) != ".git" && !c.ignore.match(p, isDir)
+	return p != c.formfile && p != formfileName && p != ignoreFile && path.Base(p) != gitDir && !c.ignore.match(p, isDir)
 }
 
 // A wordError is what is wrong with one word of a COPY: a source, or after them
@@ -152,7 +157,7 @@ func (s *copySet) settle() *wordError {
 // expand gives the paths that a source names, sorted.
 func (c *buildContext) expand(src string) ([]string, error) {
 	if !strings.ContainsAny(src, `*?[\`) {
-		if src != "." && c.ignore.matchAny(src, false) {
+		if src != "." && c.ignore.matchAny(src, c.isDir(src)) {
 			return nil, fmt.Errorf("COPY %s: it is excluded by %s", src, ignoreFile)
 		}
 		return []string{src}, nil
@@ -162,12 +167,24 @@ func (c *buildContext) expand(src string) ([]string, error) {
 		return nil, fmt.Errorf("COPY %s: %w", src, err)
 	}
 	names := slices.DeleteFunc(all, func(n string) bool {
-		return !c.swept(n, false) || c.ignore.matchAny(n, c.isDir(n))
+		return !c.swept(n, false) || c.ignore.matchAny(n, c.isDir(n)) || sweepsGit(src, n)
 	})
 	if len(names) == 0 {
 		return nil, fmt.Errorf("COPY %s: nothing in the context matches", src)
 	}
 	return names, nil
+}
+
+// sweepsGit says whether the glob reached the path through a .git that it does
+// not name.
+func sweepsGit(glob, name string) bool {
+	pattern := strings.Split(glob, "/")
+	for i, part := range strings.Split(name, "/") {
+		if part == gitDir && pattern[i] != gitDir {
+			return true
+		}
+	}
+	return false
 }
 
 func (c *buildContext) isDir(name string) bool {
@@ -238,9 +255,14 @@ func (c *buildContext) walk(set *copySet, dir, to string) error {
 	return nil
 }
 
-// normalPerm drops what differs between checkouts of one tree with different
-// umasks (group and other write), and set-id bits, which take a --chmod.
-func normalPerm(m fs.FileMode) fs.FileMode { return m.Perm() &^ 0o022 }
+// normalPerm is what git keeps of a mode: whether a file is a program. All else
+// differs between checkouts of one tree with different umasks; it takes a --chmod.
+func normalPerm(m fs.FileMode) fs.FileMode {
+	if m.IsDir() || m&0o100 != 0 {
+		return 0o755
+	}
+	return 0o644
+}
 
 func (c *buildContext) addFile(set *copySet, from, to string, st fs.FileInfo) error {
 	e := copyEntry{From: from, To: to, Perm: normalPerm(st.Mode())}

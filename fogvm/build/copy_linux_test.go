@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -96,7 +97,7 @@ func TestCopyRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	tree := map[string]string{
-		"a": "a", "dir/f": "f", ".formignore": "secret\n", "secret": "s", "tmp/f": "f",
+		"a": "a", "dir/f": "f", ".formignore": "\ufeffsecret\nbuild/\n", "secret": "s", "build/f": "f", ".git/config": "x", "tmp/f": "f",
 		"abs@": outside, "up@": "../../../../../../../../etc/hostname", "updir@": "..", "dangling@": "nowhere", "loop@": "loop",
 	}
 	cache := cacheDir(t)
@@ -111,6 +112,8 @@ func TestCopyRefused(t *testing.T) {
 		{"COPY dangling /x", "no such file"},
 		{"COPY loop /x", "COPY loop"},
 		{"COPY secret /x", "excluded by .formignore"},
+		{"COPY build /x", "excluded by .formignore"},
+		{"COPY */config /x", "nothing in the context matches"},
 		{"COPY dir /etc/removeme", "the image has a file there"},
 		{"COPY a /x/etc/\nCOPY dir/f /x/etc/a/f/", "the image has a file there"},
 		{"COPY --chown=nobody-here a /x", "has the name nobody-here"},
@@ -143,6 +146,44 @@ func TestCopyRefused(t *testing.T) {
 			}
 			checkClean(t, before, p.opts.CacheDir, p.store.file(p.store.base.Rootfs), "")
 		})
+	}
+}
+
+// TestCopyNamed: what is left out comes along when a COPY names it.
+func TestCopyNamed(t *testing.T) {
+	got, _ := copied(t, cacheDir(t), map[string]string{".git/config": "x", ".git/HEAD": "x"}, "COPY .git/conf* /x\nCOPY .git /y\nCOPY Formfile /z")
+	if want := "-0644 x\nd0755 y\n-0644 y/HEAD\n-0644 y/config\n-0644 z\n"; got != want {
+		t.Errorf("got:\n%s\nwant:\n%s", got, want)
+	}
+}
+
+// TestOtherFormfile: neither the file that is built nor the folder's own goes in.
+func TestOtherFormfile(t *testing.T) {
+	p := newProject(t, map[string]string{"Formfile": "NAME a\nCOPY . /x\n", "other.form": "x", "sub/Formfile": "x"})
+	p.opts.Formfile = "other.form"
+	if got, want := p.list(p.mustBuild().Layers[0]), "d0755 0:0 2025-01-01 x\nd0755 0:0 2025-01-01 x/sub\n-0644 0:0 2025-01-01 x/sub/Formfile\n"; got != want {
+		t.Errorf("got:\n%s\nwant:\n%s", got, want)
+	}
+}
+
+// TestCopyUmask: checkouts with any umask give the same.
+func TestCopyUmask(t *testing.T) {
+	p := newProject(t, map[string]string{"Formfile": "NAME a\nCOPY d /x\nCOPY --chmod=4750 d/prog /y\n", "d/sub/f": "f", "d/prog": "p"})
+	var cids []string
+	for _, mask := range []os.FileMode{0o077, 0o027, 0o022, 0o002, 0} {
+		for name, perm := range map[string]os.FileMode{"d": 0o777, "d/sub": 0o777, "d/sub/f": 0o666, "d/prog": 0o777} {
+			if err := os.Chmod(filepath.Join(p.opts.Context, name), perm&^mask); err != nil {
+				t.Fatal(err)
+			}
+		}
+		res := p.mustBuild()
+		cids = append(cids, res.CID.String())
+		if got, want := p.list(res.Layers[1])+p.list(res.Layers[0]), "d0755 0:0 2025-01-01 x\n-0755 0:0 2025-01-01 x/prog\nd0755 0:0 2025-01-01 x/sub\n-0644 0:0 2025-01-01 x/sub/f\n-4750 0:0 2025-01-01 y\n"; got != want {
+			t.Errorf("umask %o: got:\n%s\nwant:\n%s", mask, got, want)
+		}
+	}
+	if len(slices.Compact(cids)) != 1 {
+		t.Errorf("different packs: %v", cids)
 	}
 }
 

@@ -86,7 +86,7 @@ func (o *Options) check() error {
 		return errors.New("build: Key is required")
 	}
 	if o.Formfile == "" {
-		o.Formfile = "Formfile"
+		o.Formfile = formfileName
 	}
 	if o.Reporter == nil {
 		o.Reporter = silent{}
@@ -224,9 +224,11 @@ func writeFileAtomic(name string, text []byte) error {
 // and gives all errors at once, each at its word.
 func (b *builder) resolve() error {
 	var errs []error
+	commands := false // which may make users
 	for i := range b.plan {
 		s := &b.plan[i]
 		if s.step.Op != formfile.OpCopy {
+			commands = commands || s.step.Op != formfile.OpWorkdir
 			continue
 		}
 		set, bad := b.ctxDir.resolve(s.step.Copy)
@@ -235,10 +237,12 @@ func (b *builder) resolve() error {
 			errs = append(errs, &ContextError{b.File.Source, s.step.Words[e.word], e.Error()})
 		}
 	}
-	if len(errs) == 1 {
-		return errs[0]
+	if !commands {
+		if err := b.checkScopes(b.base.Accounts); err != nil {
+			errs = append(errs, err)
+		}
 	}
-	return errors.Join(errs...)
+	return joinErrors(errs)
 }
 
 // runSteps executes or re-uses each step in turn.

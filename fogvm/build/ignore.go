@@ -1,9 +1,13 @@
 package build
 
 import (
+	"errors"
 	"fmt"
 	"regexp"
 	"strings"
+	"unicode/utf8"
+
+	"github.com/formthefog/formation/store/formfile"
 )
 
 // Bounds of a .formignore.
@@ -27,11 +31,12 @@ type ignoreRule struct {
 
 func parseIgnore(src string) (ignoreRules, error) {
 	if len(src) > maxIgnoreBytes {
-		return nil, fmt.Errorf("%s is larger than %d bytes", ignoreFile, maxIgnoreBytes)
+		return nil, &ContextError{ignoreFile, formfile.Pos{Line: 1, Col: 1}, fmt.Sprintf("larger than %d bytes", maxIgnoreBytes)}
 	}
 	var rules ignoreRules
-	for i, line := range strings.Split(src, "\n") {
+	for i, line := range strings.Split(strings.TrimPrefix(src, "\ufeff"), "\n") {
 		line = strings.TrimSuffix(line, "\r")
+		written := line
 		if !strings.HasSuffix(line, `\ `) {
 			line = strings.TrimRight(line, " \t")
 		}
@@ -50,13 +55,14 @@ func parseIgnore(src string) (ignoreRules, error) {
 		if line == "" {
 			continue
 		}
-		re, err := globRegexp(line, anchored)
+		re, bad, err := globRegexp(line, anchored)
 		if err != nil {
-			return nil, fmt.Errorf("%s:%d: malformed pattern %q", ignoreFile, i+1, line)
+			at := strings.Index(written, line) + bad
+			return nil, &ContextError{ignoreFile, formfile.Pos{Line: i + 1, Col: 1 + utf8.RuneCountInString(written[:at])}, fmt.Sprintf("malformed pattern %q: %v", line, err)}
 		}
 		r.re = re
 		if rules = append(rules, r); len(rules) > maxIgnoreRules {
-			return nil, fmt.Errorf("%s has more than %d patterns", ignoreFile, maxIgnoreRules)
+			return nil, &ContextError{ignoreFile, formfile.Pos{Line: i + 1, Col: 1}, fmt.Sprintf("more than %d patterns", maxIgnoreRules)}
 		}
 	}
 	return rules, nil
@@ -84,8 +90,9 @@ func (rs ignoreRules) matchAny(path string, isDir bool) bool {
 	return rs.match(path, isDir)
 }
 
-// globRegexp translates one pattern. RE2 makes it linear in the path.
-func globRegexp(pattern string, anchored bool) (*regexp.Regexp, error) {
+// globRegexp translates one pattern. RE2 makes it linear in the path. Bad is the
+// byte at which the error is.
+func globRegexp(pattern string, anchored bool) (re *regexp.Regexp, bad int, err error) {
 	var b strings.Builder
 	b.WriteString("^")
 	if !anchored {
@@ -111,19 +118,24 @@ func globRegexp(pattern string, anchored bool) (*regexp.Regexp, error) {
 		case pattern[i] == '[':
 			end := strings.IndexByte(rest[1:], ']')
 			if end < 1 {
-				return nil, fmt.Errorf("unclosed [ in %q", pattern)
+				return nil, i, errors.New("this [ is not closed")
 			}
 			class := rest[1 : 1+end]
 			neg := ""
 			if class[0] == '!' || class[0] == '^' {
 				neg, class = "^/", class[1:]
 			}
-			b.WriteString("[" + neg + strings.NewReplacer(`\`, `\\`, "[", `\[`, "^", `\^`).Replace(class) + "]")
+			set := "[" + neg + strings.NewReplacer(`\`, `\\`, "[", `\[`, "^", `\^`).Replace(class) + "]"
+			if _, err := regexp.Compile(set); err != nil {
+				return nil, i, fmt.Errorf("%q is no set of characters", rest[:2+end])
+			}
+			b.WriteString(set)
 			i += 1 + end
 		default:
 			b.WriteString(regexp.QuoteMeta(pattern[i : i+1]))
 		}
 	}
 	b.WriteString("$")
-	return regexp.Compile("(?s)" + b.String())
+	re, err = regexp.Compile("(?s)" + b.String())
+	return re, 0, err
 }

@@ -1,9 +1,12 @@
 package build
 
 import (
+	"archive/tar"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -95,6 +98,72 @@ func TestInstallFails(t *testing.T) {
 	var step *StepError
 	if !errors.As(err, &step) || step.ExitCode != 100 || !strings.Contains(step.Tail, "Unable to locate package nosuch-package") {
 		t.Fatalf("got %v", err)
+	}
+}
+
+// TestInstallNames: a word that is no package's name reaches no apt-get.
+func TestInstallNames(t *testing.T) {
+	p := newProject(t, map[string]string{"Formfile": "NAME a\nNOCOPY\nINSTALL python3 \\\n  g++ tre. gone\n"})
+	_, err := p.build()
+	var step *StepError
+	if !errors.As(err, &step) || step.ExitCode != aptFails || !strings.HasPrefix(err.Error(), "Formfile:4:7: step 1 of 1 failed") {
+		t.Fatalf("got %v", err)
+	}
+	if !strings.HasSuffix(step.Tail, "E: Unable to locate package tre.\nE: Unable to locate package gone\n") || strings.Contains(step.Tail, "apt-get -q -y") {
+		t.Errorf("it said:\n%s", step.Tail)
+	}
+	p.write(map[string]string{"Formfile": "NAME a\nNOCOPY\nINSTALL python3 g++\n"})
+	p.mustBuild()
+}
+
+// TestScopes: a variable for a user that nobody makes is refused, at its word,
+// and at once where no step can make one.
+func TestScopes(t *testing.T) {
+	cache := cacheDir(t)
+	for _, c := range []struct{ lines, want string }{
+		{"USER username:bob\nENV --scope=user:bob A=1 B=2\nENV --scope=user:root A=1\nENV --scope=user:www-data A=1\nENV --scope=service:web A=1", ""},
+		{"RUN echo eve:x:7:7::/:/bin/sh >> /etc/passwd\nENV --scope=user:eve A=1", ""},
+		{"USER username:bigdog\nENV \\\n --scope=user:bigdg A=1\nENV --scope=\"user:x\" A=1\nCOPY gone /x", "Formfile:6:6: COPY gone: no such file in the context\n" +
+			"Formfile:4:10: --scope=user:bigdg: neither the image nor a USER of the Formfile has the name bigdg; did you mean bigdog?\n" +
+			"Formfile:5:14: --scope=user:x: neither the image nor a USER of the Formfile has the name x"},
+		{"RUN true\nENV --scope=user:eve A=1", "Formfile:3:13: --scope=user:eve: neither the image nor a USER of the Formfile has the name eve"},
+	} {
+		if !strings.Contains(c.lines, "COPY") {
+			c.lines += "\nNOCOPY"
+		}
+		p := newProject(t, map[string]string{"Formfile": "NAME a\n" + c.lines + "\n"})
+		p.opts.CacheDir = cache
+		_, err := p.build()
+		if got := fmt.Sprint(err); got != c.want && (err != nil || c.want != "") {
+			t.Errorf("%s:\ngot  %v\nwant %s", c.lines, err, c.want)
+		}
+	}
+}
+
+// TestManySockets: what is left out is told, but not a million times.
+func TestManySockets(t *testing.T) {
+	dir := t.TempDir()
+	for i := range maxSkipped + 5 {
+		l, err := net.Listen("unix", filepath.Join(dir, fmt.Sprint(i)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+	}
+	rep, err := packLayer(&packRequest{Uppers: []string{dir}}, "")
+	if err != nil || len(rep.Warnings) != maxSkipped+1 || rep.Warnings[maxSkipped] != "5 more sockets and devices are left out" {
+		t.Errorf("%v, %q", err, rep.Warnings)
+	}
+}
+
+// TestSquashError: what broke the stream is told, not how mksquashfs took it.
+func TestSquashError(t *testing.T) {
+	needSandbox(t)
+	err := squash(filepath.Join(t.TempDir(), "image"), func(w io.Writer) error {
+		return errors.Join(tar.NewWriter(w).WriteHeader(&tar.Header{Name: "x", Format: tar.FormatPAX, PAXRecords: map[string]string{"SCHILY.xattr.user.a=b": "c"}}))
+	})
+	if err == nil || strings.Contains(err.Error(), "mksquashfs") {
+		t.Errorf("got %v", err)
 	}
 }
 

@@ -34,8 +34,12 @@ type packer struct {
 	entries []packEntry
 	inodes  map[[2]uint64]string // first path of each inode with several links
 	bytes   int64
-	skipped []string
+	skipped []string // at most maxSkipped
+	more    int      // and so many that are not told
 }
+
+// maxSkipped bounds what a reply says about things that are left out.
+const maxSkipped = 20
 
 // A packEntry is one line of the layer.
 type packEntry struct {
@@ -54,6 +58,9 @@ func packLayer(req *packRequest, low string) (reply, error) {
 		return reply{}, fmt.Errorf("pack layer: %w", err)
 	}
 	rep := reply{Entries: len(p.entries), Bytes: p.bytes, Warnings: p.skipped}
+	if p.more > 0 {
+		rep.Warnings = append(rep.Warnings, fmt.Sprintf("%d more sockets and devices are left out", p.more))
+	}
 	if len(p.entries) == 0 {
 		return rep, nil
 	}
@@ -215,6 +222,10 @@ func (p *packer) packFile(e packEntry, below lowEntry) (err error) {
 	switch e.st.Mode & unix.S_IFMT {
 	case unix.S_IFREG, unix.S_IFLNK, unix.S_IFIFO:
 	default: // a socket or device means nothing in an image
+		if len(p.skipped) == maxSkipped {
+			p.more++
+			return nil
+		}
 		p.skipped = append(p.skipped, "/"+e.rel+" is a socket or device and is left out")
 		return nil
 	}

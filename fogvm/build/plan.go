@@ -13,6 +13,7 @@ import (
 	"maps"
 	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/ipfs/go-cid"
 
@@ -84,12 +85,13 @@ var stepEnv = []string{
 
 // request is what the sandbox runs for INSTALL, RUN or the final WORKDIR.
 func (s *planned) request() *runRequest {
-	r := &runRequest{Dir: "/", Env: slices.Clone(stepEnv), Mkdirs: s.dirs, Users: s.users}
+	r := &runRequest{Dir: "/", Mkdirs: s.dirs, Users: s.users}
+	var own []string
 	switch s.step.Op {
 	case formfile.OpInstall:
-		r.Install = true
+		r.Install, r.Packages = true, s.step.Install
 		// Byte code that is compiled by the way differs by who was first.
-		r.Env = append(r.Env, "APT_CONFIG="+aptConf, "PYTHONDONTWRITEBYTECODE=1")
+		own = []string{"APT_CONFIG=" + aptConf, "PYTHONDONTWRITEBYTECODE=1"}
 		r.Commands = [][]string{
 			{"apt-get", "-q", "update"},
 			append([]string{"apt-get", "-q", "-y", "--no-install-recommends", "install", "--"}, s.step.Install...),
@@ -98,10 +100,28 @@ func (s *planned) request() *runRequest {
 		r.Dir = s.step.Workdir
 		r.Commands = [][]string{s.step.Run}
 		for _, v := range s.step.Env {
-			r.Env = append(r.Env, v.Key+"="+v.Value)
+			own = append(own, v.Key+"="+v.Value)
 		}
 	}
+	r.Env = environ(stepEnv, own)
 	return r
+}
+
+// environ joins lists of K=V, sorted; of a key given twice the later wins.
+func environ(lists ...[]string) []string {
+	values := map[string]string{}
+	for _, l := range lists {
+		for _, kv := range l {
+			k, v, _ := strings.Cut(kv, "=")
+			values[k] = v
+		}
+	}
+	out := make([]string, 0, len(values))
+	for k, v := range values {
+		out = append(out, k+"="+v)
+	}
+	slices.Sort(out)
+	return out
 }
 
 // key names what a step gives by all that decides it: the base, the steps

@@ -258,12 +258,22 @@ func runCommands(r *runRequest) (rep reply, err error) {
 	if err := dropPrivileges(); err != nil {
 		return rep, errors.Join(err, loans.takeBack())
 	}
-	for _, argv := range r.Commands {
-		if rep.ExitCode, err = runOne(argv, r.Env, r.Dir); rep.ExitCode != 0 || err != nil {
-			break
+	err = runAll(r, &rep)
+	return rep, errors.Join(err, killRest(), loans.takeBack())
+}
+
+func runAll(r *runRequest, rep *reply) (err error) {
+	for i, argv := range r.Commands {
+		if i > 0 && i == len(r.Commands)-1 && len(r.Packages) > 0 {
+			if err := findPackages(r, rep); err != nil || rep.ExitCode != 0 {
+				return err
+			}
+		}
+		if rep.ExitCode, err = runOne(argv, r.Env, r.Dir, os.Stdout); rep.ExitCode != 0 || err != nil {
+			return err
 		}
 	}
-	return rep, errors.Join(err, killRest(), loans.takeBack())
+	return nil
 }
 
 // keptCaps is what package installation needs, and nothing that reaches out of
@@ -307,7 +317,7 @@ func dropPrivileges() error {
 }
 
 // runOne runs one command and reaps everything, as PID 1 must.
-func runOne(argv, env []string, dir string) (exit int, err error) {
+func runOne(argv, env []string, dir string, stdout *os.File) (exit int, err error) {
 	path, err := lookPath(argv[0], env, dir)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -318,7 +328,7 @@ func runOne(argv, env []string, dir string) (exit int, err error) {
 		return 0, err
 	}
 	defer null.Close()
-	pid, err := syscall.ForkExec(path, argv, &syscall.ProcAttr{Dir: dir, Env: env, Files: []uintptr{null.Fd(), 1, 2}})
+	pid, err := syscall.ForkExec(path, argv, &syscall.ProcAttr{Dir: dir, Env: env, Files: []uintptr{null.Fd(), stdout.Fd(), 2}})
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "%s: %v\n", argv[0], err)
 		return 126, nil

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 )
 
 // hostState is what a build must leave as it was.
@@ -193,6 +194,36 @@ func TestSandbox(t *testing.T) {
 	}
 	if got, want := p.list(res.Layers[0]), "d0755 0:0 2025-01-01 srv\nd0755 0:0 2025-01-01 srv/app\n"; got != want {
 		t.Errorf("the steps left:\n%swant:\n%s", got, want)
+	}
+}
+
+// TestLongReply: a helper that says more than is read ends all the same.
+func TestLongReply(t *testing.T) {
+	needSandbox(t)
+	s, err := newSpawner()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	if _, err := s.do(ctx, call{req: request{Mode: strings.Repeat("x", 2*maxReply)}}); err == nil || ctx.Err() != nil {
+		t.Errorf("got %v, %v", err, ctx.Err())
+	}
+}
+
+// TestEnvWins: of the host's, the builder's and the Formfile's variables a command
+// sees the last, and each once.
+func TestEnvWins(t *testing.T) {
+	t.Setenv("http_proxy", "http://proxy.test:3128")
+	p := newProject(t, map[string]string{"Formfile": "NAME a\nNOCOPY\nENV http_proxy=mine TZ=Mars A=1\nENV A=2 PATH=/bin\nRUN [\"env\"]\n"})
+	p.mustBuild()
+	lines := strings.Split(p.out.output.String(), "\n")
+	for _, want := range []string{"http_proxy=mine", "TZ=Mars", "A=2", "PATH=/bin"} {
+		key, _, _ := strings.Cut(want, "=")
+		has := slices.DeleteFunc(slices.Clone(lines), func(l string) bool { return !strings.HasPrefix(l, key+"=") })
+		if !slices.Equal(has, []string{want}) {
+			t.Errorf("%s: %q", key, has)
+		}
 	}
 }
 

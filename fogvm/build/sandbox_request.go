@@ -49,7 +49,8 @@ type runRequest struct {
 	Users    accounts   `json:"users"`  // those the guest will make: homes are theirs
 	Resolv   []byte     `json:"resolv"` // /etc/resolv.conf for the time of the step
 	CACerts  []byte     `json:"ca_certs"`
-	Install  bool       `json:"install"` // no service may start; use the package cache
+	Install  bool       `json:"install"`  // no service may start; use the package cache
+	Packages []string   `json:"packages"` // of INSTALL; must exist when the last command starts
 	AptLists string     `json:"apt_lists"`
 	AptDebs  string     `json:"apt_debs"`
 }
@@ -76,12 +77,13 @@ type packRequest struct {
 // A reply is a helper's answer.
 type reply struct {
 	Error    string    `json:"error,omitempty"`
-	Kind     string    `json:"kind,omitempty"` // of the error: kindContext, kindMachine
-	At       string    `json:"at,omitempty"`   // of a kindContext: inputError.at
-	ExitCode int       `json:"exit_code"`      // of the command that failed
-	Entries  int       `json:"entries"`        // pack: things in the layer
-	Bytes    int64     `json:"bytes"`          // pack: file content
-	Digest   string    `json:"digest"`         // pack: SHA-256 of the tar stream, in hex
+	Kind     string    `json:"kind,omitempty"`    // of the error: kindContext, kindMachine
+	At       string    `json:"at,omitempty"`      // of a kindContext: inputError.at
+	ExitCode int       `json:"exit_code"`         // of the command that failed
+	Missing  []int     `json:"missing,omitempty"` // the indexes of Packages that do not exist
+	Entries  int       `json:"entries"`           // pack: things in the layer
+	Bytes    int64     `json:"bytes"`             // pack: file content
+	Digest   string    `json:"digest"`            // pack: SHA-256 of the tar stream, in hex
 	Warnings []string  `json:"warnings,omitempty"`
 	Accounts *accounts `json:"accounts,omitempty"` // inspect
 	HasCA    bool      `json:"has_ca"`             // inspect: the base brings CA certificates

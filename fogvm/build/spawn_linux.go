@@ -98,6 +98,9 @@ type call struct {
 	stderr  io.Writer
 }
 
+// maxReply bounds what a helper answers, which nobody but the helper writes.
+const maxReply = 1 << 20
+
 // killDelay is how long a cancelled broker may take to end its helper.
 const killDelay = 10 * time.Second
 
@@ -154,7 +157,8 @@ func (s *spawner) do(ctx context.Context, c call) (reply, error) {
 		_ = reqW.Close()
 	}()
 	var rep reply
-	decodeErr := json.NewDecoder(io.LimitReader(repR, 1<<20)).Decode(&rep)
+	decodeErr := json.NewDecoder(io.LimitReader(repR, maxReply)).Decode(&rep)
+	repR.Close() // a helper that says more must not wait for a reader
 	waitErr := cmd.Wait()
 	if ctx.Err() != nil {
 		return reply{}, ctx.Err()

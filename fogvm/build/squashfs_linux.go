@@ -1,11 +1,14 @@
 package build
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"os/exec"
 	"strconv"
+
+	"golang.org/x/sys/unix"
 )
 
 // squashfsArgs is the command line that turns a tar stream into a layer. Every
@@ -48,6 +51,10 @@ func squash(image string, write func(io.Writer) error) error {
 	writeErr := write(w)
 	w.Close()
 	toolErr := cmd.Wait()
+	// A stream that broke off upsets the tool; a tool that died breaks the stream.
+	if writeErr != nil && !errors.Is(writeErr, unix.EPIPE) {
+		return writeErr
+	}
 	if toolErr != nil {
 		return fmt.Errorf("mksquashfs: %w: %s", toolErr, lastLine([]byte(out.String())))
 	}

@@ -92,7 +92,11 @@ func (b *builder) runCommand(ctx context.Context, s *planned, info StepInfo, dir
 	case err != nil:
 		return b.blame(s, info, err)
 	case rep.ExitCode != 0:
-		return &StepError{Index: info.Index, Total: info.Total, Step: s.step, File: b.File.Source, ExitCode: rep.ExitCode, Tail: last.String()}
+		e := &StepError{Index: info.Index, Total: info.Total, Step: s.step, Pos: s.step.Pos, File: b.File.Source, ExitCode: rep.ExitCode, Tail: last.String()}
+		if len(rep.Missing) > 0 {
+			e.Pos = s.step.Words[rep.Missing[0]]
+		}
+		return e
 	}
 	return nil
 }
@@ -142,9 +146,11 @@ func (b *builder) lendHost(run *runRequest) error {
 		return fmt.Errorf("read the host's name servers: %w", err)
 	}
 	run.Resolv = text
+	var host []string
+	defer func() { run.Env = environ(host, run.Env) }()
 	for _, k := range proxyVars {
 		if v := os.Getenv(k); v != "" {
-			run.Env = append(run.Env, k+"="+v)
+			host = append(host, k+"="+v)
 		}
 	}
 	if b.base.HasCA {
@@ -156,7 +162,7 @@ func (b *builder) lendHost(run *runRequest) error {
 		return fmt.Errorf("read the host's CA certificates: %w", err)
 	}
 	for _, k := range caVars {
-		run.Env = append(run.Env, k+"="+lentCA)
+		host = append(host, k+"="+lentCA)
 	}
 	return nil
 }

@@ -183,6 +183,7 @@ func makeTinyBase(dir string) (string, error) {
 		"opt/old/sub/file":   "old\n",
 		"opt/old/keep":       "keep\n",
 		"usr/bin/apt-get":    fakeApt,
+		"usr/bin/apt-cache":  fakeAptCache,
 		"var/log/dpkg.log":   "base log\n",
 		"etc/apt/apt.conf.d": "",
 	}
@@ -232,6 +233,14 @@ case "$*" in
 		touch -d '2020-02-02 02:02:02 UTC' /usr/bin/$p.program
 	done;;
 esac
+`
+
+// fakeAptCache knows a few packages, once there is an index.
+const fakeAptCache = `#!/bin/sh
+set -e
+test "$*" = "pkgnames --all-names"
+test -f /var/lib/apt/lists/index
+for p in python3 pkg g++ tree make nosuch-package-of-apt; do echo $p; done
 `
 
 // addProgram copies a program of this machine with its libraries.

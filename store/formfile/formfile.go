@@ -147,6 +147,7 @@ type EnvVar struct {
 	Scope string `json:"scope"`
 	Key   string `json:"key"`
 	Value string `json:"value"`
+	Pos   Pos    `json:"-"` // of the scope, if it is written
 }
 
 // Port is one port that the instance offers.

@@ -249,8 +249,9 @@ func (p *parser) parseEnv(in *instr) {
 	if !ok {
 		return
 	}
-	scope := "system"
+	scope, at := "system", Pos{}
 	if w, has := opts["scope"]; has {
+		at = in.pos(w.off)
 		if scope, ok = p.scope(in, w); !ok {
 			return
 		}
@@ -281,7 +282,7 @@ func (p *parser) parseEnv(in *instr) {
 		case len(key) > 255 || len(value) > MaxValueBytes:
 			p.errorf(pos, "ENV %s is longer than %d bytes", show(key), MaxValueBytes)
 		default:
-			vars = append(vars, EnvVar{scope, key, value})
+			vars = append(vars, EnvVar{scope, key, value, at})
 			if strings.Contains(value, "$") {
 				p.warnf(pos, "ENV %s: variables are not expanded; $ stays as it is", key)
 			}

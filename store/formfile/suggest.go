@@ -19,6 +19,10 @@ func suggest(word string, candidates []string) string {
 	return best
 }
 
+// DidYouMean is "; did you mean X?" or "", for those who know more names than a
+// Formfile holds.
+func DidYouMean(word string, candidates []string) string { return didYouMean(word, candidates) }
+
 // didYouMean is "; did you mean X?" or "".
 func didYouMean(word string, candidates []string) string {
 	if s := suggest(word, candidates); s != "" {
