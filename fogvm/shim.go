@@ -189,7 +189,7 @@ func (s *shim) boot(ctx context.Context) (again bool, reason string) {
 	})
 	parts.Go(func() { s.talk(runCtx, m.agent) })
 	parts.Go(func() { m.keepRunning(runCtx, resumeInterval, s.showPause) })
-	exit, asked, hung := s.await(ctx, m)
+	asked, hung, exit := s.await(ctx, m)
 	s.mu.Lock()
 	s.net = nil
 	rebooted := s.rebooted
@@ -219,26 +219,26 @@ const bootPatience = 10 * time.Minute
 
 // await waits for QEMU's exit and carries out a stop that is asked for
 // meanwhile. asked: the end was wanted; hung: the guest has not come up.
-func (s *shim) await(ctx context.Context, m *machine) (exit error, asked, hung bool) {
+func (s *shim) await(ctx context.Context, m *machine) (asked, hung bool, exit error) {
 	boot := time.NewTimer(s.patience)
 	defer boot.Stop()
 	force := false
 	for waiting := true; waiting; {
 		select {
 		case exit = <-m.exited:
-			return exit, false, false
+			return false, false, exit
 		case force = <-s.stop:
 			waiting = false
 		case <-ctx.Done():
 			waiting = false
 		case <-boot.C:
 			if s.snapshot().AgentAt.IsZero() {
-				return s.stopMachine(m, true), false, true
+				return false, true, s.stopMachine(m, true)
 			}
 		}
 	}
 	s.update(func(st *Status) { st.Phase, st.Ready = Stopping, false })
-	return s.stopMachine(m, force), true, false
+	return true, false, s.stopMachine(m, force)
 }
 
 // update changes the status, saves it and wakes the watchers; nothing happens

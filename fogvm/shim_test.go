@@ -148,7 +148,7 @@ func TestHungBootIsEnded(t *testing.T) {
 			s.status.AgentAt = time.Now()
 			time.AfterFunc(10*s.patience, func() { s.stop <- true })
 		}
-		_, asked, hung := s.await(t.Context(), &machine{pid: cmd.Process.Pid, exited: exited})
+		asked, hung, _ := s.await(t.Context(), &machine{pid: cmd.Process.Pid, exited: exited})
 		if asked != up || hung == up {
 			t.Errorf("up %v: asked %v, hung %v", up, asked, hung)
 		}
