@@ -33,6 +33,7 @@ const (
 func later(use, short, needs, until string) *cobra.Command {
 	return &cobra.Command{
 		Use: use, Short: short + " (not in this version)", Args: cobra.ArbitraryArgs,
+		FParseErrWhitelist: cobra.FParseErrWhitelist{UnknownFlags: true}, // whatever it would take
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return cli.Errorf(api.ExitFailed, "%s needs %s, which this version of formation does not have", cmd.CommandPath(), needs).
 				Hint("%s", until)

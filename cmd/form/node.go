@@ -17,7 +17,9 @@ import (
 )
 
 func newNode(a *app) *cobra.Command {
-	return group("node", "the machines of the swarm", newNodeLs(a), newNodeStatus(a), newDrain(a, true), newDrain(a, false))
+	return group("node", "the machines of the swarm", newNodeLs(a), newNodeStatus(a), newDrain(a, true), newDrain(a, false),
+		later("forget", "forget a node that is gone for good", "statements that take a member out",
+			"a dead node's replicas run elsewhere, and it is counted no more: form node ls shows it as dead"))
 }
 
 // withSwarm runs f on a connection.

@@ -3,13 +3,12 @@ package main
 import (
 	"context"
 	"fmt"
-	"strings"
 
 	"github.com/spf13/cobra"
 
 	"github.com/formthefog/formation/cmd/form/internal/cli"
 	"github.com/formthefog/formation/cmd/internal/api"
-	"github.com/formthefog/formation/cmd/internal/spell"
+	"github.com/formthefog/formation/cmd/internal/tree"
 )
 
 const rootLong = `form builds Formpacks, ships them to a swarm of peers and looks after what
@@ -33,7 +32,7 @@ func newRoot(a *app) *cobra.Command {
   form ssh bigdog@hello-server`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) > 0 {
-				return unknown(cmd, args[0])
+				return tree.Unknown(cmd, args[0])
 			}
 			return nil
 		},
@@ -82,12 +81,20 @@ func newRoot(a *app) *cobra.Command {
 	add("reach", newSSH(a), newProxy(a), newForward(a))
 	add("swarm", newNode(a), newPeers(a), newNet(a), newDoctor(a))
 	add("setup", newKit(a), newKey(a), newConfig(a), newVersion(a))
-	secret := later("secret", "give an instance a secret", "secrets encrypted to the nodes that run an instance",
-		"until then put no secret into a pack or --env: log in with form ssh and place it by hand")
-	secret.Hidden = true
-	root.AddCommand(secret)
+	for _, c := range []*cobra.Command{
+		later("secret", "give an instance a secret", "secrets encrypted to the nodes that run an instance",
+			"until then put no secret into a pack or --env: log in with form ssh and place it by hand"),
+		later("top", "watch instances and their load", "figures of load from the guests", "what runs where: form ls, form status, form manage events"),
+		later("ui", "a console in the browser", "the console", "until then: form status, form ls, form node ls, and curl of formd's web address"),
+		later("verify", "check what an instance or a pack claims", "proofs that can be checked offline", "every block and statement is verified when it arrives; where replicas are and why: form manage explain"),
+		later("sim", "simulate a swarm", "the simulator", "a swarm on this machine: make up, make demo"),
+	} {
+		c.Hidden = true
+		root.AddCommand(c)
+	}
 	root.SetHelpCommandGroupID("setup")
 	root.SetCompletionCommandGroupID("setup")
+	tree.Finish(root)
 	return root
 }
 
@@ -95,50 +102,7 @@ func newRoot(a *app) *cobra.Command {
 func group(use, short string, subs ...*cobra.Command) *cobra.Command {
 	c := &cobra.Command{Use: use, Short: short}
 	c.AddCommand(subs...)
-	c.Args = func(cmd *cobra.Command, args []string) error {
-		if len(args) == 0 {
-			return cli.Errorf(api.ExitUsage, "%s needs a subcommand: %s", cmd.CommandPath(), strings.Join(names(subs), ", ")).
-				Hint("%s --help", cmd.CommandPath())
-		}
-		return unknown(cmd, args[0])
-	}
-	c.RunE = func(*cobra.Command, []string) error { return nil }
-	return c
-}
-
-// unknown is a word that is no subcommand of cmd.
-func unknown(cmd *cobra.Command, word string) error {
-	e := cli.Errorf(api.ExitUsage, "unknown command %q for %q", word, cmd.CommandPath())
-	if deeper := lookup(cmd, word); deeper != nil {
-		return e.Hint("did you mean: %s", deeper.CommandPath())
-	}
-	if near := spell.Nearest(word, names(cmd.Commands())); near != "" {
-		return e.Hint("did you mean: %s %s", cmd.CommandPath(), near)
-	}
-	return e.Hint("%s --help", cmd.CommandPath())
-}
-
-// lookup finds a command called word anywhere below cmd.
-func lookup(cmd *cobra.Command, word string) *cobra.Command {
-	for _, c := range cmd.Commands() {
-		if c.Name() == word && !c.Hidden {
-			return c
-		}
-		if d := lookup(c, word); d != nil {
-			return d
-		}
-	}
-	return nil
-}
-
-func names(cmds []*cobra.Command) []string {
-	var out []string
-	for _, c := range cmds {
-		if !c.Hidden {
-			out = append(out, c.Name())
-		}
-	}
-	return out
+	return tree.Group(c)
 }
 
 // argsBetween wants min to max arguments; max < 0 is no bound. what names them.

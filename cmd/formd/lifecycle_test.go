@@ -55,6 +55,12 @@ func TestCommandLine(t *testing.T) {
 		{[]string{"run", "--data", t.TempDir(), "--vm-net", "bridge"}, api.ExitFailed, "", "not available"},
 		{[]string{"run", "--data", t.TempDir(), "--mesh", "kernel"}, api.ExitFailed, "", "not available"},
 		{[]string{"frobnicate"}, api.ExitUsage, "", "frobnicate"},
+		{[]string{"rnu"}, api.ExitUsage, "", "hint: did you mean: formd run"},
+		{[]string{"config"}, api.ExitUsage, "", "formd config needs a subcommand: check"},
+		{[]string{"config", "chek", good}, api.ExitUsage, "", "hint: did you mean: formd config check"},
+		{[]string{"help", "nosuch"}, api.ExitUsage, "", `unknown command "nosuch" for "formd"`},
+		{[]string{"completion", "nosuch"}, api.ExitUsage, "", `unknown command "nosuch" for "formd completion"`},
+		{[]string{"help", "run"}, api.ExitOK, "formd run", ""},
 		{[]string{"completion", "bash"}, api.ExitOK, "formd", ""},
 	} {
 		code, stdout, stderr := command(tc.args...)

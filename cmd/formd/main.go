@@ -15,6 +15,7 @@ import (
 
 	"github.com/formthefog/formation/cmd/internal/api"
 	"github.com/formthefog/formation/cmd/internal/config"
+	"github.com/formthefog/formation/cmd/internal/tree"
 	"github.com/formthefog/formation/fogvm"
 )
 
@@ -60,13 +61,19 @@ Exit codes: 0 done, 1 failed, 2 usage or invalid configuration, 3 not found,
 4 unreachable, 5 not allowed, 6 timed out.`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
-		Args:          func(_ *cobra.Command, args []string) error { return usage(noArgs(args)) },
-		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return tree.Unknown(cmd, args[0])
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	root.SetOut(stdout)
 	root.SetErr(stderr)
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usage(err) })
 	root.AddCommand(newRunCommand(stdout, stderr), newVMCommand(), newConfigCommand(stdout), newVersionCommand(stdout))
+	tree.Finish(root)
 	return root
 }
 
@@ -144,7 +151,7 @@ func newConfigCommand(stdout io.Writer) *cobra.Command {
 			return nil
 		},
 	})
-	return cmd
+	return tree.Group(cmd)
 }
 
 func newVersionCommand(stdout io.Writer) *cobra.Command {

@@ -47,6 +47,7 @@ var rules = []rule{
 	{"cmd/internal/api", []string{"crdt/...", "store"}, "serves a view and takes statements; it can start nothing by itself"},
 	{"cmd/internal/keystore", []string{"crdt/stmt"}, "keys at rest; knows no network"},
 	{"cmd/internal/spell", nil, "words only"},
+	{"cmd/internal/tree", []string{"cmd/internal/api", "cmd/internal/spell"}, "what was typed wrong, the same for form and formd"},
 	{"cmd/internal/config", []string{"crdt/stmt", "cmd/internal/spell"}, "parsing happens before anything is opened"},
 	{"cmd/form-guest", []string{"fogvm/guest", "crdt/stmt"}, "the guest's binary is loaded into memory by every VM"},
 	{"docs", nil, "text that programs embed"},
