@@ -6,12 +6,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -32,7 +34,10 @@ func command(args ...string) (code int, stdout, stderr string) {
 
 func TestCommandLine(t *testing.T) {
 	good, bad := filepath.Join(t.TempDir(), "good.toml"), filepath.Join(t.TempDir(), "bad.toml")
-	for path, text := range map[string]string{good: "region = \"x\"\n", bad: "colour = 1\n"} {
+	refused, none := filepath.Join(t.TempDir(), "refused.toml"), filepath.Join(t.TempDir(), "none")
+	for path, text := range map[string]string{
+		good: "region = \"x\"\n", bad: "colour = 1\n", refused: "vm-net = \"bridge\"\nbootstrap = [\"/ip4/192.0.2.1/tcp/1\"]\n",
+	} {
 		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -45,15 +50,21 @@ func TestCommandLine(t *testing.T) {
 		{[]string{"version"}, api.ExitOK, "formd ", ""},
 		{[]string{"config", "check", good}, api.ExitOK, good + ": ok", ""},
 		{[]string{"config", "check", bad}, api.ExitUsage, "", bad + ":1:1: unknown key"},
-		{[]string{"config", "check", good + "x"}, api.ExitUsage, "", "does not exist"},
+		{[]string{"config", "check", good + "x"}, api.ExitNotFound, "", "does not exist"},
+		{[]string{"run", "--config", good + "x"}, api.ExitNotFound, "", "does not exist"},
+		{[]string{"config", "check", refused}, api.ExitUsage, "", "vm-net: "},
+		{[]string{"config", "check", refused}, api.ExitUsage, "", "bootstrap: "},
+		{[]string{"run", "--config", refused}, api.ExitUsage, "", "vm-net: "},
+		{[]string{"run", "--data", none, "--listen", "/ip4/127.0.0.1"}, api.ExitUsage, "", "listen: "},
+		{[]string{"run", "--data", none, "--join", "form1nonsense"}, api.ExitUsage, "", "join: "},
 		{[]string{"run", "--no-such-flag"}, api.ExitUsage, "", "unknown flag"},
 		{[]string{"run", "extra"}, api.ExitUsage, "", "unexpected argument"},
 		{[]string{"run", "--config", bad}, api.ExitUsage, "", "unknown key"},
 		{[]string{"run", "--accel", "xen"}, api.ExitUsage, "", "accel"},
 		{[]string{"run", "--memory", "lots"}, api.ExitUsage, "", "memory"},
 		{[]string{"run", "--data", t.TempDir(), "--join", "form1nonsense"}, api.ExitUsage, "", "hint: "},
-		{[]string{"run", "--data", t.TempDir(), "--vm-net", "bridge"}, api.ExitFailed, "", "not available"},
-		{[]string{"run", "--data", t.TempDir(), "--mesh", "kernel"}, api.ExitFailed, "", "not available"},
+		{[]string{"run", "--data", t.TempDir(), "--vm-net", "bridge"}, api.ExitUsage, "", "not available"},
+		{[]string{"run", "--data", t.TempDir(), "--mesh", "kernel"}, api.ExitUsage, "", "not available"},
 		{[]string{"frobnicate"}, api.ExitUsage, "", "frobnicate"},
 		{[]string{"rnu"}, api.ExitUsage, "", "hint: did you mean: formd run"},
 		{[]string{"config"}, api.ExitUsage, "", "formd config needs a subcommand: check"},
@@ -66,6 +77,33 @@ func TestCommandLine(t *testing.T) {
 		code, stdout, stderr := command(tc.args...)
 		if code != tc.code || !strings.Contains(stdout, tc.stdout) || !strings.Contains(stderr, tc.stderr) || (tc.stdout == "" && stdout != "") {
 			t.Errorf("%q: exit %d, stdout %q, stderr %q", tc.args, code, stdout, stderr)
+		}
+		if code != api.ExitOK && strings.Count(stderr, "\nhint: ") != 1 {
+			t.Errorf("%q: no hint: %q", tc.args, stderr)
+		}
+	}
+	if _, err := os.Stat(none); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a refused configuration has made the data directory: %v", err)
+	}
+}
+
+// Every error says what to do next.
+func TestHint(t *testing.T) {
+	for _, tc := range []struct {
+		err  error
+		want string
+	}{
+		{api.Problemf(api.ExitFailed, "x").WithHint("its own"), "its own"},
+		{fmt.Errorf("network: %w", &p2p.ListenError{Addr: "/ip4/x", Err: syscall.EADDRINUSE}), "--listen"},
+		{fmt.Errorf("--web: %w", &net.OpError{Op: "listen", Err: os.NewSyscallError("bind", syscall.EADDRINUSE)}), "a free port"},
+		{&os.PathError{Op: "open", Path: "f", Err: os.ErrPermission}, "owner and mode"},
+		{api.Problemf(api.ExitUsage, "x"), "--help"},
+		{api.Problemf(api.ExitNotFound, "x"), "check the path"},
+		{api.Problemf(api.ExitNotAllowed, "x"), "root key"},
+		{errors.New("x"), "--log-level debug"},
+	} {
+		if got := hint(tc.err); !strings.Contains(got, tc.want) {
+			t.Errorf("%v: hint %q, want %q in it", tc.err, got, tc.want)
 		}
 	}
 }

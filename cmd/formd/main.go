@@ -8,8 +8,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"runtime/debug"
+	"syscall"
 
 	"github.com/spf13/cobra"
 
@@ -17,6 +19,7 @@ import (
 	"github.com/formthefog/formation/cmd/internal/config"
 	"github.com/formthefog/formation/cmd/internal/tree"
 	"github.com/formthefog/formation/fogvm"
+	"github.com/formthefog/formation/p2p"
 )
 
 // version is set by the linker; see versionText.
@@ -35,18 +38,45 @@ func Main(args []string, stdout, stderr io.Writer) int {
 	if err == nil {
 		return api.ExitOK
 	}
-	fmt.Fprintf(stderr, "formd: %v\n", err)
-	var p *api.Problem
-	if errors.As(err, &p) && p.Hint != "" {
-		fmt.Fprintf(stderr, "hint: %s\n", p.Hint)
-	}
+	fmt.Fprintf(stderr, "formd: %v\nhint: %s\n", err, hint(err))
 	return api.ExitOf(err)
 }
 
-// usage marks an error as one of the command line or the configuration.
+// hint is what to do about an error: its own, else what helps with its kind.
+func hint(err error) string {
+	var p *api.Problem
+	var listen *p2p.ListenError
+	switch {
+	case errors.As(err, &p) && p.Hint != "":
+		return p.Hint
+	case errors.As(err, &listen):
+		return "name an address of this machine with a free port: --listen /ip4/0.0.0.0/tcp/PORT (0: any)"
+	case errors.Is(err, syscall.EADDRINUSE):
+		return "something else listens there: name a free port, or 0 for any (ss -ltnp shows who)"
+	case errors.Is(err, fs.ErrPermission):
+		return "check the owner and mode of what it names, or run formd as another user"
+	case errors.Is(err, syscall.ENOSPC):
+		return "free some space, or move --data to another disk"
+	}
+	switch api.ExitOf(err) {
+	case api.ExitUsage:
+		return "formd COMMAND --help shows what it takes; docs/formd.toml explains every key"
+	case api.ExitNotFound:
+		return "check the path"
+	case api.ExitNotAllowed:
+		return "a node that holds the network's root key can help: form net invite, over there"
+	}
+	return "--log-level debug says more"
+}
+
+// usage marks an error as one of the command line or the configuration; a file
+// that is not there is not found.
 func usage(err error) error {
-	if err == nil {
+	switch {
+	case err == nil:
 		return nil
+	case errors.Is(err, fs.ErrNotExist):
+		return api.Problemf(api.ExitNotFound, "%v", err).WithHint("check the path, or write one with: form kit operator config")
 	}
 	return api.Problemf(api.ExitUsage, "%v", err)
 }
@@ -116,7 +146,7 @@ func newVMCommand() *cobra.Command {
 		Use:    "vm DIR",
 		Short:  "Keep one virtual machine (started by formd run)",
 		Hidden: true,
-		Args:   cobra.ExactArgs(1),
+		Args:   func(c *cobra.Command, args []string) error { return usage(cobra.ExactArgs(1)(c, args)) },
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return fogvm.RunShim(cmd.Context(), args[0])
 		},

@@ -19,6 +19,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/pelletier/go-toml/v2"
 
 	"github.com/formthefog/formation/cmd/internal/spell"
@@ -139,12 +140,22 @@ func Find(explicit string, env Env) string {
 	return ""
 }
 
-// Load reads a file over base. It does not Validate.
+// MissingError says that a file that was named is not there. It is an
+// fs.ErrNotExist.
+type MissingError struct{ Path string }
+
+func (e *MissingError) Error() string { return fmt.Sprintf("config: %s does not exist", e.Path) }
+
+// Unwrap is fs.ErrNotExist.
+func (e *MissingError) Unwrap() error { return fs.ErrNotExist }
+
+// Load reads a file over base. It does not Validate. Without a file the error is
+// a *MissingError.
 func Load(path string, base Config) (Config, error) {
 	info, err := os.Stat(path)
 	if err != nil {
 		if errors.Is(err, fs.ErrNotExist) {
-			return base, fmt.Errorf("config: %s does not exist", path)
+			return base, &MissingError{path}
 		}
 		return base, fmt.Errorf("config: %w", err)
 	}
@@ -239,8 +250,17 @@ func (c Config) Validate() error {
 	}
 	oneOf("accel", c.Accel, "auto", "kvm", "tcg")
 	oneOf("vm-driver", c.VMDriver, "qemu", "fake")
-	oneOf("vm-net", c.VMNet, "user", "bridge")
-	oneOf("mesh", c.Mesh, "auto", "kernel", "userspace", Off)
+	// What this version does not do yet is refused here, before anything is made.
+	if c.VMNet == "bridge" {
+		bad("vm-net", "%q is not available yet: use user", c.VMNet)
+	} else {
+		oneOf("vm-net", c.VMNet, "user")
+	}
+	if c.Mesh == "kernel" || c.Mesh == "userspace" {
+		bad("mesh", "%q: formnet is not available yet: use auto or off", c.Mesh)
+	} else {
+		oneOf("mesh", c.Mesh, "auto", Off)
+	}
 	oneOf("log-format", c.LogFormat, "text", "json")
 	oneOf("log-level", c.LogLevel, "debug", "info", "warn", "error")
 	if c.MeshPort < 0 || c.MeshPort > 65535 {
@@ -269,9 +289,19 @@ func (c Config) Validate() error {
 			bad("operator", "%v", err)
 		}
 	}
-	for _, a := range append(append([]string{}, c.Listen...), c.Bootstrap...) {
-		if !strings.HasPrefix(a, "/") {
-			bad("listen, bootstrap", "%q is not a multiaddr (/ip4/…/tcp/…)", a)
+	for _, a := range c.Listen {
+		if !isListen(a) {
+			bad("listen", "%q is neither /ip4|ip6/ADDRESS/tcp/PORT nor /ip4|ip6/ADDRESS/udp/PORT/quic-v1", a)
+		}
+	}
+	for _, a := range c.Bootstrap {
+		if _, err := peer.AddrInfoFromString(a); err != nil {
+			bad("bootstrap", "%q is no multiaddr that ends in /p2p/PEER", a)
+		}
+	}
+	if c.Join != "" {
+		if _, err := stmt.ParseTicket(c.Join); err != nil {
+			bad("join", "%v", err)
 		}
 	}
 	if c.Join != "" && c.Network != "" {

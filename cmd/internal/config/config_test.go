@@ -1,6 +1,7 @@
 package config
 
 import (
+	"cmp"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -133,7 +134,24 @@ func TestValidateNamesTheKey(t *testing.T) {
 			t.Errorf("%s: got %v", key, err)
 		}
 	}
+	for _, bad := range []Config{
+		{VMNet: "bridge"}, {Mesh: "kernel"}, {Mesh: "userspace"}, {Join: "form1nonsense"},
+		{Listen: []string{"/ip4/127.0.0.1"}}, {Listen: []string{"/nonsense"}}, {Listen: []string{"/dns4/x/tcp/1"}}, {Listen: []string{"/ip4/127.0.0.1/udp/1"}},
+		{Bootstrap: []string{"/ip4/192.0.2.1/tcp/1"}}, {Bootstrap: []string{"/nonsense"}},
+	} {
+		c := Default(env(true))
+		c.Join, c.Listen, c.Bootstrap = bad.Join, bad.Listen, bad.Bootstrap
+		c.VMNet, c.Mesh = cmp.Or(bad.VMNet, c.VMNet), cmp.Or(bad.Mesh, c.Mesh)
+		if err := c.Validate(); err == nil {
+			t.Errorf("formd would refuse it, and the check accepts it: %+v", bad)
+		}
+	}
 	c := Default(env(true))
+	c.Listen = []string{"/ip4/0.0.0.0/tcp/0", "/ip6/::/udp/51820/quic-v1"}
+	c.Bootstrap = []string{"/ip4/192.0.2.1/tcp/1/p2p/12D3KooWQYhTNQdmr3ArTeUHRYzFg94BKyTkoWBDWez9kSCVe2Xo"}
+	if err := c.Validate(); err != nil {
+		t.Errorf("good addresses: %v", err)
+	}
 	c.Accel, c.Mesh = "x", "y"
 	if err := c.Validate(); err == nil || strings.Count(err.Error(), "\n") != 1 {
 		t.Errorf("two errors are told at once; got %v", err)

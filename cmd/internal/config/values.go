@@ -6,9 +6,12 @@ import (
 	"net"
 	"reflect"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
+
+	ma "github.com/multiformats/go-multiaddr"
 )
 
 // Size is a number of bytes. Its text is a whole number with an optional
@@ -158,6 +161,20 @@ func checkHostPort(s string) error {
 		return fmt.Errorf("%q has no port between 0 and 65535", s)
 	}
 	return nil
+}
+
+// isListen says whether p2p listens on what s names: TCP or QUIC on an IP.
+func isListen(s string) bool {
+	a, err := ma.NewMultiaddr(s)
+	if err != nil || len(a) < 2 {
+		return false
+	}
+	codes := make([]int, len(a))
+	for i := range a {
+		codes[i] = a[i].Protocol().Code
+	}
+	ip := codes[0] == ma.P_IP4 || codes[0] == ma.P_IP6
+	return ip && (slices.Equal(codes[1:], []int{ma.P_TCP}) || slices.Equal(codes[1:], []int{ma.P_UDP, ma.P_QUIC_V1}))
 }
 
 // Keys lists the keys of the file, in the order of Config.
