@@ -110,9 +110,8 @@ func (a *app) route(k kit.Config, t *stmt.Ticket) (socket string, peers []string
 		return "", a.flags.peers, nil
 	}
 	if s := first(a.flags.api, a.getenv("FORM_API")); s != "" {
-		if !strings.HasPrefix(s, "unix://") && !strings.HasPrefix(s, "/") {
-			return "", nil, cli.Errorf(api.ExitUsage, "%q is not unix:///PATH", s).
-				Hint("a peer's multiaddr goes to --peer")
+		if err := checkAPI(s); err != nil {
+			return "", nil, err
 		}
 		return strings.TrimPrefix(s, "unix://"), nil, nil
 	}

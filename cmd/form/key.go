@@ -89,7 +89,7 @@ func newKeyShow(a *app) *cobra.Command {
 
 func (a *app) runKeyNew(o keyOptions) error {
 	a.assumeYes = o.yes
-	path, err := a.freePath(o)
+	path, own, err := a.freePath(o)
 	if err != nil {
 		return err
 	}
@@ -97,7 +97,7 @@ func (a *app) runKeyNew(o keyOptions) error {
 	if err != nil {
 		return err
 	}
-	if err := a.storeKey(path, key, o.protection, o.out == "" && a.getenv("FORM_KEY_FILE") == ""); err != nil {
+	if err := a.storeKey(path, key, o.protection, own); err != nil {
 		return err
 	}
 	a.showWords(words)
@@ -106,7 +106,7 @@ func (a *app) runKeyNew(o keyOptions) error {
 
 func (a *app) runKeyImport(file string, o keyOptions) error {
 	a.assumeYes = o.yes
-	path, err := a.freePath(o)
+	path, own, err := a.freePath(o)
 	if err != nil {
 		return err
 	}
@@ -118,7 +118,7 @@ func (a *app) runKeyImport(file string, o keyOptions) error {
 	if err != nil {
 		return err
 	}
-	if err := a.storeKey(path, key, o.protection, o.out == "" && a.getenv("FORM_KEY_FILE") == ""); err != nil {
+	if err := a.storeKey(path, key, o.protection, own); err != nil {
 		return err
 	}
 	return a.answerKey(stmt.KeyOf(key), path)
@@ -156,31 +156,34 @@ func (a *app) readWords(file string) (string, error) {
 	return strings.Join(strings.Fields(string(b)), " "), err
 }
 
-// freePath is where a key may be written.
-func (a *app) freePath(o keyOptions) (string, error) {
-	path, _, err := a.keyPath()
+// freePath is where a key may be written, and the kit's configuration if the key
+// will be the kit's own.
+func (a *app) freePath(o keyOptions) (path string, own *kit.Config, err error) {
+	path, c, err := a.keyPath()
 	if err != nil {
-		return "", err
+		return "", nil, err
 	}
 	if o.out != "" {
 		path = o.out
+	} else if a.getenv("FORM_KEY_FILE") == "" {
+		own = &c
 	}
 	_, err = os.Lstat(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return path, nil
+		return path, own, nil
 	case err != nil:
-		return "", err
+		return "", nil, err
 	case !o.force:
-		return "", cli.Errorf(api.ExitFailed, "there is a key already: %s", path).
+		return "", nil, cli.Errorf(api.ExitFailed, "there is a key already: %s", path).
 			Hint("another file: --out FILE").Hint("replace it, if its words are written down: --force")
 	}
-	return path, nil
+	return path, own, nil
 }
 
-// storeKey writes a key. As the kit's own it also enters the kit, with the SSH
-// key made from it.
-func (a *app) storeKey(path string, key ed25519.PrivateKey, p protection, own bool) error {
+// storeKey writes a key. As the kit's own it also enters the kit's configuration,
+// c, which is written too, with the SSH key made from it.
+func (a *app) storeKey(path string, key ed25519.PrivateKey, p protection, c *kit.Config) error {
 	password, file, err := a.newPassword(p, passwordBeside(path))
 	if err != nil {
 		return err
@@ -191,16 +194,12 @@ func (a *app) storeKey(path string, key ed25519.PrivateKey, p protection, own bo
 	if err := keystore.Save(path, key, []byte(password)); err != nil {
 		return err
 	}
-	if !own {
+	if c == nil {
 		return nil
 	}
 	a.opened = key
-	c, err := a.kit()
-	if err != nil {
-		return err
-	}
 	c.Owner, c.PasswordFile = stmt.KeyOf(key).String(), file
-	if err := kit.Save(a.dir(), c); err != nil {
+	if err := kit.Save(a.dir(), *c); err != nil {
 		return err
 	}
 	return kit.WriteSSHKey(a.dir().SSHKey(), key)

@@ -8,6 +8,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -135,7 +136,68 @@ func (o *kitOptions) check(haveKey bool) error {
 			return err
 		}
 	}
+	if err := checkAPI(o.api); err != nil {
+		return err
+	}
 	return checkTicket(o.ticket)
+}
+
+// checkAPI accepts what --api and FORM_API do.
+func checkAPI(s string) error {
+	if s == "" || strings.HasPrefix(s, "/") || strings.HasPrefix(s, "unix://") && len(s) > len("unix://") {
+		return nil
+	}
+	return cli.Errorf(api.ExitUsage, "%q is not unix:///PATH", s).Hint("a peer's multiaddr goes to --peer")
+}
+
+// checkConfig judges every value of a kit's configuration, and the files that it
+// names; the key is not opened.
+func checkConfig(d kit.Dir, c kit.Config) error {
+	var errs []error
+	bad := func(key string, err error) {
+		if err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", key, err))
+		}
+	}
+	bad("api", checkAPI(c.API))
+	for _, h := range c.Hosts {
+		bad("hosts", checkHost(h))
+	}
+	bad("ticket", checkTicket(c.Ticket))
+	if c.Owner != "" {
+		_, err := stmt.ParseKey(c.Owner)
+		bad("owner", err)
+	}
+	for _, f := range []struct{ key, named, path string }{
+		{"key-file", c.KeyFile, c.KeyPath(d)}, {"password-file", c.PasswordFile, c.PasswordPath(d)},
+	} {
+		if f.named != "" || f.key == "key-file" && c.Owner != "" {
+			bad(f.key, checkFile(f.path))
+		}
+	}
+	for _, s := range c.SSHKeys {
+		_, err := kit.ParseAuthorizedKey(s)
+		bad("ssh-keys", err)
+	}
+	for _, s := range c.BasePublishers {
+		_, err := stmt.ParseKey(s)
+		bad("base-publishers", err)
+	}
+	return errors.Join(errs...)
+}
+
+// checkFile wants a file that can be read.
+func checkFile(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err == nil && !info.Mode().IsRegular() {
+		err = fmt.Errorf("%s is no file", path)
+	}
+	return err
 }
 
 func checkTicket(s string) error {
@@ -143,14 +205,14 @@ func checkTicket(s string) error {
 		return nil
 	}
 	if _, err := stmt.ParseTicket(s); err != nil {
-		return cli.Errorf(api.ExitUsage, "--ticket: %w", err).Hint("a node that holds the network's root key prints one: form net invite")
+		return cli.Errorf(api.ExitUsage, "%w", err).Hint("a node that holds the network's root key prints one: form net invite")
 	}
 	return nil
 }
 
 func checkHost(s string) error {
 	if _, err := peer.AddrInfoFromString(s); err != nil {
-		return cli.Errorf(api.ExitUsage, "--host: %q is no multiaddr that ends in /p2p/12D3Koo…", s).
+		return cli.Errorf(api.ExitUsage, "%q is no multiaddr that ends in /p2p/12D3Koo…", s).
 			Hint("formd prints it when it is ready, and `form node status` shows it")
 	}
 	return nil
@@ -231,13 +293,10 @@ type kitAnswer struct {
 	Network   string `json:"network"`
 }
 
-// writeKit makes the key and writes everything.
+// writeKit makes the key and writes everything; what can fail by what was given
+// comes before the first file.
 func (a *app) writeKit(o kitOptions, c kit.Config) error {
-	dir := a.dir()
-	if err := kit.Save(dir, c); err != nil {
-		return err
-	}
-	path := c.KeyPath(dir)
+	path := c.KeyPath(a.dir())
 	var key ed25519.PrivateKey
 	var words string
 	var err error
@@ -253,8 +312,12 @@ func (a *app) writeKit(o kitOptions, c kit.Config) error {
 			key, err = a.keyFromWords(strings.Join(strings.Fields(text), " "))
 		}
 	}
-	if err == nil && key != nil {
-		err = a.storeKey(path, key, o.protection, true)
+	switch {
+	case err != nil:
+	case key != nil:
+		err = a.storeKey(path, key, o.protection, &c)
+	default:
+		err = kit.Save(a.dir(), c)
 	}
 	if err != nil {
 		return err
@@ -323,18 +386,10 @@ func (a *app) runConfigCheck(file string) error {
 	if err != nil {
 		return err
 	}
-	for _, h := range c.Hosts {
-		if err := checkHost(h); err != nil {
-			return err
-		}
-	}
-	if err := checkTicket(c.Ticket); err != nil {
-		return err
-	}
-	for _, s := range c.SSHKeys {
-		if _, err := kit.ParseAuthorizedKey(s); err != nil {
-			return cli.Errorf(api.ExitUsage, "%s: ssh-keys: %w", file, err)
-		}
+	d := a.dir()
+	d.Config = filepath.Dir(file) // what it names is relative to its folder
+	if err := checkConfig(d, c); err != nil {
+		return &kit.ConfigError{Text: fmt.Sprintf("%s: %v", file, err)}
 	}
 	v := struct {
 		File string `json:"file"`

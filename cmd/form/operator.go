@@ -118,7 +118,7 @@ func (a *app) operatorKey(o *operatorOptions) error {
 		if kerr != nil {
 			return kerr
 		}
-		if err := a.storeKey(c.KeyPath(a.dir()), key, protection{}, true); err != nil {
+		if err := a.storeKey(c.KeyPath(a.dir()), key, protection{}, &c); err != nil {
 			return err
 		}
 		a.showWords(words)
