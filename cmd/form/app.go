@@ -96,7 +96,7 @@ func (a *app) ticket(c kit.Config) (*stmt.Ticket, error) {
 }
 
 // route decides which way to the swarm: --peer, --api, FORM_API, FORM_PEER, the
-// kit's api, the default socket, the kit's hosts and ticket.
+// kit's api or the default socket, and last the kit's hosts and ticket's peers.
 func (a *app) route(k kit.Config, t *stmt.Ticket) (socket string, peers []string, err error) {
 	first := func(words ...string) string {
 		for _, w := range words {
@@ -118,12 +118,12 @@ func (a *app) route(k kit.Config, t *stmt.Ticket) (socket string, peers []string
 	if p := a.getenv("FORM_PEER"); p != "" {
 		return "", strings.Fields(p), nil
 	}
-	if k.API != "" {
-		return strings.TrimPrefix(k.API, "unix://"), nil, nil
-	}
 	peers = append(peers, k.Hosts...)
 	if t != nil {
 		peers = append(peers, t.Bootstrap...)
+	}
+	if k.API != "" {
+		return strings.TrimPrefix(k.API, "unix://"), peers, nil
 	}
 	socket = config.DefaultSocket(config.HostEnv())
 	if _, err := os.Stat(socket); err != nil && len(peers) > 0 {
