@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -280,24 +281,43 @@ func (a *app) runPackInspect(ctx context.Context, s *store.Store, arg string) er
 }
 
 func newPackRm(a *app) *cobra.Command {
-	return &cobra.Command{
+	force := false
+	c := &cobra.Command{
 		Use: "rm CID|NAME...", Aliases: []string{"remove"}, Short: "remove packs from this machine",
 		Long: `Removes packs or bases from this user's own store and frees their space. What
-the swarm holds is not touched.`,
+the swarm holds is not touched. A base that a pack here needs stays, unless the
+pack goes too or with --force.`,
 		Args: argsBetween(1, -1, "one CID or NAME or more"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.withStore(cmd.Context(), func(s *store.Store) error { return a.runPackRm(cmd.Context(), s, args) })
+			return a.withStore(cmd.Context(), func(s *store.Store) error { return a.runPackRm(cmd.Context(), s, args, force) })
 		},
 	}
+	c.Flags().BoolVar(&force, "force", false, "remove bases that packs here need: those packs are incomplete then")
+	return c
 }
 
-func (a *app) runPackRm(ctx context.Context, s *store.Store, args []string) error {
-	ids := []string{}
+func (a *app) runPackRm(ctx context.Context, s *store.Store, args []string, force bool) error {
+	var gone []cid.Cid
 	for _, arg := range args {
 		id, err := packID(ctx, s, arg)
 		if err != nil {
 			return err
 		}
+		if !slices.Contains(gone, id) {
+			gone = append(gone, id)
+		}
+	}
+	if !force {
+		list, err := s.List(ctx)
+		if err != nil {
+			return err
+		}
+		if err := needed(list, gone); err != nil {
+			return err
+		}
+	}
+	ids := []string{}
+	for _, id := range gone {
 		if err := s.Remove(ctx, id); err != nil {
 			return fmt.Errorf("%s: %w", id, err)
 		}
@@ -311,119 +331,13 @@ func (a *app) runPackRm(ctx context.Context, s *store.Store, args []string) erro
 	return a.p.Answer(ids, func(w io.Writer) { fmt.Fprintln(w, strings.Join(ids, "\n")) })
 }
 
-type exportOptions struct {
-	out    string
-	noBase bool
-}
-
-func newExport(a *app) *cobra.Command {
-	var o exportOptions
-	c := &cobra.Command{
-		Use: "export CID|NAME -o FILE.car", Short: "write a pack as a CAR file",
-		Long: `Writes a CAR v1 whose root is the pack's CID, with its base, for any IPFS tool or
-another machine's "form pack import". "-o -" writes to standard output.`,
-		Args: argsBetween(1, 1, "one CID or NAME"),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.withStore(cmd.Context(), func(s *store.Store) error { return a.runExport(cmd.Context(), s, args[0], o) })
-		},
-	}
-	c.Flags().StringVarP(&o.out, "output", "o", "", "the CAR file to write, or - for standard output")
-	c.Flags().BoolVar(&o.noBase, "no-base", false, "leave the base out; importing needs it there")
-	return c
-}
-
-func (a *app) runExport(ctx context.Context, s *store.Store, arg string, o exportOptions) error {
-	id, err := packID(ctx, s, arg)
-	if err != nil {
-		return err
-	}
-	var opts []store.ExportOption
-	if o.noBase {
-		opts = append(opts, store.WithoutBase())
-	}
-	if o.out == "" {
-		return cli.Errorf(api.ExitUsage, "export needs a file to write").Hint("form pack export %s -o %s.car", arg, arg)
-	}
-	if o.out == "-" {
-		if cli.IsTerminal(a.stdout) {
-			return cli.Errorf(api.ExitUsage, "a CAR file is no text for a terminal").Hint("redirect it, or -o FILE.car")
+// needed refuses the removal of a base that a pack which stays is built on.
+func needed(list []store.Info, gone []cid.Cid) error {
+	for _, i := range list {
+		if i.Base.Defined() && slices.Contains(gone, i.Base) && !slices.Contains(gone, i.CID) {
+			return cli.Errorf(api.ExitFailed, "%s is the base of the pack %s (%s) here", i.Base, i.Name, i.CID).
+				Hint("remove the pack too: form pack rm %s %s", i.Base, i.CID).Hint("or the base alone: --force")
 		}
-		return s.Export(ctx, id, a.stdout, opts...)
 	}
-	task := a.p.Start("exporting")
-	defer task.Done()
-	size, err := writeWhole(o.out, func(w io.Writer) error { return s.Export(ctx, id, w, opts...) })
-	if err != nil {
-		return err
-	}
-	task.Done()
-	a.p.Note("%s: %s", o.out, cli.Bytes(uint64(size)))
-	return a.answerCID(id)
-}
-
-// writeWhole writes a file that has its name only when it is complete.
-func writeWhole(path string, f func(io.Writer) error) (size int64, err error) {
-	t, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-*")
-	if err != nil {
-		return 0, err
-	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, os.Remove(t.Name()))
-		}
-	}()
-	err = f(t)
-	if err == nil {
-		err = t.Chmod(0o644)
-	}
-	if err == nil {
-		err = t.Sync()
-	}
-	info, serr := t.Stat()
-	if err = errors.Join(err, serr, t.Close()); err != nil {
-		return 0, err
-	}
-	return info.Size(), os.Rename(t.Name(), path)
-}
-
-func newImport(a *app) *cobra.Command {
-	return &cobra.Command{
-		Use: "import FILE.car", Short: "take a pack in from a CAR file", Args: argsBetween(1, 1, "one FILE.car, or -"),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.withStore(cmd.Context(), func(s *store.Store) error {
-				id, err := a.importCAR(cmd.Context(), s, args[0])
-				if err != nil {
-					return err
-				}
-				return a.answerCID(id)
-			})
-		},
-	}
-}
-
-func (a *app) importCAR(ctx context.Context, s *store.Store, file string) (cid.Cid, error) {
-	in := a.stdin
-	if file != "-" {
-		f, err := os.Open(file)
-		if err != nil {
-			return cid.Undef, err
-		}
-		defer f.Close()
-		in = f
-	}
-	task := a.p.Start("importing")
-	defer task.Done()
-	id, err := s.Import(ctx, in)
-	if err != nil {
-		return cid.Undef, fmt.Errorf("import %s: %w", file, err)
-	}
-	return id, nil
-}
-
-// answerCID prints a CID as the last line.
-func (a *app) answerCID(id cid.Cid) error {
-	v := struct {
-		CID string `json:"cid"`
-	}{id.String()}
-	return a.p.Answer(v, func(w io.Writer) { fmt.Fprintln(w, id) })
+	return nil
 }

@@ -7,6 +7,8 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/ipfs/go-cid"
+
 	"github.com/formthefog/formation/cmd/form/internal/kit"
 	"github.com/formthefog/formation/cmd/internal/api"
 	"github.com/formthefog/formation/store"
@@ -55,5 +57,19 @@ func TestAnotherFormHasThePacks(t *testing.T) {
 	}
 	if code := <-done; code != api.ExitOK || out.String() != "[]\n" {
 		t.Errorf("after the other: exit %d, %q, %q", code, out.String(), talk.b.String())
+	}
+}
+
+// A base stays while a pack that stays is built on it.
+func TestNeeded(t *testing.T) {
+	base, pack, other := cid.MustParse(somePack), cid.MustParse("bafyreigh2akiscaildcqabsyg3dfr6chu3fgpregiymsck7e7aqa4s52zy"), cid.Undef
+	list := []store.Info{{CID: base, Kind: "base"}, {CID: pack, Kind: "pack", Name: "web", Base: base}, {Kind: "base", Base: other}}
+	for _, tc := range []struct {
+		gone []cid.Cid
+		ok   bool
+	}{{nil, true}, {[]cid.Cid{pack}, true}, {[]cid.Cid{base, pack}, true}, {[]cid.Cid{pack, base}, true}, {[]cid.Cid{base}, false}} {
+		if err := needed(list, tc.gone); (err == nil) != tc.ok || err != nil && exitOf(err) != api.ExitFailed {
+			t.Errorf("%v: %v", tc.gone, err)
+		}
 	}
 }

@@ -137,7 +137,9 @@ func storeProblem(err error) error {
 	case errors.Is(err, store.ErrNotFound):
 		return api.Problemf(api.ExitNotFound, "%v", err)
 	case errors.Is(err, store.ErrCorrupt), errors.Is(err, store.ErrTooLarge):
-		return api.Problemf(api.ExitUsage, "%v", err)
+		return api.Problemf(api.ExitUsage, "%v", err).WithHint("the bytes are not a whole pack: get them again from somewhere else")
+	case errors.Is(err, store.ErrIncomplete):
+		return api.Problemf(api.ExitUsage, "%v", err).WithHint("take its base in first")
 	}
 	return err
 }
