@@ -20,7 +20,7 @@ func TestScript(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir: filepath.Join("testdata", "script"),
 		Setup: func(e *testscript.Env) error {
-			for _, v := range []string{"FORM_KEY_FILE", "FORM_PASSWORD", "FORM_PASSWORD_FILE", "FORM_TICKET", "FORM_PEER", "FORM_CONFIG", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_CACHE_HOME"} {
+			for _, v := range []string{"FORM_KEY_FILE", "FORM_PASSWORD", "PASSWORD", "FORM_PASSWORD_FILE", "FORM_TICKET", "FORM_PEER", "FORM_CONFIG", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_CACHE_HOME"} {
 				e.Setenv(v, "")
 			}
 			e.Setenv("HOME", filepath.Join(e.WorkDir, "home"))

@@ -352,6 +352,11 @@ func TestDefaultWebPortGivesWay(t *testing.T) {
 		l.Close()
 		t.Error("an explicit port that is taken is replaced")
 	}
+	if l, moved, err := listenWeb("", "127.0.0.1:3003"); err != nil || !moved || l.Addr().(*net.TCPAddr).Port == gatewayPort {
+		t.Errorf("the gateway's port is taken: %v, moved %v, %v", l, moved, err)
+	} else {
+		l.Close()
+	}
 	if c := config.Default(config.HostEnv()); c.Web != "" || c.Listen != nil {
 		t.Errorf("the defaults name ports as if they were explicit: %q, %q", c.Web, c.Listen)
 	}

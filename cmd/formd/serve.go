@@ -66,6 +66,10 @@ func freeSocket(path string) error {
 // portTries is how many ports after a default one are tried.
 const portTries = 200
 
+// gatewayPort is the default port of the gateway for packs, which this version
+// does not have: whatever takes it now would be in its way.
+const gatewayPort = 3003
+
 // listenWeb opens a TCP address: off gives nil, empty the default or the next
 // free port after it, which moved reports.
 func listenWeb(addr, def string) (l net.Listener, moved bool, err error) {
@@ -85,6 +89,9 @@ func listenWeb(addr, def string) (l net.Listener, moved bool, err error) {
 		return nil, false, err
 	}
 	for p := first; p < first+portTries; p++ {
+		if p == gatewayPort {
+			continue
+		}
 		if l, err = net.Listen("tcp", net.JoinHostPort(host, strconv.Itoa(p))); err == nil {
 			return l, p != first, nil
 		}
