@@ -6,7 +6,8 @@
 // two builds with the same Epoch, key and archive content give the same CID;
 // nothing of the building machine (names, addresses, host keys, logs, caches,
 // device nodes) is in the images. A cancelled build ends mmdebstrap and lets it
-// undo its mounts.
+// undo its mounts; so does a killed one, and the next build with the same WorkDir
+// removes its files.
 //
 // Not guaranteed: that the archive still serves tomorrow what it serves today.
 // A base rebuilt after a security update is another base with another CID, and
@@ -65,10 +66,14 @@ type Options struct {
 	// the mirror, so that it does not move from day to day.
 	Epoch time.Time
 
-	WorkDir string // scratch on a disk with 1 GiB free; must exist; left empty
+	// WorkDir is scratch on a disk with 1 GiB free. It must exist; Build makes a
+	// folder base-* there and removes it, and those of builds that were killed.
+	WorkDir string
 	Store   Store
 	Key     ed25519.PrivateKey // signs the base
 	Out     io.Writer          // progress lines; nil is silence
+
+	lock *os.File // of the work folder, for mmdebstrap to hold; may be nil
 }
 
 // Artefacts are the files of a base before they are in a store.
@@ -81,19 +86,20 @@ type Artefacts struct {
 }
 
 // Build assembles a base and puts it into o.Store. The caller names it.
-func Build(ctx context.Context, o Options) (cid.Cid, *store.Base, error) {
+func Build(ctx context.Context, o Options) (_ cid.Cid, _ *store.Base, err error) {
 	if o.Store == nil || len(o.Key) != ed25519.PrivateKeySize {
 		return cid.Undef, nil, errors.New("base: a store and a signing key are needed")
 	}
 	if err := o.fill(); err != nil {
 		return cid.Undef, nil, err
 	}
-	dir, err := os.MkdirTemp(o.WorkDir, "base-*")
+	work, err := newWorkDir(ctx, o.WorkDir)
 	if err != nil {
 		return cid.Undef, nil, fmt.Errorf("base: work folder: %w", err)
 	}
-	defer os.RemoveAll(dir)
-	a, err := assemble(ctx, o, dir)
+	defer func() { err = errors.Join(err, work.remove()) }()
+	o.lock = work.lock
+	a, err := assemble(ctx, o, work.path)
 	if err != nil {
 		return cid.Undef, nil, err
 	}

@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -74,6 +75,12 @@ func bootstrap(ctx context.Context, o Options, dir, rootfs string) (*sideTree, e
 		cmd.Env = append(cmd.Env, "TMPDIR="+dir)
 	}
 	gently(cmd)
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	cmd.SysProcAttr = dieWith()
+	if o.lock != nil {
+		cmd.ExtraFiles = []*os.File{o.lock}
+	}
 	log := &tail{progress: func(line string) {
 		// "I: installing essential packages...": the steps that take time.
 		if step, ok := strings.CutPrefix(line, "I: "); ok && strings.HasSuffix(step, "...") && !strings.Contains(step, "/") {
