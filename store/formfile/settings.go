@@ -190,10 +190,13 @@ func (p *parser) parseRestart(in *instr) {
 }
 
 func (p *parser) parseInit(in *instr) {
-	if w, ok := p.one(in); ok && strings.EqualFold(w.text, "systemd") {
-		p.errorf(in.pos(w.off), "INIT systemd does not exist yet: process 1 of an instance is Formation's agent").hint("INIT agent, and start your program with ENTRYPOINT")
-	} else if ok {
-		p.oneOf(in, DefaultInit)
+	s, ok := p.oneOf(in, DefaultInit, "systemd")
+	if !ok {
+		return
+	}
+	p.file.Init = s
+	if s == "systemd" {
+		p.warnf(in.pos(in.args), "INIT systemd is not there yet: an instance of this pack fails; use INIT agent and ENTRYPOINT")
 	}
 }
 
