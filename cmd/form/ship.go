@@ -335,14 +335,15 @@ func (a *app) stayUntilHeld(ctx context.Context, c *swarm.Conn, id cid.Cid, inst
 		}
 		h = now
 		task.Title(fmt.Sprintf("%d of %d peers hold the pack", len(h.Nodes), h.Wanted))
-		if h.Wanted > 0 && len(h.Nodes) >= h.Wanted {
-			return true, nil
-		}
 		i, err := c.API().Instance(hctx, inst)
-		// While it is PENDING nobody may have claimed it yet; after that a pack
-		// that nobody wants is wanted by nobody.
-		nobody := h.Wanted == 0 && i.Status != api.StatusPending || i.Pack != id.String()
-		return err == nil && (nobody || i.Status == api.StatusFailure), err
+		if err != nil {
+			return false, err
+		}
+		// The figures follow from the claims: while slots are free, and may be
+		// taken, they say too little.
+		settled := i.Status != api.StatusPending || claimedSlots(i) >= i.Desired.Replicas
+		enough := settled && len(h.Nodes) >= h.Wanted
+		return enough || i.Status == api.StatusFailure || i.Pack != id.String(), nil
 	})
 	task.Done()
 	switch {
@@ -365,6 +366,15 @@ func hold(n int) string {
 		return "1 peer holds"
 	}
 	return fmt.Sprintf("%d peers hold", n)
+}
+
+// claimedSlots counts the slots that some node has taken.
+func claimedSlots(i api.Instance) int {
+	slots := map[int]bool{}
+	for _, r := range i.Replicas {
+		slots[r.Slot] = true
+	}
+	return len(slots)
 }
 
 // waitFor follows an instance until it is ready with a pack.

@@ -29,7 +29,8 @@ func TestStayUntilHeld(t *testing.T) {
 		says    string
 		warning bool
 	}{
-		{"held", api.StatusPending, 1, true, somePack, false, "1 peer holds the pack: nothing here is needed", false},
+		{"held", api.StatusSuccess, 1, true, somePack, false, "1 peer holds the pack: nothing here is needed", false},
+		{"held by all who have claimed so far", api.StatusPending, 1, true, somePack, true, "1 peer holds the pack", false},
 		{"held by more", api.StatusFailure, 1, true, somePack, false, "1 peer holds the pack: nothing here is needed", false},
 		{"nobody wants it", api.StatusSuccess, 0, false, somePack, false, "nothing to stay for", false},
 		{"a failure with nobody left", api.StatusFailure, 0, false, somePack, false, "nothing to stay for", false},
@@ -61,8 +62,8 @@ func TestStayUntilHeld(t *testing.T) {
 			}
 			begun := time.Now()
 			err := a.stayUntilHeld(context.Background(), c, cid.MustParse(somePack), inst, limit)
-			if err != nil || time.Since(begun) > 20*time.Second {
-				t.Errorf("after %s: %v", time.Since(begun), err)
+			if took := time.Since(begun); err != nil || took > 20*time.Second || tc.stays && took < limit {
+				t.Errorf("after %s: %v", took, err)
 			}
 			if got := talk.String(); !strings.Contains(got, tc.says) || strings.Contains(got, "warning") != tc.warning {
 				t.Errorf("says %q", got)
