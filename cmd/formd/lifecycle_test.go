@@ -295,7 +295,7 @@ func TestWebIsReadOnly(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	do := func(method, base, path, host string) (int, string) {
+	do := func(method, base, path, host string) (int, http.Header, string) {
 		t.Helper()
 		req, err := http.NewRequest(method, "http://"+base+path, nil)
 		if err != nil {
@@ -313,7 +313,7 @@ func TestWebIsReadOnly(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		return res.StatusCode, string(b)
+		return res.StatusCode, res.Header, string(b)
 	}
 	for _, tc := range []struct {
 		method, base, path, host string
@@ -322,8 +322,9 @@ func TestWebIsReadOnly(t *testing.T) {
 	}{
 		{"GET", self.Web, "/v1/health", "", 200, `"ok":true`},
 		{"GET", self.Web, "/v1/health", "localhost", 200, `"ok":true`},
-		{"GET", self.Web, "/v1/health", "evil.example", 403, ""},
-		{"POST", self.Web, "/v1/statements", "", 405, ""},
+		{"GET", self.Web, "/v1/health", "evil.example", 403, `"exit":5`},
+		{"POST", self.Web, "/v1/statements", "", 405, `"exit":2`},
+		{"GET", self.Web, "/v1/statements", "", 405, "takes POST"},
 		{"GET", self.Web, "/v1/doctor", "", 403, "read"},
 		{"GET", self.Web, "/debug/pprof/", "", 403, ""},
 		{"GET", self.Web, "/v1/openapi.yaml", "", 200, "openapi: 3.1.0"},
@@ -331,8 +332,15 @@ func TestWebIsReadOnly(t *testing.T) {
 		{"GET", self.Web, "/metrics", "", 200, "formd_peers 0"},
 		{"GET", self.Metrics, "/metrics", "", 200, "formd_state_log_bytes"},
 	} {
-		if status, body := do(tc.method, tc.base, tc.path, tc.host); status != tc.status || !strings.Contains(body, tc.body) {
+		status, header, body := do(tc.method, tc.base, tc.path, tc.host)
+		if status != tc.status || !strings.Contains(body, tc.body) {
 			t.Errorf("%s %s as %q: %d %.200s", tc.method, tc.path, tc.host, status, body)
+		}
+		if kind := header.Get("Content-Type"); status >= 400 && kind != "application/problem+json" {
+			t.Errorf("%s %s as %q: an error of type %q", tc.method, tc.path, tc.host, kind)
+		}
+		if allow := header.Get("Allow"); (status == 405) != (allow != "") {
+			t.Errorf("%s %s as %q: %d, Allow %q", tc.method, tc.path, tc.host, status, allow)
 		}
 	}
 }

@@ -156,9 +156,12 @@ func readOnly(h http.Handler) http.Handler {
 		ip := net.ParseIP(host)
 		switch {
 		case r.Method != http.MethodGet && r.Method != http.MethodHead:
-			http.Error(w, "this address is read-only", http.StatusMethodNotAllowed)
+			w.Header().Set("Allow", "GET, HEAD")
+			api.WriteProblem(w, api.MethodProblem("%s: this address is read-only", r.Method).
+				WithHint("writes go to the unix socket, or over libp2p: form does both"))
 		case host != "localhost" && ip == nil:
-			http.Error(w, "ask by address or as localhost", http.StatusForbidden)
+			api.WriteProblem(w, api.Problemf(api.ExitNotAllowed, "%q is no name of this address", host).
+				WithHint("ask by its IP address, or as localhost"))
 		default:
 			h.ServeHTTP(w, r)
 		}

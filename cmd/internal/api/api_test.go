@@ -483,3 +483,31 @@ func FuzzReadEvents(f *testing.F) {
 		_ = readEvents(strings.NewReader(in), func(string, []byte) error { return nil })
 	})
 }
+
+// A wrong method is told from a wrong path, and says what is right.
+func TestWrongMethod(t *testing.T) {
+	_, _, url := serve(t, Caller{Local: true})
+	for _, tc := range []struct{ method, path, allow string }{
+		{"DELETE", "/v1/instances", "GET, HEAD"}, {"POST", "/v1/instances/none/logs", "GET, HEAD"},
+		{"GET", "/v1/statements", "POST"}, {"PUT", "/v1/bases", "GET, POST, HEAD"}, {"GET", "/v1/none", ""},
+	} {
+		req, err := http.NewRequest(tc.method, url+tc.path, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		res, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var p Problem
+		err = json.NewDecoder(res.Body).Decode(&p)
+		res.Body.Close()
+		want := http.StatusMethodNotAllowed
+		if tc.allow == "" {
+			want = http.StatusNotFound
+		}
+		if err != nil || res.StatusCode != want || p.Status != want || p.Exit == 0 || res.Header.Get("Allow") != tc.allow {
+			t.Errorf("%s %s: %s, Allow %q, %+v, %v", tc.method, tc.path, res.Status, res.Header.Get("Allow"), p, err)
+		}
+	}
+}

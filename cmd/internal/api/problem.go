@@ -61,6 +61,13 @@ func Problemf(exit int, format string, args ...any) *Problem {
 	}
 }
 
+// MethodProblem is the Problem of a method that an address does not take.
+func MethodProblem(format string, args ...any) *Problem {
+	p := Problemf(ExitUsage, format, args...)
+	p.Status, p.Title = http.StatusMethodNotAllowed, http.StatusText(http.StatusMethodNotAllowed)
+	return p
+}
+
 // WithHint returns a copy of p with a hint.
 func (p *Problem) WithHint(hint string) *Problem {
 	q := *p
@@ -96,7 +103,8 @@ func asProblem(err error) *Problem {
 	return Problemf(ExitFailed, "%v", err)
 }
 
-func writeProblem(w http.ResponseWriter, err error) {
+// WriteProblem answers with an error as application/problem+json.
+func WriteProblem(w http.ResponseWriter, err error) {
 	p := asProblem(err)
 	w.Header().Set("Content-Type", "application/problem+json")
 	w.WriteHeader(p.Status)

@@ -6,6 +6,8 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/formthefog/formation/crdt"
@@ -94,25 +96,43 @@ func NewHandler(c Config) http.Handler {
 	}
 	s := &server{c}
 	mux := http.NewServeMux()
+	allow := map[string][]string{}
 	for _, r := range s.routes() {
 		mux.HandleFunc(r.method+" "+r.path, s.wrap(r))
+		allow[r.path] = append(allow[r.path], r.method)
 	}
 	if c.Metrics != nil {
 		mux.Handle("GET /metrics", c.Metrics)
+		allow["/metrics"] = []string{"GET"}
+	}
+	for path, methods := range allow { // any order: one pattern each
+		mux.HandleFunc(path, notAllowed(methods))
 	}
 	if c.Pprof != nil {
 		mux.HandleFunc("/debug/pprof/", func(w http.ResponseWriter, r *http.Request) {
 			if err := local.check(CallerOf(r.Context())); err != nil {
-				writeProblem(w, err)
+				WriteProblem(w, err)
 				return
 			}
 			c.Pprof.ServeHTTP(w, r)
 		})
 	}
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
-		writeProblem(w, Problemf(ExitNotFound, "%s %s: no such endpoint; see /v1/openapi.yaml", r.Method, r.URL.Path))
+		WriteProblem(w, Problemf(ExitNotFound, "%s %s: no such endpoint; see /v1/openapi.yaml", r.Method, r.URL.Path))
 	})
 	return mux
+}
+
+// notAllowed answers requests by a method that a path does not take.
+func notAllowed(methods []string) http.HandlerFunc {
+	list := strings.Join(methods, ", ")
+	if slices.Contains(methods, "GET") {
+		list += ", HEAD" // as http.ServeMux has it
+	}
+	return func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Allow", list)
+		WriteProblem(w, MethodProblem("%s %s: this endpoint takes %s", r.Method, r.URL.Path, list))
+	}
 }
 
 // route is one endpoint. serve either writes the answer itself and returns nil,
@@ -153,13 +173,13 @@ func (s *server) routes() []route {
 func (s *server) wrap(r route) http.HandlerFunc {
 	return func(w http.ResponseWriter, req *http.Request) {
 		if err := r.access.check(CallerOf(req.Context())); err != nil {
-			writeProblem(w, err)
+			WriteProblem(w, err)
 			return
 		}
 		req.Body = http.MaxBytesReader(w, req.Body, MaxBody)
 		if err := r.serve(w, req); err != nil {
 			s.Logger.Debug("api request failed", "method", r.method, "path", req.URL.Path, "err", err)
-			writeProblem(w, err)
+			WriteProblem(w, err)
 		}
 	}
 }
