@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"slices"
 	"strings"
@@ -105,5 +106,29 @@ func TestDelete(t *testing.T) {
 	}
 	if left := h.daemon.View().InstancesOf(stmt.KeyOf(h.owner)); len(left) != 0 {
 		t.Errorf("left: %+v", left)
+	}
+}
+
+// The shape of a JSON answer follows from what was asked, not from what is there.
+func TestJSONShapes(t *testing.T) {
+	h := newHome(t)
+	h.ships(crdt.Spec{Name: "web", Replicas: 2})
+	if err := h.daemon.SetNode(context.Background(), crdt.Node{}); err != nil {
+		t.Fatal(err)
+	}
+	self := stmt.KeyOf(testKey(9)).String()
+	for _, tc := range []struct{ args, begins, holds string }{
+		{"manage get status " + somePack, "[", `"name": "web"`},
+		{"manage get status web", "{", `"name": "web"`},
+		{"node status", "{", `"node": {`},
+		{"node status " + self, "{", `"node": {`},
+	} {
+		code, out, talk := h.form(append(strings.Fields(tc.args), "--json")...)
+		if code != api.ExitOK || !strings.HasPrefix(out, tc.begins) || !strings.Contains(out, tc.holds) {
+			t.Errorf("%s: exit %d, %q, %q", tc.args, code, out, talk)
+		}
+	}
+	if code, out, _ := h.form("manage", "get", "status", somePack); code != api.ExitOK || out != "PENDING\n" {
+		t.Errorf("one instance of a pack: exit %d, %q", code, out)
 	}
 }

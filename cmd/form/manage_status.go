@@ -67,7 +67,8 @@ func (a *app) runGetStatus(ctx context.Context, arg string, o statusOptions) (er
 			return err
 		}
 	}
-	if err := a.printStatus(list); err != nil || !o.watch {
+	_, err = cid.Decode(arg)
+	if err := a.printStatus(list, err == nil); err != nil || !o.watch {
 		return err
 	}
 	for _, i := range list {
@@ -110,7 +111,9 @@ func (a *app) statusOf(ctx context.Context, c *swarm.Conn, arg string) ([]api.In
 	return list, nil
 }
 
-func (a *app) printStatus(list []api.Instance) error {
+// printStatus answers for instances: with --json those of a pack are a list,
+// however many they are, and one that was named is an object.
+func (a *app) printStatus(list []api.Instance, ofPack bool) error {
 	type status struct {
 		ID     string `json:"id"`
 		Name   string `json:"name"`
@@ -123,7 +126,7 @@ func (a *app) printStatus(list []api.Instance) error {
 		out = append(out, status{i.ID, i.Name, i.Pack, i.Status, i.Reason})
 	}
 	var v any = out
-	if len(out) == 1 {
+	if !ofPack {
 		v = out[0]
 	}
 	return a.p.Answer(v, func(w io.Writer) {

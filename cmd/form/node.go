@@ -83,12 +83,22 @@ func newNodeStatus(a *app) *cobra.Command {
 		Args: argsBetween(0, 1, "at most one NODE"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.withSwarm(cmd.Context(), func(c *swarm.Conn) error {
-				if len(args) == 1 {
-					return a.otherNode(cmd.Context(), c, args[0])
-				}
 				self, err := c.API().Node(cmd.Context())
 				if err != nil {
 					return err
+				}
+				if len(args) == 1 {
+					n, err := a.nodeOf(cmd.Context(), c, args[0])
+					if err != nil {
+						return err
+					}
+					if n.Key != self.Node.Key {
+						// Of another node less is known, in the same place.
+						v := struct {
+							Node api.Node `json:"node"`
+						}{n}
+						return a.p.Answer(v, func(w io.Writer) { writeNode(w, n) })
+					}
 				}
 				return a.p.Answer(self, func(w io.Writer) {
 					writeNode(w, self.Node,
@@ -103,10 +113,11 @@ func newNodeStatus(a *app) *cobra.Command {
 	}
 }
 
-func (a *app) otherNode(ctx context.Context, c *swarm.Conn, name string) error {
+// nodeOf is the node that name means: its peer ID, or the end of it.
+func (a *app) nodeOf(ctx context.Context, c *swarm.Conn, name string) (api.Node, error) {
 	nodes, err := c.API().Nodes(ctx)
 	if err != nil {
-		return err
+		return api.Node{}, err
 	}
 	var found []api.Node
 	for _, n := range nodes {
@@ -116,15 +127,15 @@ func (a *app) otherNode(ctx context.Context, c *swarm.Conn, name string) error {
 	}
 	switch len(found) {
 	case 0:
-		return cli.Errorf(api.ExitNotFound, "no node %q in the swarm", name).Hint("who is there: form node ls")
+		return api.Node{}, cli.Errorf(api.ExitNotFound, "no node %q in the swarm", name).Hint("who is there: form node ls")
 	case 1:
-		return a.p.Answer(found[0], func(w io.Writer) { writeNode(w, found[0]) })
+		return found[0], nil
 	}
 	var b strings.Builder
 	for _, n := range found {
 		b.WriteString("\n  " + n.Key.String())
 	}
-	return cli.Errorf(api.ExitUsage, "%q may be any of %d nodes:%s", name, len(found), b.String())
+	return api.Node{}, cli.Errorf(api.ExitUsage, "%q may be any of %d nodes:%s", name, len(found), b.String()).Hint("use the whole peer ID")
 }
 
 func writeNode(w io.Writer, n api.Node, more ...[2]string) {

@@ -48,6 +48,7 @@ func TestCommandLine(t *testing.T) {
 		stdout, stderr string // contained
 	}{
 		{[]string{"version"}, api.ExitOK, "formd ", ""},
+		{[]string{"version", "--json"}, api.ExitOK, `"version":"`, ""},
 		{[]string{"config", "check", good}, api.ExitOK, good + ": ok", ""},
 		{[]string{"config", "check", bad}, api.ExitUsage, "", bad + ":1:1: unknown key"},
 		{[]string{"config", "check", good + "x"}, api.ExitNotFound, "", "does not exist"},

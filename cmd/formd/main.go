@@ -5,11 +5,13 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"os"
+	"runtime"
 	"runtime/debug"
 	"syscall"
 
@@ -185,15 +187,23 @@ func newConfigCommand(stdout io.Writer) *cobra.Command {
 }
 
 func newVersionCommand(stdout io.Writer) *cobra.Command {
-	return &cobra.Command{
+	asJSON := false
+	cmd := &cobra.Command{
 		Use:   "version",
 		Short: "Print the version",
 		Args:  func(_ *cobra.Command, args []string) error { return usage(noArgs(args)) },
 		RunE: func(*cobra.Command, []string) error {
-			fmt.Fprintf(stdout, "formd %s\n", versionText())
-			return nil
+			if asJSON {
+				return json.NewEncoder(stdout).Encode(map[string]string{
+					"version": versionText(), "go": runtime.Version(), "os": runtime.GOOS, "arch": runtime.GOARCH,
+				})
+			}
+			_, err := fmt.Fprintf(stdout, "formd %s\n", versionText())
+			return err
 		},
 	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print the answer as JSON")
+	return cmd
 }
 
 // versionText is the linker's version, else the module's or the commit's.

@@ -313,17 +313,18 @@ func TestProblems(t *testing.T) {
 		err  func() error
 		exit int
 	}{
-		"unknown instance": {func() error { _, err := c.Instance(ctx, "none"); return err }, ExitNotFound},
-		"bad owner":        {func() error { _, err := c.OwnerStatements(ctx, stmt.Key{}); return err }, ExitNotFound},
-		"no statement":     {func() error { _, err := c.Submit(ctx, nil); return err }, ExitUsage},
-		"forged":           {func() error { _, err := c.Submit(ctx, [][]byte{{1}}); return err }, ExitNotAllowed},
-		"large statement":  {func() error { _, err := c.Submit(ctx, [][]byte{make([]byte, stmt.MaxStatement+1)}); return err }, ExitUsage},
-		"large body":       {func() error { _, err := c.Submit(ctx, [][]byte{make([]byte, MaxBody)}); return err }, ExitUsage},
-		"another's logs":   {func() error { return c.Logs(ctx, id, LogOptions{}, nil) }, ExitNotAllowed},
-		"another's events": {func() error { return c.Events(ctx, id, nil) }, ExitNotAllowed},
-		"invite":           {func() error { _, err := c.Invite(ctx, InviteRequest{}); return err }, ExitNotAllowed},
-		"pin":              {func() error { return c.FetchPack(ctx, "x", FetchRequest{Pin: true}, nil) }, ExitNotAllowed},
-		"pack":             {func() error { _, err := c.Pack(ctx, "none"); return err }, ExitNotFound},
+		"unknown instance":  {func() error { _, err := c.Instance(ctx, "none"); return err }, ExitNotFound},
+		"bad owner":         {func() error { _, err := c.OwnerStatements(ctx, stmt.Key{}); return err }, ExitNotFound},
+		"no statement":      {func() error { _, err := c.Submit(ctx, nil); return err }, ExitUsage},
+		"forged":            {func() error { _, err := c.Submit(ctx, [][]byte{{1}}); return err }, ExitNotAllowed},
+		"large statement":   {func() error { _, err := c.Submit(ctx, [][]byte{make([]byte, stmt.MaxStatement+1)}); return err }, ExitUsage},
+		"large body":        {func() error { _, err := c.Submit(ctx, [][]byte{make([]byte, MaxBody)}); return err }, ExitUsage},
+		"another's logs":    {func() error { return c.Logs(ctx, id, LogOptions{}, nil) }, ExitNotAllowed},
+		"another's events":  {func() error { return c.Events(ctx, id, nil) }, ExitNotAllowed},
+		"invite":            {func() error { _, err := c.Invite(ctx, InviteRequest{}); return err }, ExitNotAllowed},
+		"pin":               {func() error { return c.FetchPack(ctx, "x", FetchRequest{Pin: true}, nil) }, ExitNotAllowed},
+		"holders of no CID": {func() error { _, err := c.Holders(ctx, "notacid"); return err }, ExitUsage},
+		"pack":              {func() error { _, err := c.Pack(ctx, "none"); return err }, ExitNotFound},
 	} {
 		t.Run(name, func(t *testing.T) {
 			err := tc.err()

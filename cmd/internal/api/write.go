@@ -9,6 +9,8 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/ipfs/go-cid"
+
 	"github.com/formthefog/formation/crdt/stmt"
 )
 
@@ -63,6 +65,9 @@ func (s *server) pack(w http.ResponseWriter, r *http.Request) error {
 
 func (s *server) holders(w http.ResponseWriter, r *http.Request) error {
 	c, v := r.PathValue("cid"), s.State.View()
+	if _, err := cid.Decode(c); err != nil {
+		return Problemf(ExitUsage, "%q is no CID: %v", c, err)
+	}
 	out := Holders{CID: c, Nodes: []stmt.Key{}, Wanted: s.Placement.Wanted(v, c)}
 	for _, n := range v.Nodes() {
 		if slices.Contains(n.Holds, c) {
