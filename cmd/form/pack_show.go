@@ -19,17 +19,10 @@ import (
 // answerRoot prints a base or a pack, whichever is not nil.
 func (a *app) answerRoot(id cid.Cid, base *store.Base, pack *store.Root) error {
 	if base != nil {
-		v := struct {
-			CID string `json:"cid"`
-			*store.Base
-		}{id.String(), base}
+		v := wireBase{CID: id.String(), Base: base, Packages: orEmpty(base.Packages), Author: authorOf(base.Author)}
 		return a.p.Answer(v, func(w io.Writer) { writeBase(w, id, base) })
 	}
-	v := struct {
-		CID string `json:"cid"`
-		*store.Root
-	}{id.String(), hidden(pack)}
-	return a.p.Answer(v, func(w io.Writer) { writePack(w, id, pack) })
+	return a.p.Answer(wireOf(id, pack), func(w io.Writer) { writePack(w, id, pack) })
 }
 
 // hidden is a pack without its password hashes and salt: whoever may read the

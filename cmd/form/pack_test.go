@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"encoding/json"
 	"os"
 	"strings"
 	"sync"
@@ -11,6 +12,7 @@ import (
 
 	"github.com/formthefog/formation/cmd/form/internal/kit"
 	"github.com/formthefog/formation/cmd/internal/api"
+	"github.com/formthefog/formation/crdt/stmt"
 	"github.com/formthefog/formation/store"
 )
 
@@ -70,6 +72,45 @@ func TestNeeded(t *testing.T) {
 	}{{nil, true}, {[]cid.Cid{pack}, true}, {[]cid.Cid{base, pack}, true}, {[]cid.Cid{pack, base}, true}, {[]cid.Cid{base}, false}} {
 		if err := needed(list, tc.gone); (err == nil) != tc.ok || err != nil && exitOf(err) != api.ExitFailed {
 			t.Errorf("%v: %v", tc.gone, err)
+		}
+	}
+}
+
+// Inspect's JSON has the manners of every other: seconds, peer IDs, no null
+// list, and no secret.
+func TestInspectJSON(t *testing.T) {
+	id := cid.MustParse(somePack)
+	author := stmt.KeyOf(testKey(1))
+	full := &store.Root{
+		Name: "web", Base: id, Author: author[:], Salt: []byte("salt"),
+		Run: store.RunConfig{
+			Users:  []store.User{{Name: "u", PasswordHash: "$6$x"}},
+			Health: &store.Health{Kind: "tcp", Port: 80, Interval: 1500, Timeout: 2000, Retries: 3},
+		},
+	}
+	for name, v := range map[string]any{
+		"pack":     wireOf(id, full),
+		"bare":     wireOf(id, &store.Root{Base: id}),
+		"base":     wireBase{Base: &store.Base{}, Packages: orEmpty[string](nil)},
+		"no lists": orEmpty[store.Port](nil),
+	} {
+		b, err := json.Marshal(v)
+		// An entry that is not there has no root: that null is no list.
+		text := strings.ReplaceAll(string(b), `"root":null`, "")
+		if err != nil || strings.Contains(text, "null") || strings.Contains(text, "$6$") || strings.Contains(text, "_ms") || strings.Contains(text, "salt") {
+			t.Errorf("%s: %s, %v", name, text, err)
+		}
+	}
+	b, err := json.Marshal(wireOf(id, full))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{
+		`"author":"` + author.String() + `"`, `"interval_seconds":1.5`, `"timeout_seconds":2`, `"layers":[]`, `"env":[]`,
+		`"ssh_authorized_keys":[]`, `"password_hash":"[redacted]"`, `"cid":"` + somePack + `"`,
+	} {
+		if strings.Count(string(b), want) != 1 {
+			t.Errorf("not once %s in %s", want, b)
 		}
 	}
 }
