@@ -80,7 +80,7 @@ func (a *app) explain(err error) (text string, hints []string, code int) {
 	case errors.As(err, &listen):
 		return text, nil, api.ExitFailed
 	case errors.Is(err, keystore.ErrPassword):
-		return text, []string{"it comes from FORM_PASSWORD, PASSWORD, FORM_PASSWORD_FILE or the kit's password file, in this order"}, api.ExitNotAllowed
+		return text, []string{"it comes from FORM_PASSWORD, FORM_PASSWORD_FILE, PASSWORD or the kit's password file, in this order"}, api.ExitNotAllowed
 	case errors.Is(err, keystore.ErrExposed):
 		return text, []string{"make a new key (form key new --force) if anyone may have read this one"}, api.ExitNotAllowed
 	case errors.Is(err, keystore.ErrFormat):

@@ -96,8 +96,8 @@ func (a *app) passwordFile(path string, c kit.Config) string {
 	return c.PasswordPath(a.dir())
 }
 
-// password opens an existing key: FORM_PASSWORD (or PASSWORD, the seed's name),
-// FORM_PASSWORD_FILE, the key's password file, else a question where somebody is there to answer.
+// password opens an existing key: FORM_PASSWORD, FORM_PASSWORD_FILE,
+// PASSWORD (the seed's name), the key's password file, else a question where somebody is there to answer.
 func (a *app) password(path string, c kit.Config) ([]byte, error) {
 	given, err := a.givenPassword(a.passwordFile(path, c))
 	if err != nil || given != "" {
@@ -116,13 +116,13 @@ func (a *app) password(path string, c kit.Config) ([]byte, error) {
 // givenPassword is the password that the environment or a file gives; "" for
 // none.
 func (a *app) givenPassword(file string) (string, error) {
-	for _, name := range []string{"FORM_PASSWORD", "PASSWORD"} {
-		if p := a.getenv(name); p != "" {
-			return p, nil
-		}
+	if p := a.getenv("FORM_PASSWORD"); p != "" {
+		return p, nil
 	}
 	if f := a.getenv("FORM_PASSWORD_FILE"); f != "" {
 		file = f
+	} else if p := a.getenv("PASSWORD"); p != "" { // may be another program's: what is form's own comes first
+		return p, nil
 	}
 	if file == "" {
 		return "", nil
