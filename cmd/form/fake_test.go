@@ -31,7 +31,9 @@ type daemon struct {
 	*crdt.Replica
 	word, reason string
 	wanted       int
-	onWanted     func() // called first
+	onWanted     func()   // called first
+	addrs        []string // of its libp2p node, if it has one
+	handler      http.Handler
 	invite       func(api.InviteRequest) (api.Invite, error)
 }
 
@@ -53,7 +55,7 @@ func (d *daemon) Wanted(*crdt.View, string) int {
 }
 
 func (d *daemon) Fetch(context.Context, stmt.Key, string, api.FetchRequest, func(api.FetchProgress)) error {
-	return errors.New("not here")
+	return nil // it has every pack already
 }
 
 func (d *daemon) Logs(context.Context, string, api.LogOptions) (io.ReadCloser, error) {
@@ -72,7 +74,7 @@ var testNet = stmt.NewNetworkID("test", stmt.Key{})
 
 func (d *daemon) Self(api.Caller) api.Self {
 	return api.Self{
-		Node:    api.Node{Key: stmt.KeyOf(testKey(9)), Addrs: []string{}, Labels: map[string]string{}, Holds: []string{}},
+		Node:    api.Node{Key: stmt.KeyOf(testKey(9)), Addrs: append([]string{}, d.addrs...), Labels: map[string]string{}, Holds: []string{}},
 		Network: api.Network{Name: "test", ID: testNet.String(), Open: true}, Warnings: []string{},
 	}
 }
@@ -101,13 +103,14 @@ func newHome(t *testing.T) *home {
 	}
 	d := h.daemon
 	handler := api.NewHandler(api.Config{State: d, Placement: d, Packs: d, Host: d, Guests: d, Operator: d, Now: time.Now})
+	d.handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		handler.ServeHTTP(w, r.WithContext(api.WithCaller(r.Context(), api.Caller{Local: true})))
+	})
 	l, err := net.Listen("unix", h.socket())
 	if err != nil {
 		t.Fatal(err)
 	}
-	srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		handler.ServeHTTP(w, r.WithContext(api.WithCaller(r.Context(), api.Caller{Local: true})))
-	})}
+	srv := &http.Server{Handler: d.handler}
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)

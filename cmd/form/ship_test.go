@@ -1,8 +1,14 @@
 package main
 
 import (
+	"bytes"
 	"context"
+	"crypto/ed25519"
+	"errors"
 	"fmt"
+	"io"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -10,9 +16,12 @@ import (
 
 	"github.com/ipfs/go-cid"
 
+	"github.com/formthefog/formation/cmd/form/internal/cli"
+	"github.com/formthefog/formation/cmd/form/internal/kit"
 	"github.com/formthefog/formation/cmd/internal/api"
 	"github.com/formthefog/formation/crdt"
 	"github.com/formthefog/formation/crdt/stmt"
+	"github.com/formthefog/formation/store"
 )
 
 // form stays for as long as somebody should hold the pack and does not, and
@@ -92,4 +101,76 @@ func TestStayKeepsTheLastAnswer(t *testing.T) {
 	if want := fmt.Sprintf("%s the pack, and 3 should", hold(0)); !strings.Contains(talk.String(), want) {
 		t.Errorf("says %q, want %q", talk, want)
 	}
+}
+
+// While ship --wait waits for the replicas, other forms have the packs.
+func TestShipGivesThePacksBack(t *testing.T) {
+	h := newHome(t)
+	h.daemon.listen(t)
+	h.daemon.word = api.StatusSuccess // of what no node has claimed: nothing to stay for, and not ready
+	dir := kit.DefaultDir("", os.Getenv).Store()
+	id := putPack(t, dir, h.owner)
+	talk := &listener{word: "there is nothing to stay for", heard: make(chan struct{})}
+	a := &app{p: cli.NewPrinter(io.Discard, talk), stdin: strings.NewReader(""), stdout: io.Discard, stderr: talk, getenv: os.Getenv, running: true}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	done := make(chan error, 1)
+	go func() {
+		done <- a.runShip(ctx, id.String(), shipOptions{wait: waitReady, hold: time.Minute, given: func(string) bool { return false }})
+	}()
+	select {
+	case <-talk.heard:
+	case err := <-done:
+		t.Fatalf("%v: %s", err, talk.b.String())
+	}
+	s, err := store.Open(store.Config{Dir: dir})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	cancel()
+	if err := <-done; !errors.Is(err, context.Canceled) {
+		t.Errorf("it had not waited any more: %v", err)
+	}
+	if n := len(h.daemon.View().InstancesOf(stmt.KeyOf(h.owner))); n != 1 {
+		t.Errorf("%d instances", n)
+	}
+}
+
+// putPack puts a small pack into a store.
+func putPack(t *testing.T, dir string, key ed25519.PrivateKey) cid.Cid {
+	t.Helper()
+	s, err := store.Open(store.Config{Dir: dir})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	image := func(kind, format string) store.Entry {
+		path := filepath.Join(t.TempDir(), kind)
+		if err := os.WriteFile(path, bytes.Repeat([]byte(kind), 1000), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		e, err := s.AddImage(context.Background(), path, kind, format)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return e
+	}
+	base, err := s.PutBase(context.Background(), store.Base{
+		Name: "test:1", Kernel: image("kernel", "vmlinuz"), Initrd: image("initrd", "cpio"),
+		Modules: image("modules", "squashfs"), Rootfs: image("rootfs", "squashfs"),
+	}, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	id, err := s.PutPack(context.Background(), store.Root{
+		Name: "web", Base: base, Layers: []store.Entry{image("layer", "squashfs")},
+		Run: store.RunConfig{VCPU: 1, MemoryBytes: 256 << 20, DiskBytes: 1 << 30, Entrypoint: []string{"/bin/true"}},
+	}, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return id
 }
