@@ -87,22 +87,29 @@ func TestTooLarge(t *testing.T) {
 // TestWork: places are found without reading a line over and over, errors stop
 // the work, and no instruction is larger than it may be.
 func TestWork(t *testing.T) {
-	fill := func(head, part, tail string) string {
-		return head + strings.Repeat(part, (MaxFileBytes-len(head)-len(tail))/len(part)) + tail
+	// Lines of head and parts, as long and as many as fit.
+	lines := func(head, part, tail string) string {
+		line := head + strings.Repeat(part, min(MaxWords-10, (MaxLineBytes-len(head)-len(tail))/len(part))) + tail + "\n"
+		return "NAME a\n" + strings.Repeat(line, (MaxFileBytes-7)/len(line))
 	}
 	for name, src := range map[string]string{
-		"words":             fill("NAME a\nENV ", "A=1 ", "\n"),
-		"bad words":         fill("NAME a\nUSER ", "x ", "\n"),
-		"ports":             fill("NAME a\nEXPOSE ", "x ", "\n"),
-		"many lines":        fill("NAME a\n", "ENV "+strings.Repeat("x ", 1000)+"\n", ""),
-		"many good lines":   fill("NAME a\n", "EXPOSE "+strings.Repeat("80 ", 1000)+"\n", ""),
-		"continuations":     fill("NAME a\nINSTALL ", "a1 \\\n", "a2\n"),
-		"control":           fill("NAME a\n", "\x01\n", ""),
-		"keys":              fill("NAME a\nUSER username:a ssh_authorized_keys:", "k,", "\n"),
-		"groups":            fill("NAME a\n", "USER username:a groups:"+strings.Repeat("A,", 4000)+"\n", ""),
-		"health options":    fill("NAME a\nHEALTHCHECK ", "--x ", "TCP 80\n"),
-		"packages":          fill("NAME a\n", "INSTALL "+strings.Repeat("aa ", MaxPackages)+"\n", ""),
-		"one after another": fill("NAME a\nRUN ", "x", "\n"),
+		"variables":      lines("ENV ", "A=1 ", ""),
+		"bad variables":  lines("ENV ", "x ", ""),
+		"long variables": lines("ENV ", "A"+strings.Repeat("é", 50)+"=1 ", ""),
+		"bad words":      lines("USER ", "x ", ""),
+		"unknown keys":   lines("USER ", "x:y ", ""),
+		"ports":          lines("EXPOSE ", "80 ", ""),
+		"bad ports":      lines("EXPOSE ", "x ", ""),
+		"packages":       lines("INSTALL ", "aa ", ""),
+		"bad packages":   lines("INSTALL ", "A ", ""),
+		"sources":        lines("COPY ", "../x ", "/x"),
+		"options":        lines("COPY ", "--x ", "x /x"),
+		"health options": lines("HEALTHCHECK ", "--intervl=5 ", "TCP 80"),
+		"continuations":  lines("RUN ", "a1 \\\n", "a2"),
+		"lists":          lines(`USER username:a ssh_authorized_keys:"`, "k,", `" groups:`+strings.Repeat("A,", 4000)),
+		"no text":        lines("\x01", "x", ""),
+		"unknown":        lines("INSTAL", " x", ""),
+		"too long":       "NAME a\nRUN " + strings.Repeat("x \\\n", MaxFileBytes/4-10) + "\n",
 	} {
 		p := newParser("Formfile")
 		p.parse(src)

@@ -41,7 +41,7 @@ func (p *parser) addStep(in *instr, s Step) {
 // options takes the leading --name=value words of an instruction.
 func (p *parser) options(in *instr, ws []word, known ...string) (opts map[string]word, rest []word, ok bool) {
 	opts, ok = map[string]word{}, true
-	for len(ws) > 0 && strings.HasPrefix(ws[0].raw, "--") {
+	for len(ws) > 0 && strings.HasPrefix(ws[0].raw, "--") && !p.full() {
 		w := ws[0]
 		ws = ws[1:]
 		name, value, has := strings.Cut(w.text[2:], "=")
