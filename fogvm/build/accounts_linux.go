@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"maps"
 	"os"
+	"path"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -35,18 +36,17 @@ func (b *builder) number(s *planned) error {
 
 // mayOwn says whether the step may make something that is the user's.
 func (s *planned) mayOwn(user string) bool {
-	home := "/home/" + user
-	made := append([]string{s.step.Workdir}, s.dirs...)
-	if c := s.step.Copy; c != nil {
-		if slices.Contains(strings.Split(c.Chown, ":"), user) {
-			return true
-		}
-		made = []string{c.Dest}
-		for _, e := range s.set.entries {
-			made = append(made, filepath.Join(c.Dest, e.To))
-		}
+	inHome := func(p string) bool { return strings.HasPrefix(p+"/", "/home/"+user+"/") }
+	c := s.step.Copy
+	if c == nil {
+		return inHome(s.step.Workdir) || slices.ContainsFunc(s.dirs, inHome)
 	}
-	return slices.ContainsFunc(made, func(p string) bool { return p == home || strings.HasPrefix(p, home+"/") })
+	if slices.Contains(strings.Split(c.Chown, ":"), user) || inHome(c.Dest) {
+		return true
+	}
+	return (c.Dest == "/" || c.Dest == "/home") && slices.ContainsFunc(s.set.entries, func(e copyEntry) bool {
+		return inHome(path.Join(c.Dest, e.To))
+	})
 }
 
 // usersIn are the Formfile's users as the guest numbers them on an image: a name
