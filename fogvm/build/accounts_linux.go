@@ -36,7 +36,8 @@ func (b *builder) number(s *planned) error {
 
 // mayOwn says whether the step may make something that is the user's.
 func (s *planned) mayOwn(user string) bool {
-	inHome := func(p string) bool { return strings.HasPrefix(p+"/", "/home/"+user+"/") }
+	home := "/home/" + user
+	inHome := func(p string) bool { return inside(p, home) }
 	c := s.step.Copy
 	if c == nil {
 		return inHome(s.step.Workdir) || slices.ContainsFunc(s.dirs, inHome)
@@ -44,9 +45,25 @@ func (s *planned) mayOwn(user string) bool {
 	if slices.Contains(strings.Split(c.Chown, ":"), user) || inHome(c.Dest) {
 		return true
 	}
-	return (c.Dest == "/" || c.Dest == "/home") && slices.ContainsFunc(s.set.entries, func(e copyEntry) bool {
+	return inside(home, c.Dest) && slices.ContainsFunc(s.set.entries, func(e copyEntry) bool {
 		return inHome(path.Join(c.Dest, e.To))
 	})
+}
+
+// changesAccounts says whether a step may bring users or groups into the image.
+func (s *planned) changesAccounts() bool {
+	c := s.step.Copy
+	if c == nil {
+		return s.step.Op != formfile.OpWorkdir
+	}
+	return inside(c.Dest, "/etc") || inside("/etc", c.Dest) && slices.ContainsFunc(s.set.entries, func(e copyEntry) bool {
+		return inside(path.Join(c.Dest, e.To), "/etc")
+	})
+}
+
+// inside says whether the cleaned absolute path p is dir or below it.
+func inside(p, dir string) bool {
+	return p == dir || dir == "/" || strings.HasPrefix(p, dir+"/")
 }
 
 // usersIn are the Formfile's users as the guest numbers them on an image: a name

@@ -204,6 +204,14 @@ func TestCopyErrors(t *testing.T) {
 	if len(p.out.started) != 0 {
 		t.Errorf("started %q", p.out.started)
 	}
+	p.write(map[string]string{"Formfile": "NAME a\nCOPY --chown=ghost f /x\nCOPY --chown=root:ghosts gone /y\nRUN useradd ghost\nCOPY --chown=ghost f /z\n"})
+	_, err = p.build()
+	want = "Formfile:2:14: --chown=ghost: neither the image nor a USER of the Formfile has the name ghost\n" +
+		"Formfile:3:26: COPY gone: no such file in the context\n" +
+		"Formfile:3:14: --chown=root:ghosts: neither the image nor a USER of the Formfile has the group ghosts"
+	if fmt.Sprint(err) != want {
+		t.Errorf("got:\n%v\nwant:\n%s", err, want)
+	}
 }
 
 // TestCopyStaysInside: a directory that the builder's caller left open is no way

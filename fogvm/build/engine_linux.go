@@ -14,7 +14,6 @@ import (
 	"time"
 
 	"github.com/formthefog/formation/store"
-	"github.com/formthefog/formation/store/formfile"
 )
 
 // Build executes opts.File and writes the pack to opts.Store. Errors to tell
@@ -224,20 +223,24 @@ func writeFileAtomic(name string, text []byte) error {
 // and gives all errors at once, each at its word.
 func (b *builder) resolve() error {
 	var errs []error
-	commands := false // which may make users
+	known := true // the image's accounts: no step so far can have changed them
 	for i := range b.plan {
 		s := &b.plan[i]
-		if s.step.Op != formfile.OpCopy {
-			commands = commands || s.step.Op != formfile.OpWorkdir
-			continue
+		if c := s.step.Copy; c != nil {
+			set, bad := b.ctxDir.resolve(c)
+			s.set = set
+			for _, e := range bad {
+				errs = append(errs, &ContextError{b.File.Source, s.step.Words[e.word], e.Error()})
+			}
+			if known && c.Chown != "" {
+				if _, _, err := b.base.Accounts.owner(c.Chown, b.users); err != nil {
+					errs = append(errs, &ContextError{b.File.Source, c.ChownPos, err.Error()})
+				}
+			}
 		}
-		set, bad := b.ctxDir.resolve(s.step.Copy)
-		s.set = set
-		for _, e := range bad {
-			errs = append(errs, &ContextError{b.File.Source, s.step.Words[e.word], e.Error()})
-		}
+		known = known && !s.changesAccounts()
 	}
-	if !commands {
+	if known {
 		if err := b.checkScopes(b.base.Accounts); err != nil {
 			errs = append(errs, err)
 		}
