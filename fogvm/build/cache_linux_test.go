@@ -6,6 +6,8 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/formthefog/formation/store"
 )
 
@@ -75,4 +77,31 @@ func TestStepAgain(t *testing.T) {
 		t.Fatal(err)
 	}
 	p.checkRandom(p.mustBuild())
+}
+
+// TestLockAndSweep: builds that come and go at the same time neither lose their
+// locks nor trip over those of others.
+func TestLockAndSweep(t *testing.T) {
+	dir, s := t.TempDir(), &spawner{}
+	var g errgroup.Group
+	for range 4 {
+		g.Go(func() error {
+			for range 200 {
+				w, err := openWorkspace(t.Context(), dir, s)
+				if err != nil {
+					return err
+				}
+				if err := w.close(); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}
+	if err := g.Wait(); err != nil {
+		t.Error(err)
+	}
+	if list, err := os.ReadDir(filepath.Join(dir, "tmp")); err != nil || len(list) > 0 {
+		t.Errorf("left: %v, %v", list, err)
+	}
 }

@@ -57,15 +57,21 @@ func openWorkspace(ctx context.Context, dir string, s *spawner) (_ *workspace, e
 	if err := w.sweep(ctx); err != nil {
 		return nil, fmt.Errorf("cache: remove what a killed build left: %w", err)
 	}
-	// The lock comes first, so that nobody sweeps what is not locked yet.
-	w.tmp = filepath.Join(dir, "tmp", rand.Text())
-	if w.lock, err = tryLock(w.tmp + ".lock"); err == nil {
-		err = os.Mkdir(w.tmp, 0o700)
+	for {
+		// The lock comes first, so that nobody sweeps what is not locked yet.
+		w.tmp = filepath.Join(dir, "tmp", rand.Text())
+		w.lock, err = tryLock(w.tmp + ".lock")
+		if errors.Is(err, errLocked) || errors.Is(err, fs.ErrNotExist) {
+			continue // a sweep came between the file and its lock
+		}
+		if err == nil {
+			err = os.Mkdir(w.tmp, 0o700)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("cache: %w", err)
+		}
+		return w, nil
 	}
-	if err != nil {
-		return nil, fmt.Errorf("cache: %w", err)
-	}
-	return w, nil
 }
 
 // close removes the temporary directory, also when ctx of the build has ended.
@@ -81,7 +87,7 @@ func (w *workspace) close() error {
 
 var errLocked = errors.New("locked by another build")
 
-// tryLock locks a file without waiting.
+// tryLock locks a file, which it makes, without waiting.
 func tryLock(name string) (*os.File, error) {
 	f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
@@ -90,37 +96,41 @@ func tryLock(name string) (*os.File, error) {
 	return f, flock(f, unix.LOCK_EX)
 }
 
-// lockStep locks the directory that is a step. ErrNotExist says that none has
-// this name, or not any more.
+// lockStep locks the directory that is a step, without waiting.
 func lockStep(dir string, how int) (*os.File, error) {
 	f, err := os.Open(dir)
 	if err != nil {
 		return nil, err
 	}
-	if err := flock(f, how); err != nil {
-		return nil, err
-	}
-	locked, err := f.Stat()
-	if err != nil {
-		return nil, errors.Join(err, f.Close())
-	}
-	// Whoever removes a step renames it first, under its lock.
-	if now, err := os.Stat(dir); err != nil || !os.SameFile(locked, now) {
-		return nil, errors.Join(fs.ErrNotExist, err, f.Close())
-	}
-	return f, nil
+	return f, flock(f, how)
 }
 
-// flock locks f without waiting; if it cannot, f is closed.
+// flock locks f without waiting; if it cannot, f is closed. ErrNotExist says that
+// the name is gone, or another file's: who removes or renames one has its lock.
 func flock(f *os.File, how int) error {
 	err := unix.Flock(int(f.Fd()), how|unix.LOCK_NB)
-	if err == nil {
-		return nil
-	}
 	if errors.Is(err, unix.EWOULDBLOCK) {
 		err = errLocked
 	}
-	return errors.Join(err, f.Close())
+	if err == nil {
+		err = stillNamed(f)
+	}
+	if err != nil {
+		return errors.Join(err, f.Close())
+	}
+	return nil
+}
+
+func stillNamed(f *os.File) error {
+	locked, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	now, err := os.Stat(f.Name())
+	if err == nil && !os.SameFile(locked, now) {
+		err = fs.ErrNotExist
+	}
+	return err
 }
 
 // sweep removes the temporary directories of builds that are no more. One
@@ -142,18 +152,14 @@ func (w *workspace) sweep(ctx context.Context) error {
 			}
 		}
 		lock, err := tryLock(strings.TrimSuffix(name, ".lock") + ".lock")
-		if errors.Is(err, errLocked) {
-			continue
+		if errors.Is(err, errLocked) || errors.Is(err, fs.ErrNotExist) {
+			continue // that build lives, or has just ended by itself
 		}
 		if err != nil {
 			return err
 		}
 		err = w.remove(ctx, strings.TrimSuffix(name, ".lock"))
-		gone := os.Remove(lock.Name())
-		if errors.Is(gone, fs.ErrNotExist) {
-			gone = nil // that build ended by itself, meanwhile
-		}
-		if err := errors.Join(err, gone, lock.Close()); err != nil {
+		if err := errors.Join(err, os.Remove(lock.Name()), lock.Close()); err != nil {
 			return err
 		}
 	}
