@@ -53,7 +53,7 @@ type RunConfig struct {
 	Expose      []Port   `json:"expose,omitempty" cbor:"expose,omitempty"`         // in Formfile order
 	Health      *Health  `json:"health,omitempty" cbor:"health,omitempty"`         // nil: ports, else 2 s of life
 	Restart     string   `json:"restart,omitempty" cbor:"restart,omitempty"`       // always | on-failure | never
-	Init        string   `json:"init,omitempty" cbor:"init,omitempty"`             // agent | systemd
+	Init        string   `json:"init,omitempty" cbor:"init,omitempty"`             // agent | systemd (which no guest has yet)
 	Partition   string   `json:"partition,omitempty" cbor:"partition,omitempty"`   // keep | stop-minority | fence
 	Replicas    int      `json:"replicas,omitempty" cbor:"replicas,omitempty"`     // 1–64, 0: the shipper decides
 	GPU         []GPU    `json:"gpu,omitempty" cbor:"gpu,omitempty"`               // devices asked for

@@ -88,15 +88,10 @@ func (a *app) buildBase(ctx context.Context, s *store.Store, o baseOptions) (id 
 	if err := os.MkdirAll(cache, 0o700); err != nil {
 		return cid.Undef, fmt.Errorf("base: %w", err)
 	}
-	work, err := os.MkdirTemp(cache, "base-*")
-	if err != nil {
-		return cid.Undef, fmt.Errorf("base: %w", err)
-	}
-	defer func() { err = errors.Join(err, os.RemoveAll(work)) }()
 	task := a.p.Start("building base " + o.name)
 	defer task.Done()
 	id, _, err = base.Build(ctx, base.Options{
-		Name: o.name, Suite: o.suite, Arch: runtime.GOARCH, Mirror: o.mirror, WorkDir: work, Store: s, Key: key, Out: a.p.Talk(),
+		Name: o.name, Suite: o.suite, Arch: runtime.GOARCH, Mirror: o.mirror, WorkDir: cache, Store: s, Key: key, Out: a.p.Talk(),
 	})
 	if err != nil && ctx.Err() != nil {
 		return cid.Undef, ctx.Err()

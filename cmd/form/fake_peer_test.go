@@ -17,9 +17,9 @@ import (
 // openGate lets everybody in.
 type openGate struct{}
 
-func (openGate) Hello(peer.ID) ([]byte, error)                { return stmt.EncodeHello(stmt.Hello{}) }
-func (openGate) Admit(context.Context, peer.ID, []byte) error { return nil }
-func (openGate) Gone(peer.ID)                                 {}
+func (openGate) Hello(peer.ID) ([]byte, error)                        { return stmt.EncodeHello(stmt.Hello{}) }
+func (openGate) Admit(context.Context, peer.ID, []byte) (bool, error) { return false, nil }
+func (openGate) Gone(peer.ID)                                         {}
 
 // oneConn is a listener of one connection, which ends with it.
 type oneConn struct {

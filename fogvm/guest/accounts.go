@@ -46,19 +46,31 @@ func (a accounts) apply(users []User, shell string) (accounts, error) {
 		if !hashText.MatchString(u.PasswordHash) {
 			return a, fmt.Errorf("user %s: malformed password hash", u.Name)
 		}
-		i := find(passwd, u.Name)
-		if i < 0 {
-			id := freeID(passwd, group)
-			if find(group, u.Name) < 0 {
-				group = append(group, fmt.Sprintf("%s:x:%d:", u.Name, id))
-				gshadow = append(gshadow, u.Name+":!::")
-			} else {
-				id, _ = strconv.Atoi(field(group[find(group, u.Name)], 2))
-			}
-			uid := freeUID(passwd, id)
-			passwd = append(passwd, fmt.Sprintf("%s:x:%d:%d::/home/%s:%s", u.Name, uid, id, u.Name, shell))
-			i = len(passwd) - 1
+		if u.UID != 0 && (u.UID < firstUID || u.UID > lastUID) {
+			return a, fmt.Errorf("user %s: number %d is not between %d and %d", u.Name, u.UID, firstUID, lastUID)
 		}
+		if find(passwd, u.Name) >= 0 {
+			continue
+		}
+		uid := u.UID
+		if uid == 0 {
+			uid = freeID(passwd, group)
+		}
+		gid := uid
+		if i := find(group, u.Name); i >= 0 {
+			var err error
+			if gid, err = strconv.Atoi(field(group[i], 2)); err != nil {
+				return a, fmt.Errorf("group %s: malformed line", u.Name)
+			}
+		} else {
+			group = append(group, fmt.Sprintf("%s:x:%d:", u.Name, gid))
+			gshadow = append(gshadow, u.Name+":!::")
+		}
+		passwd = append(passwd, fmt.Sprintf("%s:x:%d:%d::/home/%s:%s", u.Name, uid, gid, u.Name, shell))
+	}
+	// After all users have their numbers: a group that is new takes none of them.
+	for _, u := range users {
+		i := find(passwd, u.Name)
 		if u.Shell != "" {
 			if !strings.HasPrefix(u.Shell, "/") || strings.ContainsAny(u.Shell, ":\n") {
 				return a, fmt.Errorf("user %s: shell %q is not an absolute path", u.Name, u.Shell)
@@ -178,18 +190,6 @@ func addMember(list []string, group, user string) []string {
 func freeID(passwd, group []string) int {
 	for id := firstUID; id < lastUID; id++ {
 		if !uses(passwd, id) && !uses(group, id) {
-			return id
-		}
-	}
-	return lastUID
-}
-
-func freeUID(passwd []string, want int) int {
-	if want >= firstUID && !uses(passwd, want) {
-		return want
-	}
-	for id := firstUID; id < lastUID; id++ {
-		if !uses(passwd, id) {
 			return id
 		}
 	}

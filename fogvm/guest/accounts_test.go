@@ -27,11 +27,11 @@ func TestApplyUsers(t *testing.T) {
 	}
 	want := accounts{
 		passwd: "root:x:0:0:root:/root:/bin/bash\nwww-data:x:33:33::/var/www:/usr/sbin/nologin\n" +
-			"bigdog:x:1000:1000::/home/bigdog:/bin/bash\ncat:x:1002:1002::/home/cat:/bin/zsh\n",
+			"bigdog:x:1000:1000::/home/bigdog:/bin/bash\ncat:x:1001:1001::/home/cat:/bin/zsh\n",
 		shadow: "root:*:19000:0:99999:7:::\nbigdog:$6$salt$hash:19000:0:99999:7:::\n" +
 			"cat:!$6$x$y:19000:0:99999:7:::\nwww-data:*:19000:0:99999:7:::\n",
-		group:   "root:x:0:\nsudo:x:27:bigdog,www-data\nwww-data:x:33:\nbigdog:x:1000:\ndocker:x:1001:bigdog\ncat:x:1002:\n",
-		gshadow: "root:*::\nsudo:*::bigdog,www-data\nbigdog:!::\ndocker:!::bigdog\ncat:!::\n",
+		group:   "root:x:0:\nsudo:x:27:bigdog,www-data\nwww-data:x:33:\nbigdog:x:1000:\ncat:x:1001:\ndocker:x:1002:bigdog\n",
+		gshadow: "root:*::\nsudo:*::bigdog,www-data\nbigdog:!::\ncat:!::\ndocker:!::bigdog\n",
 	}
 	if got != want {
 		t.Errorf("got\n%+v\nwant\n%+v", got, want)
@@ -45,6 +45,28 @@ func TestApplyUsers(t *testing.T) {
 	}
 }
 
+// New users get the numbers that files of the pack belong to, and a group that
+// is new as well takes none of them.
+func TestApplyUsersByNumber(t *testing.T) {
+	got, err := baseAccounts().apply([]User{
+		{Name: "alice", UID: 1001, Groups: []string{"docker"}},
+		{Name: "bob", UID: 1000},
+		{Name: "sudo", UID: 1002}, // a group of the base has the name
+		{Name: "www-data", UID: 1003},
+	}, "/bin/sh")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string][2]int{"alice": {1001, 1001}, "bob": {1000, 1000}, "sudo": {1002, 27}, "www-data": {33, 33}} {
+		if acc, err := got.lookup(name); err != nil || [2]int{acc.UID, acc.GID} != want {
+			t.Errorf("%s: %+v, %v; want %v", name, acc, err, want)
+		}
+	}
+	if gid, err := got.lookupGroup("docker"); err != nil || gid != 1003 {
+		t.Errorf("docker: %d, %v", gid, err)
+	}
+}
+
 func TestApplyUsersRefuses(t *testing.T) {
 	for name, u := range map[string]User{
 		"line break in name": {Name: "a\nroot::0:0"},
@@ -54,6 +76,8 @@ func TestApplyUsersRefuses(t *testing.T) {
 		"relative shell":     {Name: "a", Shell: "sh"},
 		"colon in shell":     {Name: "a", Shell: "/bin/sh:"},
 		"bad group":          {Name: "a", Groups: []string{"x,y"}},
+		"root's number":      {Name: "a", UID: -1},
+		"a system number":    {Name: "a", UID: 33},
 	} {
 		before := baseAccounts()
 		if got, err := before.apply([]User{u}, "/bin/sh"); err == nil || got != before {

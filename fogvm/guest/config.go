@@ -44,9 +44,12 @@ const (
 )
 
 // User is one login of the guest. A user that the root filesystem already has
-// keeps its numeric IDs; the others get 1000, 1001, … in order.
+// keeps its numeric IDs.
 type User struct {
 	Name string `json:"name"`
+	// UID is the number of a new user, and of its group if that is new too, which
+	// files of the pack already belong to; 0: the first free one from 1000 on.
+	UID int `json:"uid,omitempty"`
 	// PasswordHash is a crypt(3) string; empty means no password can log in.
 	PasswordHash string `json:"password_hash,omitempty"`
 	// SSHKeys are authorised for this user, beside Config.SSHKeys.

@@ -70,6 +70,7 @@ func TestFloods(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			host, guest := net.Pipe()
 			defer guest.Close()
+			connected := make(chan struct{})
 			go func() {
 				if _, err := guest.Write(preamble()); err != nil || readPreamble(guest) != nil {
 					return
@@ -92,6 +93,7 @@ func TestFloods(t *testing.T) {
 				if _, err := guest.Write(muxFrame(0, 2, 1, uint32(hello.Len()), hello.Bytes())); err != nil {
 					return
 				}
+				<-connected
 				for range 100_000 {
 					if _, err := guest.Write(frame); err != nil {
 						return
@@ -103,6 +105,7 @@ func TestFloods(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer c.Close()
+			close(connected)
 			before := runtime.NumGoroutine()
 			ended := make(chan error, 1)
 			go func() { ended <- c.Run(t.Context(), func(Status, error) {}) }()

@@ -176,7 +176,7 @@ func guestConfig(s *crdt.Spec, root *store.Root, slot int) guest.Config {
 	}
 	for _, u := range run.Users {
 		g.Users = append(g.Users, guest.User{
-			Name: u.Name, PasswordHash: u.PasswordHash, SSHKeys: u.SSHAuthorizedKeys, Groups: u.Groups,
+			Name: u.Name, UID: u.UID, PasswordHash: u.PasswordHash, SSHKeys: u.SSHAuthorizedKeys, Groups: u.Groups,
 			Shell: u.Shell, Sudo: u.Sudo, LockPasswd: u.LockPassword, SSHPasswordAuth: u.SSHPasswordAuth,
 			DisableRoot: u.DisableRoot, PasswordExpire: u.ExpirePassword,
 		})
