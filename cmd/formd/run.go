@@ -128,7 +128,6 @@ func (d *formd) open() error {
 		name string
 		do   func() error
 	}{
-		{"check", d.checkFeatures},
 		{"data directory", d.openData},
 		{"store", d.openStore},
 		{"state", d.openState},
@@ -145,17 +144,6 @@ func (d *formd) open() error {
 			}
 			return fmt.Errorf("%s: %w", s.name, err)
 		}
-	}
-	return nil
-}
-
-// checkFeatures refuses what this version does not do yet.
-func (d *formd) checkFeatures() error {
-	switch {
-	case d.cfg.VMNet != "user":
-		return api.Problemf(api.ExitFailed, "--vm-net %s is not available yet", d.cfg.VMNet).WithHint("use --vm-net user")
-	case d.cfg.Mesh != "auto" && d.cfg.Mesh != config.Off:
-		return api.Problemf(api.ExitFailed, "--mesh %s: formnet is not available yet", d.cfg.Mesh).WithHint("use --mesh off")
 	}
 	return nil
 }
