@@ -292,7 +292,7 @@ func (b *bus) Publish(ctx context.Context, _ string, msg []byte) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for _, v := range b.validators {
-		v(ctx, "peer", msg)
+		v(ctx, peer.ID(stmt.KeyOf(key(98)).PeerID()), msg)
 	}
 	return nil
 }
