@@ -33,7 +33,7 @@ ca-certificates|/etc/ssl/certs/ca-certificates.crt|TLS to the Go module proxy
 git|git|the build records the commit
 make|make|runs the build
 "
-if [ "$(id -u)" != 0 ]; then
+if [ "$(id -u)" != 0 ] || [ "${1:-}" = test ]; then
 	needs+="uidmap|newuidmap|builds images without root
 "
 fi
