@@ -107,6 +107,7 @@ func (h *hostInfo) Doctor(context.Context) []api.Check {
 			add("qemu", "ok", path, "")
 		}
 	}
+	out = append(out, stateCheck(h.state))
 	peers := h.node.Peers()
 	others := len(h.state.View().Nodes()) - 1
 	switch {
@@ -135,6 +136,21 @@ func (h *hostInfo) Doctor(context.Context) []api.Check {
 		add("root key", "ok", "this node holds the network's root key in "+h.cfg.Data+"/root.key", "keep a copy of it in a safe place")
 	}
 	return out
+}
+
+// stateCheck says whether the node may decide yet, and what its start lost.
+func stateCheck(r *crdt.Replica) api.Check {
+	const wait = "a peer brings it back; on the last node of its network remove state/resync below --data, and restart"
+	c := api.Check{Name: "state", State: "ok", Detail: "synchronised"}
+	select {
+	case <-r.Synced():
+	default:
+		c.State, c.Detail, c.Fix = "warn", "not synchronised yet: nothing is decided, VMs run on", wait
+	}
+	if r.Recovered() == crdt.LogCut {
+		c.State, c.Detail = "warn", c.Detail+"; the log was damaged when this node started, and cut"
+	}
+	return c
 }
 
 // lowDisk is when doctor warns, in bytes.

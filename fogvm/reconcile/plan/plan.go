@@ -72,7 +72,7 @@ type Slot struct {
 }
 
 // Timers are what a node remembers between two calls, all of it first sightings
-// of its own: losing them only delays a claim.
+// of its own: losing them only delays a claim, or the end of a VM (see Remember).
 type Timers struct {
 	Empty     map[Slot]time.Time   // since when nobody holds the slot
 	Failed    map[Slot]time.Time   // since when only failed claims hold it

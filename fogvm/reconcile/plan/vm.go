@@ -134,7 +134,8 @@ func (p *planner) stop(s *crdt.Spec, c crdt.Claim, vm VMStatus, there bool) {
 }
 
 // bootLimit is how long a guest may take until its agent answers. Emulated and
-// on a busy machine a minute is usual.
+// on a busy machine a minute is usual. Its shim ends such a guest as well; this
+// frees the slot also where the shim hangs.
 const bootLimit = 10 * time.Minute
 
 // observeVM copies what is known of the VM into its claim.
