@@ -292,12 +292,12 @@ func (d *formd) openReconciler() error {
 		Key: d.id.self(), Total: total, Labels: labels, Region: d.cfg.Region, Version: versionText(), Accel: accel,
 	}
 	d.prober = reconcile.NewProber(reconcile.ProberConfig{
-		Self: d.id.self(), Streams: d.node, View: d.state.View, Now: d.now, Logger: d.log.With("part", "live"),
+		Self: d.id.self(), Streams: d.node, View: d.state.View, Logger: d.log.With("part", "live"),
 	})
 	d.rec, err = reconcile.New(reconcile.Config{
 		Self: d.id.self(), State: d.state, Loaded: d.state.View(), Content: d.store, Keeper: d.store, VMs: d.vms, Liveness: d.prober,
 		Dir: d.path("reconcile"), Node: d.register, Addrs: d.node.Addrs, Accepts: d.accept.accepts,
-		AcceptLabel: d.accept.label, TakeoverDelay: time.Duration(d.cfg.TakeoverDelay), Now: d.now,
+		AcceptLabel: d.accept.label, TakeoverDelay: time.Duration(d.cfg.TakeoverDelay),
 		Logger: d.log.With("part", "reconcile"),
 	})
 	if err != nil {

@@ -42,7 +42,7 @@ const (
 type packs struct {
 	content Content
 	keeper  Keeper
-	now     func() time.Time
+	now     func() time.Duration // since boot
 	log     *slog.Logger
 	changed func()
 	work    chan struct{} // something to fetch, capacity 1
@@ -55,7 +55,7 @@ type packs struct {
 	whole    bool // keep names all that is needed here
 	sources  map[string][]peer.ID
 	state    map[string]*fetchState
-	leases   map[string]time.Time // until
+	leases   map[string]time.Duration // until
 }
 
 // fetchState is what is known of a pack that was not complete.
@@ -63,14 +63,14 @@ type fetchState struct {
 	running  bool
 	attempts int
 	reason   string
-	next     time.Time
+	next     time.Duration
 }
 
 func newPacks(cfg Config, changed func()) *packs {
 	return &packs{
 		content: cfg.Content, keeper: cfg.Keeper, now: cfg.Now, log: cfg.Logger, changed: changed,
 		work: make(chan struct{}, 1), slots: make(chan struct{}, Fetching),
-		complete: map[string]bool{}, state: map[string]*fetchState{}, leases: map[string]time.Time{},
+		complete: map[string]bool{}, state: map[string]*fetchState{}, leases: map[string]time.Duration{},
 	}
 }
 
@@ -207,8 +207,8 @@ func (p *packs) next() (string, time.Duration) {
 		if f.running || p.complete[c] {
 			continue
 		}
-		if now.Before(f.next) {
-			wait = min(wait, f.next.Sub(now))
+		if now < f.next {
+			wait = min(wait, f.next-now)
 			continue
 		}
 		select {
@@ -255,14 +255,14 @@ func (p *packs) fetch(ctx context.Context, c string) {
 }
 
 // failed notes the end of an attempt.
-func (f *fetchState) failed(err error, now time.Time) {
+func (f *fetchState) failed(err error, now time.Duration) {
 	f.running, f.reason = false, err.Error()
 	f.attempts++
 	pause := min(retryMin<<min(f.attempts-1, 10), retryMax)
 	if bad(err) {
 		f.attempts, pause = max(f.attempts, badAttempts), retryBad
 	}
-	f.next = now.Add(pause)
+	f.next = now + pause
 }
 
 // bad says that a fetch failed by what the pack itself is, not by what its peers
@@ -283,13 +283,13 @@ func (p *packs) fetchNow(ctx context.Context, c cid.Cid, from []peer.ID, progres
 		return err
 	}
 	p.mu.Lock()
-	p.leases[c.String()] = p.now().Add(Lease)
+	p.leases[c.String()] = p.now() + Lease
 	p.mu.Unlock()
 	if err := p.get(ctx, c, from, progress); err != nil {
 		return err
 	}
 	p.mu.Lock()
-	p.leases[c.String()] = p.now().Add(Lease)
+	p.leases[c.String()] = p.now() + Lease
 	p.mu.Unlock()
 	p.scan(ctx)
 	return nil
@@ -320,7 +320,7 @@ func (p *packs) kept() []cid.Cid {
 	now := p.now()
 	words := slices.Clone(p.keep)
 	for c, until := range p.leases {
-		if now.After(until) {
+		if now > until {
 			delete(p.leases, c)
 		} else {
 			words = append(words, c)

@@ -15,9 +15,9 @@ import (
 )
 
 // packsOf are packs over a shelf, without the loop; the clock is the test's.
-func packsOf(s *shelf, now *time.Time) *packs {
+func packsOf(s *shelf, now *time.Duration) *packs {
 	return newPacks(Config{
-		Content: s, Keeper: s, Now: func() time.Time { return *now }, Logger: slog.New(slog.DiscardHandler),
+		Content: s, Keeper: s, Now: func() time.Duration { return *now }, Logger: slog.New(slog.DiscardHandler),
 	}, func() {})
 }
 
@@ -25,7 +25,7 @@ func packsOf(s *shelf, now *time.Time) *packs {
 // whoever asks for it or signs it.
 func TestOddCIDsAreNotKept(t *testing.T) {
 	const odd = "bafyqaaa" // DAG-CBOR, identity hash of nothing
-	now := time.Now()
+	now := time.Hour
 	p := packsOf(newShelf(newLibrary()), &now)
 	if err := p.fetchNow(context.Background(), cid.MustParse(odd), nil, nil); !errors.Is(err, store.ErrCorrupt) {
 		t.Errorf("fetch: %v", err)
@@ -46,7 +46,7 @@ func TestFetchesLeavePinsAlone(t *testing.T) {
 	for _, users := range []bool{false, true} {
 		l := newLibrary()
 		s := newShelf(l)
-		now := time.Now()
+		now := time.Hour
 		p := packsOf(s, &now)
 		l.add("one", store.RunConfig{})
 		c := cidOf("one")
@@ -83,7 +83,7 @@ func TestBadPacksWaitLong(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			l := newLibrary()
 			s := newShelf(l)
-			now := time.Now()
+			now := time.Hour
 			p := packsOf(s, &now)
 			c := l.add("one", store.RunConfig{})
 			l.setFail(c, tc.err)
@@ -104,12 +104,12 @@ func TestBadPacksWaitLong(t *testing.T) {
 			if st.State != plan.Failed || st.Reason != tc.err.Error() || (st.Attempts >= 3) != tc.bad {
 				t.Errorf("status: %+v", st)
 			}
-			now = now.Add(retryMax)
+			now += retryMax
 			try(!tc.bad)
-			now = now.Add(retryBad)
+			now += retryBad
 			try(true)
 			l.setFail(c, nil)
-			now = now.Add(retryBad)
+			now += retryBad
 			try(true)
 			if st := p.status([]string{c})[c]; st.State != plan.Complete {
 				t.Errorf("status at last: %+v", st)

@@ -14,11 +14,11 @@ import (
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
-	"golang.org/x/sys/unix"
 
 	"github.com/formthefog/formation/crdt"
 	"github.com/formthefog/formation/crdt/live"
 	"github.com/formthefog/formation/crdt/stmt"
+	"github.com/formthefog/formation/fogvm/boottime"
 )
 
 // Bare protocol names of the probes.
@@ -51,8 +51,8 @@ type ProberConfig struct {
 	Self    stmt.Key
 	Streams Streams
 	View    func() *crdt.View
-	Now     func() time.Time // wall clock, for Dead; nil: time.Now
-	Times   live.Config      // zero: its defaults
+	Now     func() time.Duration // since boot; nil: boottime.Now
+	Times   live.Config          // zero: its defaults
 	Logger  *slog.Logger
 }
 
@@ -71,7 +71,7 @@ type Prober struct {
 	interest []stmt.Key
 	detector *live.Detector
 	probed   map[stmt.Key]bool
-	dead     map[stmt.Key]time.Time
+	dead     map[stmt.Key]time.Duration
 	streams  map[stmt.Key]net.Conn // idle ones: whoever probes takes it out
 	closed   bool
 }
@@ -82,7 +82,7 @@ func NewProber(cfg ProberConfig) *Prober {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
 	if cfg.Now == nil {
-		cfg.Now = time.Now
+		cfg.Now = boottime.Now
 	}
 	var seed [8]byte
 	rand.Read(seed[:]) // never fails (crypto/rand)
@@ -90,7 +90,7 @@ func NewProber(cfg ProberConfig) *Prober {
 		cfg: cfg, changed: make(chan struct{}, 1), events: make(chan live.Event, 256),
 		probes: make(chan struct{}, probing), serve: make(chan struct{}, serving),
 		detector: live.New(cfg.Self, cfg.Times, binary.BigEndian.Uint64(seed[:])),
-		probed:   map[stmt.Key]bool{}, dead: map[stmt.Key]time.Time{},
+		probed:   map[stmt.Key]bool{}, dead: map[stmt.Key]time.Duration{},
 		streams: map[stmt.Key]net.Conn{},
 	}
 }
@@ -105,11 +105,11 @@ func (p *Prober) SetInterest(nodes []stmt.Key) {
 // Changed has an element after Dead has changed.
 func (p *Prober) Changed() <-chan struct{} { return p.changed }
 
-// Dead are the nodes confirmed dead, and since when.
-func (p *Prober) Dead() map[stmt.Key]time.Time {
+// Dead are the nodes confirmed dead, and since when, counted from boot.
+func (p *Prober) Dead() map[stmt.Key]time.Duration {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	out := make(map[stmt.Key]time.Time, len(p.dead))
+	out := make(map[stmt.Key]time.Duration, len(p.dead))
 	for k, t := range p.dead {
 		out[k] = t
 	}
@@ -146,11 +146,7 @@ func (p *Prober) Run(ctx context.Context) error {
 		case <-tick.C:
 			ev = live.Tick{}
 		}
-		now, err := bootTime()
-		if err != nil {
-			return fmt.Errorf("probe: %w", err)
-		}
-		p.handle(ctx, &probes, now, ev)
+		p.handle(ctx, &probes, p.cfg.Now(), ev)
 	}
 }
 
@@ -163,15 +159,6 @@ func (p *Prober) handle(ctx context.Context, probes *sync.WaitGroup, now time.Du
 		p.ticks++
 	}
 	p.step(ctx, probes, now, ev)
-}
-
-// bootTime is the time since boot, suspension included.
-func bootTime() (time.Duration, error) {
-	var ts unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts); err != nil {
-		return 0, err
-	}
-	return time.Duration(ts.Nano()), nil
 }
 
 func (p *Prober) setPeers(now time.Duration) {
@@ -227,7 +214,7 @@ func (p *Prober) note(e live.Changed) bool {
 	_, was := p.dead[e.Key]
 	switch e.State {
 	case live.Dead:
-		p.dead[e.Key] = p.cfg.Now()
+		p.dead[e.Key] = e.Since
 		p.cfg.Logger.Warn("node does not answer", "peer", e.Key)
 	case live.Alive:
 		delete(p.dead, e.Key)

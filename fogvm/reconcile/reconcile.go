@@ -33,6 +33,7 @@ import (
 	"github.com/formthefog/formation/crdt"
 	"github.com/formthefog/formation/crdt/stmt"
 	"github.com/formthefog/formation/fogvm"
+	"github.com/formthefog/formation/fogvm/boottime"
 	"github.com/formthefog/formation/fogvm/reconcile/plan"
 	"github.com/formthefog/formation/store"
 )
@@ -69,7 +70,7 @@ type VMs interface {
 // Liveness tells which nodes this node has confirmed dead; *Prober has these
 // methods.
 type Liveness interface {
-	Dead() map[stmt.Key]time.Time
+	Dead() map[stmt.Key]time.Duration
 	Changed() <-chan struct{}
 	SetInterest(nodes []stmt.Key)
 }
@@ -98,8 +99,8 @@ type Config struct {
 	// AcceptLabel is the value of plan.AcceptLabel in the register; nil leaves it
 	// out.
 	AcceptLabel   func() string
-	TakeoverDelay time.Duration // 0: plan.DefaultTakeoverDelay
-	Now           func() time.Time
+	TakeoverDelay time.Duration        // 0: plan.DefaultTakeoverDelay
+	Now           func() time.Duration // since boot; nil: boottime.Now
 	Logger        *slog.Logger
 }
 
@@ -129,7 +130,7 @@ type Reconciler struct {
 // New loads what an earlier run left in cfg.Dir.
 func New(cfg Config) (*Reconciler, error) {
 	if cfg.Now == nil {
-		cfg.Now = time.Now
+		cfg.Now = boottime.Now
 	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
@@ -238,8 +239,8 @@ func (r *Reconciler) loop(ctx context.Context) error {
 			if err != nil {
 				r.log.Warn("reconcile", "err", err)
 				wait = time.Second
-			} else if !wake.IsZero() {
-				wait = min(wait, max(wake.Sub(r.cfg.Now()), 0))
+			} else if wake != 0 {
+				wait = min(wait, max(wake-r.cfg.Now(), 0))
 			}
 		}
 		timer.Reset(wait)
@@ -263,7 +264,7 @@ func (r *Reconciler) loop(ctx context.Context) error {
 
 // step looks once. Before the state is synchronised only the register is
 // published.
-func (r *Reconciler) step(ctx context.Context, view *crdt.View, ready bool) (time.Time, error) {
+func (r *Reconciler) step(ctx context.Context, view *crdt.View, ready bool) (time.Duration, error) {
 	// Nothing that cannot be published keeps what runs from being looked after.
 	nodeErr := r.publishNode(ctx)
 	w := r.WorldOf(view)
@@ -272,7 +273,7 @@ func (r *Reconciler) step(ctx context.Context, view *crdt.View, ready bool) (tim
 	r.mu.Unlock()
 	r.cfg.Liveness.SetInterest(plan.Interest(w, r.cfg.Self))
 	if !ready {
-		return time.Time{}, nodeErr
+		return 0, nodeErr
 	}
 	out := plan.Plan(plan.Input{
 		Now: r.cfg.Now(), Self: r.cfg.Self, World: w, VMs: r.vmStatus(),

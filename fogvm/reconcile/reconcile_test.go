@@ -21,6 +21,7 @@ import (
 	"github.com/formthefog/formation/crdt/live"
 	"github.com/formthefog/formation/crdt/stmt"
 	"github.com/formthefog/formation/fogvm"
+	"github.com/formthefog/formation/fogvm/boottime"
 	"github.com/formthefog/formation/fogvm/reconcile/plan"
 	"github.com/formthefog/formation/store"
 )
@@ -381,7 +382,7 @@ func TestCollectKeepsLeases(t *testing.T) {
 	if got, want := m.rec.packs.holds(), []string{used, leased}; len(got) != 2 || !slices.Contains(got, want[0]) || !slices.Contains(got, want[1]) {
 		t.Errorf("kept %v, want %v", got, want)
 	}
-	m.rec.packs.now = func() time.Time { return time.Now().Add(2 * Lease) }
+	m.rec.packs.now = func() time.Duration { return boottime.Now() + 2*Lease }
 	m.rec.packs.collect(context.Background())
 	if got := m.rec.packs.holds(); !slices.Equal(got, []string{used}) {
 		t.Errorf("kept %v after the lease, want %v", got, used)

@@ -40,7 +40,9 @@ const TakeoverBudget = 12
 
 // Input is everything a decision depends on. Plan does not modify it.
 type Input struct {
-	Now   time.Time
+	// Now is the time since boot, suspension included (package boottime); so are
+	// all times here that decide something.
+	Now   time.Duration
 	Self  stmt.Key
 	World World
 	// VMs are the virtual machines of this host by VM ID.
@@ -57,11 +59,11 @@ type Input struct {
 
 // Output is what the node should do. Lists have a fixed order.
 type Output struct {
-	Claims []crdt.Claim // the full set of own claims
-	VMs    []VM         // the full set of wanted VMs, by ID
-	Fetch  []string     // packs to fetch, most urgent first
-	Keep   []string     // packs that must not be collected, sorted
-	Wake   time.Time    // when to plan again if nothing changes; zero: never
+	Claims []crdt.Claim  // the full set of own claims
+	VMs    []VM          // the full set of wanted VMs, by ID
+	Fetch  []string      // packs to fetch, most urgent first
+	Keep   []string      // packs that must not be collected, sorted
+	Wake   time.Duration // when to plan again if nothing changes; zero: never
 	Timers Timers
 }
 
@@ -74,11 +76,18 @@ type Slot struct {
 // Timers are what a node remembers between two calls, all of it first sightings
 // of its own: losing them only delays a claim, or the end of a VM (see Remember).
 type Timers struct {
-	Empty     map[Slot]time.Time   // since when nobody holds the slot
-	Failed    map[Slot]time.Time   // since when only failed claims hold it
-	Stray     map[string]time.Time // since when a VM, by ID, is of nothing ever known
-	Known     map[string]bool      // VMs, by ID, whose instance was known once
-	Takeovers []time.Time          // of the last minute
+	Empty     map[Slot]time.Duration   // since when nobody holds the slot
+	Failed    map[Slot]time.Duration   // since when only failed claims hold it
+	Boots     map[Boot]time.Duration   // since when a guest has not answered
+	Stray     map[string]time.Duration // since when a VM, by ID, is of nothing ever known
+	Known     map[string]bool          // VMs, by ID, whose instance was known once
+	Takeovers []time.Duration          // of the last minute
+}
+
+// Boot is one launch of a VM.
+type Boot struct {
+	VM        string // its ID
+	StartedAt int64  // as in VMStatus: tells one launch from the next, no more
 }
 
 // VMPhase mirrors fogvm.Phase; the reconciler translates.
@@ -155,7 +164,8 @@ func Plan(in Input) Output {
 		Input: in,
 		used:  in.World.usage(),
 		out: Output{Timers: Timers{
-			Empty: map[Slot]time.Time{}, Failed: map[Slot]time.Time{}, Stray: map[string]time.Time{},
+			Empty: map[Slot]time.Duration{}, Failed: map[Slot]time.Duration{},
+			Boots: map[Boot]time.Duration{}, Stray: map[string]time.Duration{},
 			Known:     in.Timers.known(in.World, in.Self, in.VMs),
 			Takeovers: recent(in.Timers.Takeovers, in.Now),
 		}},
@@ -184,10 +194,21 @@ type planner struct {
 	later  []string // packs to fetch after those of claims
 }
 
-func (p *planner) wake(t time.Time) {
-	if p.out.Wake.IsZero() || t.Before(p.out.Wake) {
+func (p *planner) wake(t time.Duration) {
+	if p.out.Wake == 0 || t < p.out.Wake {
 		p.out.Wake = t
 	}
+}
+
+// first is since when key is in a state: from before, or now if that is news. It
+// is kept in after.
+func first[K comparable](before, after map[K]time.Duration, key K, now time.Duration) time.Duration {
+	at, seen := before[key]
+	if !seen {
+		at = now
+	}
+	after[key] = at
+	return at
 }
 
 // fetch asks for a pack unless it is complete; urgent ones come first.
@@ -270,19 +291,16 @@ func (t Timers) known(w World, self stmt.Key, vms map[string]VMStatus) map[strin
 }
 
 // strayTime is how long a VM of an instance that was never known is left as it
-// is: this node has lost its state, and its peers may bring it back.
+// is: this node has lost its state, and its peers may bring it back. A restart of
+// the node begins it anew.
 const strayTime = 24 * time.Hour
 
 func (p *planner) stray(id string) {
-	since := p.Timers.Stray[id]
-	if since.IsZero() {
-		since = p.Now
-	}
-	end := since.Add(strayTime)
-	if !p.Now.Before(end) {
+	end := first(p.Timers.Stray, p.out.Timers.Stray, id, p.Now) + strayTime
+	if p.Now >= end {
+		delete(p.out.Timers.Stray, id)
 		return
 	}
-	p.out.Timers.Stray[id] = since
 	p.wake(end)
 	vm := p.VMs[id]
 	p.out.VMs = append(p.out.VMs, VM{
@@ -322,10 +340,10 @@ func (p *planner) finish() {
 }
 
 // recent drops what is older than a minute. The result is a new slice.
-func recent(ts []time.Time, now time.Time) []time.Time {
-	var out []time.Time
+func recent(ts []time.Duration, now time.Duration) []time.Duration {
+	var out []time.Duration
 	for _, t := range ts {
-		if now.Sub(t) < time.Minute {
+		if now-t < time.Minute {
 			out = append(out, t)
 		}
 	}

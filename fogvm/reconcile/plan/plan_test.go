@@ -191,6 +191,13 @@ func TestScenarios(t *testing.T) {
 			if extra := c.log.String()[before:]; extra != "" {
 				t.Errorf("not settled:\n%s", extra)
 			}
+			// Clocks on the wall that jump by an hour to either side decide nothing.
+			jumpy := newCluster(sc.nodes)
+			jumpy.jumps = time.Hour
+			sc.run(jumpy)
+			if got := jumpy.log.String(); got != c.log.String()[:before] {
+				t.Errorf("with jumping wall clocks:\n%s", got)
+			}
 		})
 	}
 }

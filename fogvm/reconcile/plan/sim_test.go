@@ -27,6 +27,7 @@ type cluster struct {
 	fails map[string]bool   // packs whose VMs fail
 	hangs map[int]bool      // nodes whose VMs hang while they boot
 	noted map[string]string // last line of each subject, to log changes only
+	jumps time.Duration     // how far wall clocks are from the truth, either way
 }
 
 const (
@@ -35,7 +36,10 @@ const (
 	bootTime  = 4 * time.Second
 )
 
-var epoch = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+// epoch is when the machines started, and wallEpoch what clocks showed then.
+const epoch = time.Hour
+
+var wallEpoch = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
 
 type simNode struct {
 	id       int
@@ -59,6 +63,7 @@ type simVM struct {
 	at          time.Duration // booted or stopped since
 	pack        string
 	boots       int
+	wall        time.Time // what the clock of its host showed then
 }
 
 func newCluster(n int) *cluster {
@@ -78,6 +83,15 @@ func (c *cluster) add(id int) *simNode {
 	n.reg = crdt.Node{Key: n.key, Total: crdt.Resources{CPUs: 4, Memory: 4 << 30, Disk: 100 << 30}}
 	c.nodes = append(c.nodes, n)
 	return n
+}
+
+// wall is what a node's clock on the wall shows.
+func (c *cluster) wall(n *simNode) time.Time {
+	jump := c.jumps
+	if (c.steps+n.id)%2 == 0 {
+		jump = -jump
+	}
+	return wallEpoch.Add(c.now + jump)
 }
 
 func (c *cluster) node(id int) *simNode { return c.nodes[id-1] }
@@ -193,7 +207,7 @@ func (c *cluster) spread() {
 }
 
 func (c *cluster) world(n *simNode) World {
-	w := World{Claims: map[string][]crdt.Claim{}, Dead: map[stmt.Key]time.Time{}}
+	w := World{Claims: map[string][]crdt.Claim{}, Dead: map[stmt.Key]time.Duration{}}
 	w.MayRun = func(s *crdt.Spec, k stmt.Key) bool {
 		return len(s.Operators) == 0 || slices.Contains(s.Operators, k)
 	}
@@ -206,7 +220,7 @@ func (c *cluster) world(n *simNode) World {
 		if o == n {
 			claims = n.claims
 		} else if silent := c.now - n.heard[o.key]; silent >= detect {
-			w.Dead[o.key] = epoch.Add(n.heard[o.key] + detect)
+			w.Dead[o.key] = epoch + n.heard[o.key] + detect
 		}
 		for _, cl := range claims {
 			w.Claims[cl.Instance] = append(w.Claims[cl.Instance], cl)
@@ -223,7 +237,7 @@ func (c *cluster) status(n *simNode) map[string]VMStatus {
 	for id, vm := range n.vms {
 		s := VMStatus{
 			Incarnation: vm.incarnation, Restart: vm.restart, Phase: VMStopped, Accel: "fake",
-			StartedAt: epoch.Add(vm.at).Unix(),
+			StartedAt: vm.wall.Unix(),
 		}
 		switch {
 		case vm.run && c.fails[vm.pack]:
@@ -250,7 +264,7 @@ func (c *cluster) step(n *simNode) {
 		}
 	}
 	in := Input{
-		Now: epoch.Add(c.now), Self: n.key, World: c.world(n), VMs: c.status(n), Packs: packs,
+		Now: epoch + c.now, Self: n.key, World: c.world(n), VMs: c.status(n), Packs: packs,
 		Timers: n.timers, Accepts: n.accepted,
 	}
 	out := Plan(in)
@@ -259,7 +273,7 @@ func (c *cluster) step(n *simNode) {
 			c.violate("n%d: Plan is not a function of its input", n.id)
 		}
 	}
-	if !out.Wake.IsZero() && !out.Wake.After(in.Now) {
+	if out.Wake != 0 && out.Wake <= in.Now {
 		c.violate("n%d: wakes at %v, not after %v", n.id, out.Wake, in.Now)
 	}
 	n.timers = out.Timers
@@ -291,9 +305,9 @@ func (c *cluster) syncVMs(n *simNode, want []VM) {
 			if w.Keep {
 				c.violate("n%d: keeps %s, which is not there", n.id, w.ID)
 			}
-			n.vms[w.ID] = &simVM{incarnation: w.Incarnation, restart: w.Restart, run: w.Run, at: c.now, pack: w.Pack, boots: 1}
+			n.vms[w.ID] = &simVM{incarnation: w.Incarnation, restart: w.Restart, run: w.Run, at: c.now, pack: w.Pack, boots: 1, wall: c.wall(n)}
 		case vm.restart != w.Restart || vm.run != w.Run:
-			vm.restart, vm.run, vm.at = w.Restart, w.Run, c.now
+			vm.restart, vm.run, vm.at, vm.wall = w.Restart, w.Run, c.now, c.wall(n)
 			vm.boots++
 		}
 	}

@@ -144,40 +144,30 @@ func (p *planner) vacancies(s *crdt.Spec, claims []crdt.Claim) []vacancy {
 
 // since is when a slot became vacant as far as this node knows, and how long
 // each turn lasts.
-func (p *planner) since(s *crdt.Spec, claims []crdt.Claim, slot int) (at time.Time, base, step time.Duration) {
+func (p *planner) since(s *crdt.Spec, claims []crdt.Claim, slot int) (at, base, step time.Duration) {
 	key := Slot{s.ID, slot}
-	var deadAt time.Time
-	failed := false
+	var deadAt time.Duration
+	died, failed := false, false
 	for _, c := range claims {
 		if c.Slot != slot {
 			continue
 		}
-		if t, dead := p.World.Dead[c.Node]; dead && t.After(deadAt) {
-			deadAt = t
+		if t, dead := p.World.Dead[c.Node]; dead {
+			deadAt, died = max(deadAt, t), true
 		}
 		failed = failed || (c.Phase == crdt.ClaimFailed && !p.World.dead(c.Node) && !void(s, c))
 	}
 	if failed {
-		at = p.first(p.Timers.Failed, p.out.Timers.Failed, key)
+		at = first(p.Timers.Failed, p.out.Timers.Failed, key, p.Now)
 		return at, p.TakeoverDelay, p.TakeoverDelay
 	}
-	at = p.first(p.Timers.Empty, p.out.Timers.Empty, key)
-	if !deadAt.IsZero() {
+	at = first(p.Timers.Empty, p.out.Timers.Empty, key, p.Now)
+	if died {
 		// The dead may have lost the slot to another long ago: then only the
 		// vacancy is news.
-		return later(deadAt, at), p.TakeoverDelay, p.TakeoverDelay
+		return max(deadAt, at), p.TakeoverDelay, p.TakeoverDelay
 	}
 	return at, 0, rankStep
-}
-
-// first is when a slot was first seen in a state; now, if it is news.
-func (p *planner) first(before, after map[Slot]time.Time, key Slot) time.Time {
-	at := before[key]
-	if at.IsZero() {
-		at = p.Now
-	}
-	after[key] = at
-	return at
 }
 
 // observeEmpty keeps the timers of vacant slots going on a node that cannot or
@@ -204,11 +194,11 @@ func (p *planner) claimEmpty(s *crdt.Spec, claims []crdt.Claim, busy bool) bool 
 		if pick != nil || busy || turn < 0 || !p.accepts(s) {
 			continue
 		}
-		due := at.Add(base + time.Duration(turn)*step)
+		due := at + base + time.Duration(turn)*step
 		if base > 0 && len(p.out.Timers.Takeovers) >= TakeoverBudget {
-			due = later(due, p.out.Timers.Takeovers[0].Add(time.Minute))
+			due = max(due, p.out.Timers.Takeovers[0]+time.Minute)
 		}
-		if p.Now.Before(due) {
+		if p.Now < due {
 			p.wake(due)
 			continue
 		}
@@ -238,13 +228,6 @@ func (p *planner) claimEmpty(s *crdt.Spec, claims []crdt.Claim, busy bool) bool 
 }
 
 func (p *planner) accepts(s *crdt.Spec) bool { return p.Accepts == nil || p.Accepts(s.Owner) }
-
-func later(a, b time.Time) time.Time {
-	if a.After(b) {
-		return a
-	}
-	return b
-}
 
 // own decides about a claim this node has on s, and reports whether it keeps
 // the slot. kept: it already keeps another slot of s.

@@ -12,7 +12,7 @@ import (
 // world3 has three equal nodes and one instance of two replicas.
 func world3() (World, *crdt.Spec) {
 	w := World{
-		Claims: map[string][]crdt.Claim{}, Dead: map[stmt.Key]time.Time{},
+		Claims: map[string][]crdt.Claim{}, Dead: map[stmt.Key]time.Duration{},
 		MayRun: func(*crdt.Spec, stmt.Key) bool { return true },
 		Instances: []crdt.Spec{{
 			ID: "web", Name: "web", Owner: stmt.Key{99}, Pack: "p1", Generation: 3, Replicas: 2, Phase: crdt.PhaseRunning,
@@ -56,7 +56,7 @@ func TestStatus(t *testing.T) {
 		}, Failure, "replica 0 is unhealthy: exit code 1"},
 		{"one serves, one is unhealthy", []crdt.Claim{claimOf(1, 0, running, true), claimOf(2, 1, crdt.ClaimUnhealthy, false)}, nil, Success, "1 of 2 replicas ready: replica 1 is unhealthy"},
 		{"node died, not taken over yet", []crdt.Claim{claimOf(1, 0, running, true), claimOf(2, 1, running, true)}, func(w *World, _ *crdt.Spec) {
-			w.Dead[stmt.Key{2}] = time.Unix(1, 0)
+			w.Dead[stmt.Key{2}] = 1 * time.Second
 		}, Pending, "replica 1 waits for a node"},
 		{"no node at all fits", nil, func(_ *World, s *crdt.Spec) { s.MemoryBytes = 200_000 << 20 }, Failure, "no node is eligible: "},
 		{"label nobody has", nil, func(_ *World, s *crdt.Spec) { s.Labels = map[string]string{"disk": "ssd"} }, Failure, "label disk=ssd missing"},
@@ -107,13 +107,13 @@ func TestNobodyClaimsWhatMayNotRun(t *testing.T) {
 		w, s := world3()
 		w.Nodes = w.Nodes[:1]
 		change(&w, s)
-		out := Plan(Input{Now: time.Unix(100, 0), Self: stmt.Key{1}, World: w})
+		out := Plan(Input{Now: 100 * time.Second, Self: stmt.Key{1}, World: w})
 		if len(out.Claims) != 0 || len(out.VMs) != 0 {
 			t.Errorf("%s: claims %+v", name, out.Claims)
 		}
 	}
 	w, _ := world3()
-	out := Plan(Input{Now: time.Unix(100, 0), Self: stmt.Key{1}, World: w, Accepts: func(stmt.Key) bool { return false }})
+	out := Plan(Input{Now: 100 * time.Second, Self: stmt.Key{1}, World: w, Accepts: func(stmt.Key) bool { return false }})
 	if len(out.Claims) != 0 {
 		t.Errorf("consent: claims %+v", out.Claims)
 	}
@@ -129,7 +129,7 @@ func TestAdmissionCountsOwnClaims(t *testing.T) {
 		s.ID, s.Replicas = id, 1
 		w.Instances = append(w.Instances, s)
 	}
-	out := Plan(Input{Now: time.Unix(100, 0), Self: stmt.Key{1}, World: w})
+	out := Plan(Input{Now: 100 * time.Second, Self: stmt.Key{1}, World: w})
 	if len(out.Claims) != 2 {
 		t.Errorf("%d claims of 1 GiB in 2.5 GiB", len(out.Claims))
 	}
@@ -139,7 +139,7 @@ func TestTakeoverBudget(t *testing.T) {
 	w, _ := world3()
 	w.Nodes[0].Total = crdt.Resources{CPUs: 100, Memory: 1 << 40, Disk: 1 << 40}
 	w.Nodes = w.Nodes[:2]
-	w.Dead[stmt.Key{2}] = time.Unix(50, 0)
+	w.Dead[stmt.Key{2}] = 50 * time.Second
 	proto := w.Instances[0]
 	w.Instances = nil
 	for i := range TakeoverBudget + 5 {
@@ -150,11 +150,11 @@ func TestTakeoverBudget(t *testing.T) {
 		c.Instance = s.ID
 		w.Claims[s.ID] = []crdt.Claim{c}
 	}
-	now := time.Unix(100, 0)
-	seen := Plan(Input{Now: time.Unix(50, 0), Self: stmt.Key{1}, World: w}).Timers
+	now := 100 * time.Second
+	seen := Plan(Input{Now: 50 * time.Second, Self: stmt.Key{1}, World: w}).Timers
 	out := Plan(Input{Now: now, Self: stmt.Key{1}, World: w, Timers: seen})
-	if len(out.Claims) != TakeoverBudget || !out.Wake.Equal(now.Add(time.Minute)) {
-		t.Errorf("%d takeovers at once, wake after %v", len(out.Claims), out.Wake.Sub(now))
+	if len(out.Claims) != TakeoverBudget || out.Wake != now+time.Minute {
+		t.Errorf("%d takeovers at once, wake after %v", len(out.Claims), out.Wake-now)
 	}
 }
 
@@ -190,13 +190,13 @@ func TestStrayVMsAreKeptForADay(t *testing.T) {
 	w, _ := world3()
 	gone := w.Instances[0]
 	w.Instances = nil
-	start := time.Unix(1000, 0)
+	start := 1000 * time.Second
 	in := Input{Now: start, Self: stmt.Key{1}, World: w, VMs: map[string]VMStatus{"web-0": {Incarnation: "i", Restart: 7, Phase: VMRunning, Ready: true}}}
 	for _, tc := range []struct {
 		after time.Duration
 		kept  bool
 	}{{0, true}, {strayTime - time.Second, true}, {strayTime, false}} {
-		in.Now = start.Add(tc.after)
+		in.Now = start + tc.after
 		out := Plan(in)
 		in.Timers = out.Timers
 		if kept := len(out.VMs) == 1; kept != tc.kept {

@@ -143,8 +143,10 @@ func (p *planner) observeVM(c *crdt.Claim, vm VMStatus) {
 	c.Ready, c.Reason, c.Accel = vm.Ready, vm.Reason, vm.Accel
 	c.StartedAt, c.ReadyAt = vm.StartedAt, vm.ReadyAt
 	c.SSHHostKey, c.MeshKey = vm.SSHHostKey, vm.MeshKey
-	if end := time.Unix(vm.StartedAt, 0).Add(bootLimit); vm.Phase == VMLaunching && vm.StartedAt != 0 && !vm.Booted {
-		if !p.Now.Before(end) {
+	if vm.Phase == VMLaunching && vm.StartedAt != 0 && !vm.Booted {
+		boot := Boot{VMID(c.Instance, c.Slot), vm.StartedAt}
+		end := first(p.Timers.Boots, p.out.Timers.Boots, boot, p.Now) + bootLimit
+		if p.Now >= end {
 			c.Phase, c.Reason = crdt.ClaimFailed, orElse(vm.Reason, fmt.Sprintf("the guest did not come up within %v", bootLimit))
 			return
 		}

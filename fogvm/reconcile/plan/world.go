@@ -55,12 +55,12 @@ type World struct {
 	// MayRun says whether a node is a member on the spec's operators list.
 	MayRun func(s *crdt.Spec, node stmt.Key) bool
 	// Dead holds the nodes this node has confirmed dead, and since when.
-	Dead map[stmt.Key]time.Time
+	Dead map[stmt.Key]time.Duration
 }
 
 // WorldOf reads a view. self's own claims are included even on instances the
 // view does not know.
-func WorldOf(v *crdt.View, self stmt.Key, dead map[stmt.Key]time.Time) World {
+func WorldOf(v *crdt.View, self stmt.Key, dead map[stmt.Key]time.Duration) World {
 	w := World{Nodes: v.Nodes(), Claims: map[string][]crdt.Claim{}, MayRun: v.MayRun, Dead: dead}
 	for _, s := range v.Instances() {
 		if v.OwnerAllowed(s.Owner) {
