@@ -146,7 +146,7 @@ func (a *Author) signSet(id string, spec *Spec, generation uint64, ops map[strin
 	if err != nil {
 		return nil, err
 	}
-	heads := slices.SortedFunc(maps.Keys(d.heads), stmt.ID.Compare)
+	heads := d.heads()
 	// A change that would not fit a root must not be signed either, or the
 	// document could never be re-rooted again.
 	root, err := a.signRoot(spec, device, counter, d.epoch+1, generation+1, heads[:min(len(heads), stmt.MaxDeps)])
@@ -158,7 +158,7 @@ func (a *Author) signSet(id string, spec *Spec, generation uint64, ops map[strin
 	}
 	var seq uint64
 	for _, h := range heads {
-		seq = max(seq, d.changes[h].past[a.actor])
+		seq = max(seq, d.find(h).seqOf(a.actor))
 	}
 	body, err := stmt.Marshal(specBody{Device: device, Counter: counter, Actor: a.actor, Root: d.root.id, Ops: ops})
 	if err != nil {

@@ -86,7 +86,7 @@ func (s *State) buildInst(id DocID) {
 // buildSpec returns nil when the engine cannot read the document, which is a
 // fault of this machine and must not stop the others' instances.
 func (s *State) buildSpec(d *document) *Spec {
-	vals, err := s.engine.Values(d.id)
+	vals, err := s.values(d)
 	if err != nil {
 		return nil
 	}

@@ -14,19 +14,19 @@ import (
 // it bounds what an owner makes others keep.
 const maxDocs = MaxInstances + 64
 
-// document is the current epoch of one instance's spec.
+// document is the current epoch of one instance's spec. Most documents are a root
+// and nothing more: those are kept as its bytes, and the engine never hears of
+// them.
 type document struct {
-	id      DocID
-	owner   stmt.Key
-	epoch   uint64
-	root    *change
-	changes map[stmt.ID]*change // the root included
-	order   []*change           // the same by (depth, ID): every change after its dependencies
-	heads   map[stmt.ID]struct{}
-	seen    map[actorSeq]rec // what is in changes, and within MaxDocBytes what else was verified
-	bytes   int              // of changes
-	noted   int              // bytes of seen
-	proof   []rec            // two statements by which the owner equivocated; frozen if not nil
+	id    DocID
+	owner stmt.Key
+	epoch uint64
+	root  *change
+	order []*change        // by (depth, ID): the root, and every change after its dependencies
+	seen  map[actorSeq]rec // changes in order, and within MaxDocBytes what else was verified; not the root
+	bytes int              // of order
+	noted int              // bytes of the root and of seen
+	proof []rec            // two statements by which the owner equivocated; frozen if not nil
 }
 
 type change struct {
@@ -34,8 +34,67 @@ type change struct {
 	root  stmt.ID // its epoch's root; zero in a root
 	actor ActorID
 	deps  []stmt.ID
-	depth int                // 0 for the root, else one more than its deepest dependency
-	past  map[ActorID]uint64 // per actor the highest seq in its past, itself included
+	depth int        // 0 for the root, else one more than its deepest dependency
+	past  []actorSeq // per actor the highest seq in its past, itself included
+}
+
+// seqOf is the highest number of actor in the past of c, itself included.
+func (c *change) seqOf(actor ActorID) uint64 {
+	for _, p := range c.past {
+		if p.actor == actor {
+			return p.seq
+		}
+	}
+	return 0
+}
+
+// follow takes seq of actor into the past of c.
+func (c *change) follow(p actorSeq) {
+	for i := range c.past {
+		if c.past[i].actor == p.actor {
+			c.past[i].seq = max(c.past[i].seq, p.seq)
+			return
+		}
+	}
+	c.past = append(c.past, p)
+}
+
+// find returns the change that counts under id, or nil. MaxDocBytes keeps the
+// search short.
+func (d *document) find(id stmt.ID) *change {
+	for _, c := range d.order {
+		if c.id == id {
+			return c
+		}
+	}
+	return nil
+}
+
+// heads returns the changes that no other one follows, sorted.
+func (d *document) heads() []stmt.ID {
+	followed := map[stmt.ID]struct{}{}
+	for _, c := range d.order {
+		for _, dep := range c.deps {
+			followed[dep] = struct{}{}
+		}
+	}
+	var out []stmt.ID
+	for _, c := range d.order {
+		if _, ok := followed[c.id]; !ok {
+			out = append(out, c.id)
+		}
+	}
+	slices.SortFunc(out, stmt.ID.Compare)
+	return out
+}
+
+// verified returns the statement that an actor was seen to make under a number.
+func (d *document) verified(as actorSeq) (rec, bool) {
+	if as == (actorSeq{d.root.actor, 1}) {
+		return d.root.rec, true
+	}
+	r, ok := d.seen[as]
+	return r, ok
 }
 
 type actorSeq struct {
@@ -66,14 +125,14 @@ func (s *State) applySpec(st *stmt.Statement) (bool, error) {
 	}
 	ch := &change{rec: recOf(st), root: b.Root, actor: b.Actor, deps: c.Deps}
 	if b.isRoot() {
-		return s.applyRoot(id, ch, c)
+		return s.applyRoot(id, ch)
 	}
 	return s.applyChange(id, st, ch, c)
 }
 
 // applyRoot starts a new epoch. Of one epoch's roots the one with the lowest ID
 // counts, so that concurrent re-roots end alike everywhere.
-func (s *State) applyRoot(id DocID, ch *change, c Change) (bool, error) {
+func (s *State) applyRoot(id DocID, ch *change) (bool, error) {
 	d := s.docs[id]
 	if d != nil {
 		if ch.epoch < d.epoch || (ch.epoch == d.epoch && ch.id.Compare(d.root.id) > 0) {
@@ -82,17 +141,14 @@ func (s *State) applyRoot(id DocID, ch *change, c Change) (bool, error) {
 	} else if err := s.makeRoom(id, ch.author); err != nil {
 		return false, err
 	}
-	if err := s.engine.Root(id, c); err != nil {
-		return false, fmt.Errorf("root %s: %w", id, err)
-	}
 	if d != nil {
 		s.forgetIDs(d)
+		s.engine.Drop(id)
 	}
-	ch.past = map[ActorID]uint64{ch.actor: 1}
+	ch.past = []actorSeq{{ch.actor, 1}}
 	d = &document{
 		id: id, owner: ch.author, epoch: ch.epoch, root: ch, order: []*change{ch},
-		changes: map[stmt.ID]*change{ch.id: ch}, heads: map[stmt.ID]struct{}{ch.id: {}},
-		seen: map[actorSeq]rec{{ch.actor, 1}: ch.rec}, bytes: len(ch.raw), noted: len(ch.raw),
+		bytes: len(ch.raw), noted: len(ch.raw),
 	}
 	s.docs[id] = d
 	addTo(s.docsOf, d.owner, id)
@@ -119,28 +175,26 @@ func (s *State) applyChange(id DocID, st *stmt.Statement, ch *change, c Change) 
 	// be accepted: that way it does not matter which arrives first, or whether
 	// what they depend on ever arrives.
 	as := actorSeq{ch.actor, ch.seq}
-	if other, ok := d.seen[as]; ok && other.id != ch.id {
+	if other, ok := d.verified(as); ok && other.id != ch.id {
 		return s.freeze(d, other, ch.rec)
 	}
 	if d.noted-d.bytes+len(ch.raw) <= MaxDocBytes {
 		d.note(ch)
 	}
-	past := map[ActorID]uint64{}
 	for _, dep := range ch.deps {
-		p := d.changes[dep]
+		p := d.find(dep)
 		if p == nil {
 			return wait("a dependency")
 		}
-		for a, n := range p.past {
-			past[a] = max(past[a], n)
+		for _, as := range p.past {
+			ch.follow(as)
 		}
 		ch.depth = max(ch.depth, p.depth+1)
 	}
-	if past[ch.actor] != ch.seq-1 {
-		return false, fmt.Errorf("%w: change %d of its actor follows %d", ErrInvalid, ch.seq, past[ch.actor])
+	if last := ch.seqOf(ch.actor); last != ch.seq-1 {
+		return false, fmt.Errorf("%w: change %d of its actor follows %d", ErrInvalid, ch.seq, last)
 	}
-	past[ch.actor] = ch.seq
-	ch.past = past
+	ch.follow(as)
 	if err := s.insert(d, ch, c); err != nil {
 		return false, err
 	}
@@ -152,7 +206,10 @@ func (s *State) applyChange(id DocID, st *stmt.Statement, ch *change, c Change) 
 // note remembers the change that an actor made under a number.
 func (d *document) note(ch *change) {
 	as := actorSeq{ch.actor, ch.seq}
-	if _, ok := d.seen[as]; !ok {
+	if _, ok := d.verified(as); !ok {
+		if d.seen == nil {
+			d.seen = map[actorSeq]rec{}
+		}
 		d.seen[as] = ch.rec
 		d.noted += len(ch.raw)
 	}
@@ -174,33 +231,42 @@ func (s *State) insert(d *document, ch *change, c Change) error {
 	if at >= keep {
 		return fmt.Errorf("%w: more than %d bytes in one epoch of %s", ErrQuota, MaxDocBytes, d.id)
 	}
-	if keep == len(order) {
-		if err := s.engine.Apply(d.id, c); err != nil {
-			return fmt.Errorf("apply change to %s: %w", d.id, err)
+	if keep < len(order) || len(d.order) == 1 {
+		if err := s.replay(d, order[:keep]); err != nil {
+			return err
 		}
-	} else if err := s.replay(d, order[:keep]); err != nil {
-		return err
+	} else if err := s.engine.Apply(d.id, c); err != nil {
+		return fmt.Errorf("apply change to %s: %w", d.id, err)
 	}
 	for _, out := range order[keep:] {
-		delete(d.changes, out.id)
 		delete(s.ids, out.id)
 		delete(d.seen, actorSeq{out.actor, out.seq})
 		d.noted -= len(out.raw)
 	}
 	d.note(ch)
-	d.changes[ch.id], d.order, d.bytes = ch, order[:keep:keep], sum
-	d.heads = map[stmt.ID]struct{}{}
-	for _, c := range d.order { // dependencies come first
-		for _, dep := range c.deps {
-			delete(d.heads, dep)
-		}
-		d.heads[c.id] = struct{}{}
-	}
+	d.order, d.bytes = order[:keep:keep], sum
 	return nil
 }
 
 func compareChanges(a, b *change) int {
 	return cmp.Or(cmp.Compare(a.depth, b.depth), a.id.Compare(b.id))
+}
+
+// values returns the merged keys of a document: of a root those it sets, else
+// what the engine makes of the changes.
+func (s *State) values(d *document) (map[string][]byte, error) {
+	if len(d.order) > 1 {
+		return s.engine.Values(d.id)
+	}
+	st, err := stmt.Peek(d.root.raw, s.network)
+	if err != nil {
+		return nil, fmt.Errorf("values of %s: %w", d.id, err)
+	}
+	_, c, err := decodeSpec(st)
+	if err != nil {
+		return nil, fmt.Errorf("values of %s: %w", d.id, err)
+	}
+	return c.rootValues(), nil
 }
 
 // replay makes the engine hold just these changes, of which the first is the root.
@@ -229,18 +295,14 @@ func (s *State) replay(d *document, order []*change) error {
 // freeze puts the document back to its root and keeps both contents that its
 // owner signed for one change, as proof. Only a higher epoch ends it.
 func (s *State) freeze(d *document, a, b rec) (bool, error) {
-	if err := s.replay(d, []*change{d.root}); err != nil {
-		return false, err
-	}
+	s.engine.Drop(d.id)
 	s.forgetIDs(d)
 	proof := []rec{a, b}
 	if a.id == d.root.id { // the root is held anyway
 		proof = proof[1:]
 	}
 	d.proof = proof
-	d.changes = map[stmt.ID]*change{d.root.id: d.root}
 	d.order = []*change{d.root}
-	d.heads = map[stmt.ID]struct{}{d.root.id: {}}
 	d.seen, d.bytes, d.noted = nil, len(d.root.raw), 0
 	for _, r := range d.held() {
 		s.ids[r.id] = struct{}{}

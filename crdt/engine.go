@@ -41,6 +41,17 @@ type Change struct {
 	Ops   []Op
 }
 
+// rootValues are the keys of a document that is this root and nothing more.
+func (c *Change) rootValues() map[string][]byte {
+	out := make(map[string][]byte, len(c.Ops))
+	for _, op := range c.Ops {
+		if !isNull(op.Value) {
+			out[op.Key] = op.Value
+		}
+	}
+	return out
+}
+
 // SpecEngine merges the changes of documents. [NewModel] is the specification
 // of what the result must be; package crdt/automerge is the engine of formd,
 // and differential tests hold the two equal.
