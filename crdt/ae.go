@@ -348,6 +348,8 @@ func kindRank(k stmt.Kind) int {
 		return rankOwner
 	case stmt.KindSpec:
 		return rankSpec
+	case stmt.KindSecret:
+		return rankSecret
 	case stmt.KindNode:
 		return rankNode
 	}

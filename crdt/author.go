@@ -55,7 +55,7 @@ func newAuthor(key ed25519.PrivateKey, network stmt.NetworkID, raws [][]byte, ra
 		if err != nil {
 			return nil, fmt.Errorf("author: statement %d: %w", i, err)
 		}
-		if st.Author == a.owner && (st.Kind == stmt.KindOwner || st.Kind == stmt.KindSpec) {
+		if st.Author == a.owner && (st.Kind == stmt.KindOwner || st.Kind == stmt.KindSpec || st.Kind == stmt.KindSecret) {
 			// Stale or early ones are no error: peers hold different sets.
 			_, _ = a.state.applyVerified(st, time.Time{})
 		}

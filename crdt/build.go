@@ -75,6 +75,9 @@ func (s *State) buildInst(id DocID) {
 			iv.claims = append(iv.claims, c.claim)
 		}
 	}
+	if iv.spec != nil {
+		iv.secrets = s.secretsOf(id)
+	}
 	if iv.spec == nil && iv.claims == nil {
 		s.insts.delete(id.String())
 		return

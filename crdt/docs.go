@@ -320,6 +320,7 @@ func (s *State) forgetIDs(d *document) {
 func (s *State) dropDoc(d *document) {
 	s.forgetIDs(d)
 	s.engine.Drop(d.id)
+	s.dropSecrets(d.id)
 	delete(s.docs, d.id)
 	removeFrom(s.docsOf, d.owner, d.id)
 	s.dirtyInst[d.id] = struct{}{}

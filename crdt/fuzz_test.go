@@ -26,6 +26,11 @@ func seeds(f *testing.F) [][]byte {
 		f.Fatal(err)
 	}
 	w.raws = append(w.raws, more...)
+	secret, err := a.SetSecret(id, someSecret("KEY", 1))
+	if err != nil {
+		f.Fatal(err)
+	}
+	w.raws = append(w.raws, secret...)
 	w.node("n1", 1, 1, Node{Labels: map[string]string{"a": "b"}, Holds: []string{"x"}})
 	w.claim("n1", 1, 2, Claim{Instance: id, Owner: pub("olga"), Phase: ClaimRunning}, false)
 	raw, err := stmt.SignBase(keyOf("n1"), w.net, stmt.BaseBody{Name: "debian:12", CID: "bafy"}, 1, 1)
@@ -36,7 +41,7 @@ func seeds(f *testing.F) [][]byte {
 // Whatever body a member signs, the state does not panic, stays within itself,
 // and a second state agrees with the first.
 func FuzzApply(f *testing.F) {
-	kinds := []stmt.Kind{stmt.KindMember, stmt.KindOwner, stmt.KindSpec, stmt.KindNode, stmt.KindClaim, stmt.KindBase}
+	kinds := []stmt.Kind{stmt.KindMember, stmt.KindOwner, stmt.KindSpec, stmt.KindNode, stmt.KindClaim, stmt.KindBase, stmt.KindSecret}
 	base := seeds(f)
 	for _, raw := range base {
 		st, err := stmt.Peek(raw, newWorld(f).net)
@@ -52,7 +57,7 @@ func FuzzApply(f *testing.F) {
 	f.Fuzz(func(t *testing.T, kind uint8, epoch, seq uint64, body []byte) {
 		w := newWorld(t)
 		k := kinds[int(kind)%len(kinds)]
-		who := map[stmt.Kind]string{stmt.KindMember: "root", stmt.KindOwner: "olga", stmt.KindSpec: "olga"}[k]
+		who := map[stmt.Kind]string{stmt.KindMember: "root", stmt.KindOwner: "olga", stmt.KindSpec: "olga", stmt.KindSecret: "olga"}[k]
 		if who == "" {
 			who = "n1"
 		}

@@ -62,8 +62,9 @@ const (
 	rankMember = iota
 	rankBase
 	rankOwner
-	rankSpec // plus the change's position in its document
-	rankNode = 1 << 20
+	rankSpec               // plus the change's position in its document
+	rankSecret = 1<<20 - 1 // after all of specs
+	rankNode   = 1 << 20
 	rankClaim
 )
 
@@ -113,6 +114,7 @@ func (s *State) index() *index {
 	for id, d := range s.docs {
 		s.indexDoc(x, subjectOf(stmt.KindSpec, id[:]), d, add)
 	}
+	s.indexSecrets(add)
 	for key, n := range s.nodes {
 		add(subjectOf(stmt.KindNode, key[:]), classRegister, rankNode, n.rec)
 	}

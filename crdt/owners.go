@@ -148,6 +148,9 @@ func (s *State) OwnerStatements(owner stmt.Key) [][]byte {
 		for _, r := range s.docs[d].held() {
 			out = append(out, r.raw)
 		}
+		for _, r := range s.heldSecrets(d) {
+			out = append(out, r.raw)
+		}
 	}
 	return out
 }

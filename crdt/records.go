@@ -62,6 +62,8 @@ var (
 	ErrFrozen = errors.New("crdt: document frozen by equivocation")
 	// ErrNotFound: no such instance.
 	ErrNotFound = errors.New("crdt: no such instance")
+	// ErrNoSecret: the instance has no secret of that name.
+	ErrNoSecret = errors.New("crdt: no such secret")
 )
 
 // Phase is what an owner wants an instance to do.

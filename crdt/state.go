@@ -24,6 +24,7 @@ type State struct {
 	owners  map[stmt.Key]*ownerState
 	docs    map[DocID]*document
 	docsOf  map[stmt.Key]map[DocID]struct{}
+	secrets map[DocID]map[string]*secretReg // by instance whose document is held, and name
 	nodes   map[stmt.Key]*nodeReg
 	claims  map[claimKey]*claimReg
 	byNode  map[stmt.Key]map[claimKey]struct{}
@@ -74,7 +75,8 @@ func NewState(network stmt.NetworkID, root stmt.Key, engine SpecEngine) *State {
 		network: network, root: root, engine: engine,
 		ids:    map[stmt.ID]struct{}{},
 		owners: map[stmt.Key]*ownerState{}, docs: map[DocID]*document{}, docsOf: map[stmt.Key]map[DocID]struct{}{},
-		nodes: map[stmt.Key]*nodeReg{}, claims: map[claimKey]*claimReg{},
+		secrets: map[DocID]map[string]*secretReg{},
+		nodes:   map[stmt.Key]*nodeReg{}, claims: map[claimKey]*claimReg{},
 		byNode: map[stmt.Key]map[claimKey]struct{}{}, byDoc: map[DocID]map[claimKey]struct{}{},
 		bases: map[baseKey]*baseReg{}, dirtyInst: map[DocID]struct{}{}, dirtyNode: map[stmt.Key]struct{}{},
 		dirty: true,
@@ -146,6 +148,8 @@ func (s *State) precheck(st *stmt.Statement) error {
 		if d := s.docs[id]; d != nil && st.Epoch < d.epoch {
 			return fmt.Errorf("%w: epoch %d of %s", ErrStale, st.Epoch, id)
 		}
+	case stmt.KindSecret:
+		return s.precheckSecret(st)
 	case stmt.KindMember, stmt.KindOwner, stmt.KindBase:
 	default:
 		return fmt.Errorf("%w: %q is not a kind of state", ErrInvalid, st.Kind)
@@ -201,6 +205,8 @@ func (s *State) applyOne(st *stmt.Statement, now time.Time) (changed bool, err e
 		changed, err = s.applyOwner(st)
 	case stmt.KindSpec:
 		changed, err = s.applySpec(st)
+	case stmt.KindSecret:
+		changed, err = s.applySecret(st)
 	case stmt.KindNode:
 		changed, err = s.applyNode(st)
 	case stmt.KindClaim:

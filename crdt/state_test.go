@@ -325,7 +325,10 @@ func TestReroot(t *testing.T) {
 	}
 }
 
-func mustDoc(t *testing.T, id string) DocID {
+func mustDoc(t interface {
+	Helper()
+	Fatal(...any)
+}, id string) DocID {
 	t.Helper()
 	d, err := ParseDocID(id)
 	if err != nil {

@@ -96,6 +96,16 @@ func makeVectors(t *testing.T) vectorFile {
 		t.Fatal(err)
 	}
 	add("spec change", "olga", set[0])
+	secret, err := a.SetSecret(id, Secret{Name: "DB_PASSWORD", Env: true, Sum: [32]byte{1}, Box: []byte("age ciphertext"), To: []stmt.Key{pub("n1")}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	add("secret", "olga", secret[0])
+	gone, err := a.RemoveSecret(id, "DB_PASSWORD")
+	if err != nil {
+		t.Fatal(err)
+	}
+	add("secret removed", "olga", gone[0])
 	add("node", "n1", w.node("n1", 1, 1, Node{
 		Addrs: []string{"/ip4/192.0.2.1/tcp/51820"}, Total: Resources{4, 8 << 30, 100 << 30}, Labels: map[string]string{"disk": "ssd"}, Accel: "kvm",
 	}))

@@ -30,8 +30,9 @@ type View struct {
 
 // instView is what a View holds of one instance or of claims on an unknown one.
 type instView struct {
-	spec   *Spec   // nil while not listed or not rooted
-	claims []Claim // by (Slot, Node); members only
+	spec    *Spec    // nil while not listed or not rooted
+	claims  []Claim  // by (Slot, Node); members only
+	secrets []Secret // by Name; none without spec
 }
 
 // nodeView is what a View holds of one node key.

@@ -109,6 +109,9 @@ func render(v *View) string {
 		for _, c := range v.Claims(s.ID) {
 			line("  claim", c)
 		}
+		for _, c := range v.Secrets(s.ID) {
+			line("  secret", c)
+		}
 	}
 	for _, n := range v.Nodes() {
 		line("node", n)
@@ -169,7 +172,7 @@ func history(t *rapid.T, withdraw bool) *world {
 		dev := rapid.IntRange(0, 1).Draw(t, "device")
 		a := authors[owner][dev]
 		w.seq++
-		switch rapid.IntRange(0, 13).Draw(t, "what") {
+		switch rapid.IntRange(0, 15).Draw(t, "what") {
 		case 0, 1:
 			id, raws, err := a.Create(Spec{Name: fmt.Sprintf("app-%d", len(ids)), Replicas: 2})
 			if err != nil {
@@ -227,6 +230,10 @@ func history(t *rapid.T, withdraw bool) *world {
 				}
 			case 3:
 				w.member(stmt.MemberBody{Key: pub(node), Role: stmt.RoleNode, Operator: pub("op")})
+			}
+		case 14, 15:
+			if mine := a.Instances(); len(mine) > 0 {
+				w.drawSecret(t, a, mine[rapid.IntRange(0, len(mine)-1).Draw(t, "instance")].ID)
 			}
 		case 13:
 			w.must(stmt.SignMember(keyOf("invite"), w.net, stmt.MemberBody{Key: pub(owner), Role: stmt.RoleOwner}, invite, 0, 0))

@@ -30,7 +30,7 @@ func (s *submitter) Submit(ctx context.Context, raws ...[]byte) ([]stmt.ID, erro
 			return nil, submitProblem(err)
 		}
 		switch st.Kind {
-		case stmt.KindOwner, stmt.KindSpec:
+		case stmt.KindOwner, stmt.KindSpec, stmt.KindSecret:
 			if api.CallerOf(ctx).Local {
 				if err := s.adopt(ctx, st.Author); err != nil {
 					return nil, err

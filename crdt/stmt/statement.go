@@ -43,6 +43,7 @@ const (
 	KindInvite  Kind = "invite"  // the root's delegation to an invite key
 	KindOwner   Kind = "owner"   // which instances of an owner live
 	KindSpec    Kind = "spec"    // a change of one instance's desired state
+	KindSecret  Kind = "secret"  // one secret of an instance, encrypted
 	KindNode    Kind = "node"    // what a node is and has
 	KindClaim   Kind = "claim"   // what a node does with one slot
 	KindHint    Kind = "hint"    // suspicion or refutation; gossip only
