@@ -10,7 +10,10 @@
 //     replicas that it loses or wins.
 //   - Within an order, the chance to come first is proportional to weight, which
 //     follows total capacity: what runs already does not reshuffle anything.
-//   - No node is preferred for two slots of one instance.
+//   - No node is preferred for two slots of one instance, and no failure domain
+//     ([DomainOf]) for more than any other that has a node to give. Where nodes
+//     share domains, the chance of a domain to come first is the sum of theirs,
+//     and a small domain gets more than its share of the second replicas.
 //
 // Not guaranteed: that a slot keeps its number. No function of the candidates
 // alone can both keep every survivor's slot and fill the gap; so [Rank] takes
@@ -18,7 +21,6 @@
 package place
 
 import (
-	"cmp"
 	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
@@ -109,67 +111,56 @@ func sortedKeys(m map[string]string) []string {
 }
 
 // Order returns the keys of the eligible candidates, best first. The first
-// spec.Replicas of them are the nodes wanted for the instance.
-func Order(spec crdt.Spec, cands []Candidate) []stmt.Key {
-	type scored struct {
-		key   stmt.Key
-		score uint64
-		w     uint64
-	}
-	list := make([]scored, 0, len(cands))
+// spec.Replicas of them are the nodes wanted for the instance: those that draw
+// best, but no second one of a failure domain before every domain has one.
+func Order(spec crdt.Spec, cands []Candidate) []stmt.Key { return spread(draws(spec, cands), nil) }
+
+// draws lists the eligible candidates as they drew, best first.
+func draws(spec crdt.Spec, cands []Candidate) []drawn {
+	list := make([]drawn, 0, len(cands))
 	for _, c := range cands {
 		if ok, _ := Eligible(spec, c); ok {
-			list = append(list, scored{c.Key, draw(spec.ID, c.Key), Weight(c.Total)})
+			list = append(list, drawn{c.Key, DomainOf(c), draw(spec.ID, c.Key), Weight(c.Total)})
 		}
 	}
-	slices.SortFunc(list, func(a, b scored) int {
-		// a.score/a.w against b.score/b.w without division: a score is below
-		// 2^47 and a weight at most 2^16, so the products fit.
-		return cmp.Or(cmp.Compare(a.score*b.w, b.score*a.w), a.key.Compare(b.key))
-	})
-	out := make([]stmt.Key, len(list))
-	for i, s := range list {
-		out[i] = s.key
-	}
-	return out
+	slices.SortFunc(list, byDraw)
+	return list
 }
 
 // Rank returns the eligible candidates for one slot, in the order in which they
-// should take it: first the node preferred for it, then the spare nodes, then
-// those preferred for other slots (which take it only if the rest is gone; two
-// replicas never share a node). held maps nodes to the slot of this instance
-// they hold a claim on; it may be nil. A slot whose holder is eligible prefers
-// that holder; the other slots are given, lowest first, to the best of the rest.
+// should take it: first the node preferred for it, then the spare nodes, those
+// of domains that serve the fewest slots first, then those preferred for other
+// slots (which take it only if the rest is gone; two replicas never share a
+// node). held maps nodes to the slot of this instance they hold a claim on; it
+// may be nil. A slot whose holder is eligible prefers that holder; the other
+// slots are given, lowest first, to the best of the rest.
 func Rank(spec crdt.Spec, slot int, cands []Candidate, held map[stmt.Key]int) []stmt.Key {
-	order := Order(spec, cands)
+	list := draws(spec, cands)
 	slots := max(spec.Replicas, slot+1)
 	preferred := make([]stmt.Key, slots)
-	taken := make(map[stmt.Key]bool, slots)
-	for _, k := range order {
-		if s, ok := held[k]; ok && s >= 0 && s < slots && preferred[s].IsZero() {
-			preferred[s] = k
-			taken[k] = true
-		}
-	}
+	used := map[Domain]int{}
 	// A second claimant of a slot is no spare: it is surplus, and drains.
-	spare := make([]stmt.Key, 0, len(order))
-	surplus := make([]stmt.Key, 0)
-	for _, k := range order {
-		if taken[k] {
-			continue
+	var rest []drawn
+	var surplus []stmt.Key
+	for _, d := range list {
+		s, ok := held[d.key]
+		switch {
+		case !ok:
+			rest = append(rest, d)
+		case s >= 0 && s < slots && preferred[s].IsZero():
+			preferred[s] = d.key
+			used[d.domain]++
+		default:
+			surplus = append(surplus, d.key)
 		}
-		if _, ok := held[k]; ok {
-			surplus = append(surplus, k)
-			continue
-		}
-		spare = append(spare, k)
 	}
+	spare := spread(rest, used)
 	for s := range preferred {
 		if preferred[s].IsZero() && len(spare) > 0 {
 			preferred[s], spare = spare[0], spare[1:]
 		}
 	}
-	out := make([]stmt.Key, 0, len(order))
+	out := make([]stmt.Key, 0, len(list))
 	if !preferred[slot].IsZero() {
 		out = append(out, preferred[slot])
 	}
@@ -202,11 +193,10 @@ func Weight(total crdt.Resources) uint64 {
 // that weight as its rate, so the least of several comes from each node with a
 // probability proportional to its weight.
 func draw(instance string, node stmt.Key) uint64 {
-	h := sha256.New()
-	h.Write([]byte("formation/place/1\x00"))
-	h.Write([]byte(instance))
-	h.Write(node[:])
-	return negLog2(binary.BigEndian.Uint64(h.Sum(nil)) | 1)
+	var buf [96]byte // does not escape; an instance ID has 32 bytes
+	b := append(append(append(buf[:0], "formation/place/1\x00"...), instance...), node[:]...)
+	sum := sha256.Sum256(b)
+	return negLog2(binary.BigEndian.Uint64(sum[:8]) | 1)
 }
 
 const logFraction = 40 // bits after the point
