@@ -1,30 +1,17 @@
 package crdt
 
 import (
-	"cmp"
 	"context"
 	"crypto/ed25519"
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"slices"
 	"strconv"
 	"strings"
 
 	"github.com/formthefog/formation/crdt/stmt"
 )
-
-// ownRegisters is what this node writes: its node register and its claims.
-type ownRegisters struct {
-	epoch  uint64 // boot epoch; 0 until the first publication of this run
-	seq    uint64
-	stored uint64  // the last epoch that was persisted
-	seen   uint64  // highest epoch anybody holds of this node
-	node   []byte  // body last wanted
-	claims []Claim // last wanted, nil before the first SetClaims
-	bad    string  // which of them cannot be published, as last told
-}
 
 // load reads the epoch of earlier runs.
 func (o *ownRegisters) load(fsys fileSystem) error {
@@ -50,14 +37,7 @@ func (r *Replica) bootEpoch() (uint64, error) {
 	if o.epoch > 0 && o.epoch > o.seen {
 		return o.epoch, nil
 	}
-	next := max(o.stored, o.epoch, o.seen)
-	if n := r.state.nodes[r.key]; n != nil {
-		next = max(next, n.epoch)
-	}
-	for k := range r.state.byNode[r.key] {
-		next = max(next, r.state.claims[k].epoch)
-	}
-	next++
+	next := o.nextEpoch(r.state, r.key)
 	err := writeAtomic(r.fsys, epochName, func(w io.Writer) error {
 		_, err := io.WriteString(w, strconv.FormatUint(next, 10)+"\n")
 		return err
@@ -65,7 +45,7 @@ func (r *Replica) bootEpoch() (uint64, error) {
 	if err != nil {
 		return 0, fmt.Errorf("persist boot epoch: %w", err)
 	}
-	o.stored, o.epoch, o.seq = next, next, 0
+	o.begin(next)
 	return next, nil
 }
 
@@ -74,15 +54,7 @@ func (r *Replica) bootEpoch() (uint64, error) {
 // the node got further than its disk remembers: the run takes a higher epoch and
 // says everything again. Under mu.
 func (r *Replica) noticeOwn(st *stmt.Statement, err error) {
-	o := &r.own
-	if st.Author != r.key || (st.Kind != stmt.KindNode && st.Kind != stmt.KindClaim) || (err != nil && !transient(err)) {
-		return
-	}
-	if o.epoch > 0 && (st.Epoch < o.epoch || (st.Epoch == o.epoch && st.Seq <= o.seq)) {
-		return
-	}
-	o.seen = max(o.seen, st.Epoch)
-	if o.epoch > 0 {
+	if r.own.notice(r.key, st, err) {
 		select {
 		case r.readopt <- struct{}{}:
 		default:
@@ -119,7 +91,7 @@ func (r *Replica) SetNode(ctx context.Context, n Node) error {
 	}
 	if err := r.setOwn(ctx, func() ([]*stmt.Statement, error) {
 		r.own.node = body
-		return r.nodeChanges()
+		return r.own.nodeChanges(r.state, r.key, r.sign)
 	}); err != nil {
 		return fmt.Errorf("set node: %w", err)
 	}
@@ -152,7 +124,7 @@ func (r *Replica) readoptOwn(ctx context.Context) error {
 	return r.setOwn(ctx, func() ([]*stmt.Statement, error) {
 		var out []*stmt.Statement
 		if r.own.node != nil {
-			sts, err := r.nodeChanges()
+			sts, err := r.own.nodeChanges(r.state, r.key, r.sign)
 			if err != nil {
 				return nil, err
 			}
@@ -186,77 +158,12 @@ func (r *Replica) setOwn(ctx context.Context, changes func() ([]*stmt.Statement,
 	return r.commit(ctx, sts, stmt.Key{})
 }
 
-// nodeChanges signs the node register unless it is published already. Under mu.
-func (r *Replica) nodeChanges() ([]*stmt.Statement, error) {
-	if n := r.state.nodes[r.key]; n != nil && n.epoch == r.own.epoch && n.epoch >= r.own.seen {
-		if st, err := stmt.Peek(n.raw, r.cfg.Network); err == nil && string(st.Body) == string(r.own.node) {
-			return nil, nil
-		}
-	}
-	st, err := r.sign(stmt.KindNode, r.own.node)
-	if err != nil {
-		return nil, err
-	}
-	return []*stmt.Statement{st}, nil
-}
-
-// claimChanges signs what differs between the wanted and the published claims.
-// Under mu.
+// claimChanges signs what differs between the wanted and the published claims,
+// and warns of those that cannot be published. Under mu.
 func (r *Replica) claimChanges() ([]*stmt.Statement, error) {
-	bodies := map[claimKey][]byte{}
-	var bad []error
-	for _, c := range r.own.claims {
-		doc, err := ParseDocID(c.Instance)
-		if err != nil {
-			bad = append(bad, err)
-			continue
-		}
-		if c.Owner.IsZero() {
-			if d := r.state.docs[doc]; d != nil {
-				c.Owner = d.owner
-			}
-		}
-		if o := r.state.owners[c.Owner]; c.Owner.IsZero() || (o != nil && o.dead[doc]) {
-			continue
-		}
-		body, err := encodeClaim(c, false)
-		if err != nil {
-			bad = append(bad, fmt.Errorf("instance %s: %w", c.Instance, err))
-			continue
-		}
-		bodies[claimKey{r.key, doc, c.Owner, c.Slot}] = body
-	}
-	r.tellBad(errors.Join(bad...))
-	for k := range r.state.byNode[r.key] {
-		c := r.state.claims[k]
-		if _, wanted := bodies[k]; wanted {
-			st, err := stmt.Peek(c.raw, r.cfg.Network)
-			if err == nil && string(st.Body) == string(bodies[k]) && c.epoch >= r.own.seen {
-				delete(bodies, k)
-			}
-			continue
-		}
-		if c.gone && c.epoch >= r.own.seen {
-			continue
-		}
-		body, err := encodeClaim(Claim{Instance: k.doc.String(), Slot: k.slot, Owner: k.owner}, true)
-		if err != nil {
-			return nil, err
-		}
-		bodies[k] = body
-	}
-	var out []*stmt.Statement
-	keys := slices.SortedFunc(maps.Keys(bodies), func(a, b claimKey) int {
-		return cmp.Or(compareDocs(a.doc, b.doc), a.owner.Compare(b.owner), cmp.Compare(a.slot, b.slot))
-	})
-	for _, k := range keys {
-		st, err := r.sign(stmt.KindClaim, bodies[k])
-		if err != nil {
-			return nil, err
-		}
-		out = append(out, st)
-	}
-	return out, nil
+	sts, bad, err := r.own.claimChanges(r.state, r.key, r.sign)
+	r.tellBad(bad)
+	return sts, err
 }
 
 // tellBad warns of claims that are left out, once. Under mu.

@@ -1,0 +1,211 @@
+package crdt
+
+import (
+	"cmp"
+	"crypto/ed25519"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+
+	"github.com/formthefog/formation/crdt/stmt"
+)
+
+// ownRegisters is what a node writes: its node register and its claims. It
+// decides what is to be signed; signing, and keeping the epoch over a restart,
+// are the caller's.
+type ownRegisters struct {
+	epoch  uint64 // boot epoch; 0 until the first publication of this run
+	seq    uint64
+	stored uint64  // the last epoch that was persisted
+	seen   uint64  // highest epoch anybody holds of this node
+	node   []byte  // body last wanted
+	claims []Claim // last wanted, nil before the first SetClaims
+	bad    string  // which of them cannot be published, as last told
+}
+
+// signer signs one own register with the next number.
+type signer func(kind stmt.Kind, body []byte) (*stmt.Statement, error)
+
+// nextEpoch is one above every epoch that this disk or, as far as s knows, any
+// peer has seen of self. It must be persisted before begin makes it this run's.
+func (o *ownRegisters) nextEpoch(s *State, self stmt.Key) uint64 {
+	next := max(o.stored, o.epoch, o.seen)
+	if n := s.nodes[self]; n != nil {
+		next = max(next, n.epoch)
+	}
+	for k := range s.byNode[self] { // any order: the highest
+		next = max(next, s.claims[k].epoch)
+	}
+	return next + 1
+}
+
+func (o *ownRegisters) begin(epoch uint64) { o.stored, o.epoch, o.seq = epoch, epoch, 0 }
+
+// notice looks at a statement by this node that came from outside, with what
+// applying it gave. It says whether an earlier life of the node got further than
+// its disk remembers, so that everything must be said again.
+func (o *ownRegisters) notice(self stmt.Key, st *stmt.Statement, err error) (readopt bool) {
+	if st.Author != self || (st.Kind != stmt.KindNode && st.Kind != stmt.KindClaim) || (err != nil && !transient(err)) {
+		return false
+	}
+	if o.epoch > 0 && (st.Epoch < o.epoch || (st.Epoch == o.epoch && st.Seq <= o.seq)) {
+		return false
+	}
+	o.seen = max(o.seen, st.Epoch)
+	return o.epoch > 0
+}
+
+// nodeChanges signs the node register unless it is published already.
+func (o *ownRegisters) nodeChanges(s *State, self stmt.Key, sign signer) ([]*stmt.Statement, error) {
+	if n := s.nodes[self]; n != nil && n.epoch == o.epoch && n.epoch >= o.seen {
+		if st, err := stmt.Peek(n.raw, s.network); err == nil && string(st.Body) == string(o.node) {
+			return nil, nil
+		}
+	}
+	st, err := sign(stmt.KindNode, o.node)
+	if err != nil {
+		return nil, err
+	}
+	return []*stmt.Statement{st}, nil
+}
+
+// claimChanges signs what differs between the wanted and the published claims.
+// unfit tells of those that are left out because they cannot be published.
+func (o *ownRegisters) claimChanges(s *State, self stmt.Key, sign signer) (out []*stmt.Statement, unfit, err error) {
+	bodies := map[claimKey][]byte{}
+	var bad []error
+	for _, c := range o.claims {
+		doc, err := ParseDocID(c.Instance)
+		if err != nil {
+			bad = append(bad, err)
+			continue
+		}
+		if c.Owner.IsZero() {
+			if d := s.docs[doc]; d != nil {
+				c.Owner = d.owner
+			}
+		}
+		if ow := s.owners[c.Owner]; c.Owner.IsZero() || (ow != nil && ow.dead[doc]) {
+			continue
+		}
+		body, err := encodeClaim(c, false)
+		if err != nil {
+			bad = append(bad, fmt.Errorf("instance %s: %w", c.Instance, err))
+			continue
+		}
+		bodies[claimKey{self, doc, c.Owner, c.Slot}] = body
+	}
+	for k := range s.byNode[self] { // any order: each is decided by itself, and signed in order below
+		c := s.claims[k]
+		if _, wanted := bodies[k]; wanted {
+			st, err := stmt.Peek(c.raw, s.network)
+			if err == nil && string(st.Body) == string(bodies[k]) && c.epoch >= o.seen {
+				delete(bodies, k)
+			}
+			continue
+		}
+		if c.gone && c.epoch >= o.seen {
+			continue
+		}
+		body, err := encodeClaim(Claim{Instance: k.doc.String(), Slot: k.slot, Owner: k.owner}, true)
+		if err != nil {
+			return nil, nil, err
+		}
+		bodies[k] = body
+	}
+	keys := slices.SortedFunc(maps.Keys(bodies), func(a, b claimKey) int {
+		return cmp.Or(compareDocs(a.doc, b.doc), a.owner.Compare(b.owner), cmp.Compare(a.slot, b.slot))
+	})
+	for _, k := range keys {
+		st, err := sign(stmt.KindClaim, bodies[k])
+		if err != nil {
+			return nil, nil, err
+		}
+		out = append(out, st)
+	}
+	return out, errors.Join(bad...), nil
+}
+
+// Registers writes the registers of one node over a State that the caller drives
+// by itself: what [Replica.SetNode] and [Replica.SetClaims] do, without disk and
+// network. The caller applies, keeps and spreads what it returns, in order.
+type Registers struct {
+	own  ownRegisters
+	key  ed25519.PrivateKey
+	self stmt.Key
+	net  stmt.NetworkID
+}
+
+// NewRegisters begins a run of the node whose private key is key. stored is the
+// boot epoch of its last run, 0 at the first.
+func NewRegisters(key ed25519.PrivateKey, network stmt.NetworkID, stored uint64) *Registers {
+	return &Registers{own: ownRegisters{stored: stored}, key: key, self: stmt.KeyOf(key), net: network}
+}
+
+// Epoch is the boot epoch of this run, to be kept for the next; 0 before the
+// first statement.
+func (r *Registers) Epoch() uint64 { return r.own.epoch }
+
+// Node returns the statements that make s hold n as the node's register.
+func (r *Registers) Node(s *State, n Node) ([]stmt.Verified, error) {
+	body, err := encodeNode(n)
+	if err != nil {
+		return nil, err
+	}
+	r.own.node = body
+	return r.all(r.own.nodeChanges(s, r.self, r.sign(s)))
+}
+
+// Claims returns the statements that make s hold exactly claims as the node's.
+func (r *Registers) Claims(s *State, claims []Claim) ([]stmt.Verified, error) {
+	r.own.claims = append([]Claim{}, claims...)
+	sts, unfit, err := r.own.claimChanges(s, r.self, r.sign(s))
+	return r.all(sts, errors.Join(unfit, err))
+}
+
+// Notice looks at a statement that came from outside, with what applying it to s
+// gave, and returns everything said anew when it shows that an earlier life of
+// the node got further than its disk remembers.
+func (r *Registers) Notice(s *State, v stmt.Verified, applied error) ([]stmt.Verified, error) {
+	if !r.own.notice(r.self, v.Statement(), applied) {
+		return nil, nil
+	}
+	var out []*stmt.Statement
+	if r.own.node != nil {
+		sts, err := r.own.nodeChanges(s, r.self, r.sign(s))
+		if err != nil {
+			return nil, err
+		}
+		out = sts
+	}
+	sts, unfit, err := r.own.claimChanges(s, r.self, r.sign(s))
+	return r.all(append(out, sts...), errors.Join(unfit, err))
+}
+
+func (r *Registers) sign(s *State) signer {
+	return func(kind stmt.Kind, body []byte) (*stmt.Statement, error) {
+		if r.own.epoch == 0 || r.own.epoch <= r.own.seen {
+			r.own.begin(r.own.nextEpoch(s, r.self))
+		}
+		r.own.seq++
+		raw, err := stmt.Sign(r.key, stmt.Statement{Kind: kind, Network: r.net, Epoch: r.own.epoch, Seq: r.own.seq, Body: body})
+		if err != nil {
+			return nil, err
+		}
+		return stmt.Peek(raw, r.net) // signed a line above: only decoded
+	}
+}
+
+func (r *Registers) all(sts []*stmt.Statement, err error) ([]stmt.Verified, error) {
+	if err != nil {
+		return nil, err
+	}
+	out := make([]stmt.Verified, len(sts))
+	for i, st := range sts {
+		if out[i], err = stmt.Check(st.Raw, r.net); err != nil {
+			return nil, err
+		}
+	}
+	return out, nil
+}
