@@ -31,7 +31,7 @@ func TestValidate(t *testing.T) {
 	forged[len(forged)-1] ^= 1
 	early := w.node("n4", 1, 1, Node{})
 	seed := keyOf("invite").Seed()
-	over, err := stmt.NewInvite(keyOf("root"), w.net, seed, []stmt.Role{stmt.RoleNode}, time.Now().Add(-time.Minute))
+	over, err := stmt.NewInvite(keyOf("root"), w.net, seed, stmt.InviteBody{Roles: []stmt.Role{stmt.RoleNode}, Expires: time.Now().Add(-time.Minute).Unix()})
 	if err != nil {
 		t.Fatal(err)
 	}

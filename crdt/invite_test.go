@@ -15,7 +15,7 @@ import (
 func TestInviteBoundsJoining(t *testing.T) {
 	w, ctx := newWorld(t), context.Background()
 	seed := keyOf("invite").Seed()
-	invite, err := stmt.NewInvite(keyOf("root"), w.net, seed, []stmt.Role{stmt.RoleNode}, testNow)
+	invite, err := stmt.NewInvite(keyOf("root"), w.net, seed, stmt.InviteBody{Roles: []stmt.Role{stmt.RoleNode}, Expires: testNow.Unix()})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -23,8 +23,9 @@ type memberState struct {
 	wildcard  rec // zero: none
 }
 
-// admitKey: of several statements that admit a key to a role by one invite, the
-// one with the lowest ID is held.
+// admitKey: of several statements that admit a key to a role, the root's latest
+// by (epoch, seq) is held, and of one invite's, or of equally late ones, the one
+// with the lowest ID.
 type admitKey struct {
 	role   stmt.Role
 	invite stmt.Key // zero: by the root
@@ -33,6 +34,15 @@ type admitKey struct {
 type admission struct {
 	rec
 	operator stmt.Key
+	quota    stmt.Quota
+}
+
+// admits says whether r is held rather than old, both of one admitKey.
+func (k admitKey) admits(r, old rec) bool {
+	if k.invite.IsZero() && (r.epoch != old.epoch || r.seq != old.seq) {
+		return r.beats(old)
+	}
+	return r.id.Compare(old.id) < 0
 }
 
 type revokeKey struct {
@@ -42,7 +52,8 @@ type revokeKey struct {
 
 func (m *memberState) init(open bool) {
 	m.open = open
-	m.roles, m.revoked, m.operator = map[stmt.Key][]stmt.Role{}, map[stmt.Key]bool{}, map[stmt.Key]stmt.Key{}
+	m.roles, m.revoked = map[stmt.Key][]stmt.Role{}, map[stmt.Key]bool{}
+	m.operator, m.quota = map[stmt.Key]stmt.Key{}, map[stmt.Key]stmt.Quota{}
 	m.admitted, m.perInvite, m.revokes = map[stmt.Key]map[admitKey]*admission{}, map[stmt.Key]int{}, map[revokeKey]rec{}
 }
 
@@ -97,7 +108,7 @@ func (s *State) applyWildcard(m *stmt.Member) (bool, error) {
 		return false, fmt.Errorf("%w: wildcard", ErrStale)
 	}
 	delete(s.ids, ms.wildcard.id)
-	ms.wildcard = r
+	ms.wildcard, ms.anyQuota = r, m.Quota
 	if ms.anyOwner == !m.Revoked {
 		return true, nil
 	}
@@ -167,7 +178,7 @@ func (s *State) applyAdmission(m *stmt.Member, now time.Time) (bool, error) {
 	r := recOf(m.Statement)
 	old := ms.admitted[m.Key][ak]
 	switch {
-	case old != nil && old.id.Compare(r.id) < 0:
+	case old != nil && !ak.admits(r, old.rec):
 		return false, fmt.Errorf("%w: %s is admitted already", ErrStale, m.Key)
 	case old == nil && m.Expires != 0 && !now.IsZero() && m.Expires <= now.Unix():
 		return false, fmt.Errorf("%w: the invite of %s", stmt.ErrExpired, m.Key)
@@ -182,19 +193,51 @@ func (s *State) applyAdmission(m *stmt.Member, now time.Time) (bool, error) {
 	if ms.admitted[m.Key] == nil {
 		ms.admitted[m.Key] = map[admitKey]*admission{}
 	}
-	ms.admitted[m.Key][ak] = &admission{rec: r, operator: m.Operator}
+	ms.admitted[m.Key][ak] = &admission{rec: r, operator: m.Operator, quota: m.Quota}
 	s.refreshMember(m.Key)
 	return true, nil
+}
+
+// quotaOf joins the bounds of the admissions that make key an owner: those by the
+// root when there are any, else those by invites.
+func (m *memberState) quotaOf(key stmt.Key) stmt.Quota {
+	var direct, invited []stmt.Quota
+	for ak, a := range m.admitted[key] { // any order: joining has none
+		switch {
+		case ak.role == stmt.RoleNode:
+		case ak.invite.IsZero():
+			direct = append(direct, a.quota)
+		default:
+			invited = append(invited, a.quota)
+		}
+	}
+	if len(direct) == 0 {
+		direct = invited
+	}
+	var q stmt.Quota
+	for i, o := range direct {
+		if i == 0 {
+			q = o
+		}
+		q = q.Join(o)
+	}
+	return q
+}
+
+// unshare makes the maps of the view ones that no View refers to.
+func (m *memberState) unshare() {
+	if m.shared {
+		m.roles, m.revoked = maps.Clone(m.roles), maps.Clone(m.revoked)
+		m.operator, m.quota = maps.Clone(m.operator), maps.Clone(m.quota)
+		m.shared = false
+	}
 }
 
 // refreshMember recomputes what the view says of key, and lets its statements
 // in or out accordingly.
 func (s *State) refreshMember(key stmt.Key) {
 	ms := &s.members
-	if ms.shared {
-		ms.roles, ms.revoked, ms.operator = maps.Clone(ms.roles), maps.Clone(ms.revoked), maps.Clone(ms.operator)
-		ms.shared = false
-	}
+	ms.unshare()
 	var roles []stmt.Role
 	var operator stmt.Key
 	for ak, a := range ms.admitted[key] { // any order: the highest operator, roles sorted below
@@ -213,6 +256,10 @@ func (s *State) refreshMember(key stmt.Key) {
 	ms.operator[key] = operator
 	if operator.IsZero() {
 		delete(ms.operator, key)
+	}
+	ms.quota[key] = ms.quotaOf(key)
+	if ms.quota[key] == (stmt.Quota{}) {
+		delete(ms.quota, key)
 	}
 	for _, role := range []stmt.Role{"", stmt.RoleNode, stmt.RoleOperator, stmt.RoleOwner} {
 		if _, ok := ms.revokes[revokeKey{key, role}]; ok {

@@ -158,7 +158,7 @@ func TestOnlyTheAuthorCounts(t *testing.T) {
 func TestMembership(t *testing.T) {
 	w := newWorld(t)
 	seed := keyOf("invite").Seed()
-	invite, err := stmt.NewInvite(keyOf("root"), w.net, seed, []stmt.Role{stmt.RoleNode}, testNow.Add(time.Hour))
+	invite, err := stmt.NewInvite(keyOf("root"), w.net, seed, stmt.InviteBody{Roles: []stmt.Role{stmt.RoleNode}, Expires: testNow.Add(time.Hour).Unix()})
 	if err != nil {
 		t.Fatal(err)
 	}

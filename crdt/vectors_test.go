@@ -72,13 +72,18 @@ func makeVectors(t *testing.T) vectorFile {
 		}
 		return raw
 	}
-	invite := must(stmt.NewInvite(keyOf("root"), w.net, keyOf("invite").Seed(), []stmt.Role{stmt.RoleNode}, testNow))
+	invite := must(stmt.NewInvite(keyOf("root"), w.net, keyOf("invite").Seed(), stmt.InviteBody{Roles: []stmt.Role{stmt.RoleNode}, Expires: testNow.Unix()}))
+	bounded := must(stmt.NewInvite(keyOf("root"), w.net, keyOf("invite").Seed(), stmt.InviteBody{
+		Roles: []stmt.Role{stmt.RoleOwner}, Expires: testNow.Unix(), Quota: stmt.Quota{Instances: 4, Replicas: 8, CPUs: 16, Memory: 8 << 30, Disk: 1 << 40},
+	}))
 	ticket := stmt.Ticket{Name: "test", Root: w.root, Bootstrap: []string{"/ip4/192.0.2.1/tcp/51820"}, InviteSeed: keyOf("invite").Seed(), Invite: invite}
 	add("invite", "root", invite)
+	add("invite with a quota", "root", bounded)
 	f.Vectors = append(f.Vectors, vector{Name: "ticket", Bytes: ticket.String()})
 	member := must(ticket.Join(pub("n1"), stmt.RoleNode, testNow.Add(-time.Hour)))
 	add("member by invite", "invite", member)
 	add("member by the root", "root", w.admit("olga", stmt.RoleOwner))
+	add("member with a quota", "root", w.member(stmt.MemberBody{Key: pub("olga"), Role: stmt.RoleOwner, Quota: stmt.Quota{Instances: 3}}))
 	add("revocation", "root", w.member(stmt.MemberBody{Key: pub("eve"), Revoked: true}))
 	add("any owner", "root", w.member(stmt.MemberBody{AnyOwner: true, Role: stmt.RoleOwner}))
 	a := w.author("olga", nil)

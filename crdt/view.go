@@ -45,9 +45,11 @@ type nodeView struct {
 type memberView struct {
 	open     bool
 	anyOwner bool
+	anyQuota stmt.Quota               // of owners that anyOwner alone admits
 	roles    map[stmt.Key][]stmt.Role // sorted; empty when revoked
 	revoked  map[stmt.Key]bool        // any revocation known
 	operator map[stmt.Key]stmt.Key
+	quota    map[stmt.Key]stmt.Quota // of admitted owners that are bounded
 }
 
 // Network returns the network this is the state of.
@@ -183,6 +185,26 @@ func (v *View) AnyOwner() bool { return v.members.anyOwner }
 
 // OwnerAllowed says whether key's instances count here.
 func (v *View) OwnerAllowed(key stmt.Key) bool { return v.IsMember(key, stmt.RoleOwner) }
+
+// Quota returns what bounds owner, and whether anything does: what the root's own
+// admission says, else the largest of what its invites say, field by field, else
+// what the root says of owners in general. The root and the owners of an open
+// network are not bounded.
+func (v *View) Quota(owner stmt.Key) (q stmt.Quota, bounded bool) {
+	m := v.members
+	if q, ok := m.quota[owner]; ok {
+		return q, true
+	}
+	for _, r := range m.roles[owner] {
+		if r != stmt.RoleNode {
+			return q, false
+		}
+	}
+	if m.open || owner == v.root || !m.anyOwner {
+		return q, false
+	}
+	return m.anyQuota, m.anyQuota != stmt.Quota{}
+}
 
 // OperatorOf returns the operator key that the root named for a node, or zero.
 func (v *View) OperatorOf(node stmt.Key) stmt.Key { return v.members.operator[node] }

@@ -118,7 +118,8 @@ func render(v *View) string {
 		line("  claims", v.ClaimsBy(n.Key))
 	}
 	for _, k := range v.Members() {
-		line("member", fmt.Sprint(k, v.Roles(k), v.Revoked(k), v.OperatorOf(k)))
+		q, bounded := v.Quota(k)
+		line("member", fmt.Sprint(k, v.Roles(k), v.Revoked(k), v.OperatorOf(k), q, bounded))
 	}
 	line("any", v.AnyOwner())
 	line("bases", v.Bases())
@@ -156,7 +157,7 @@ func history(t *rapid.T, withdraw bool) *world {
 		w.admit(n, stmt.RoleNode)
 	}
 	w.admit("olga", stmt.RoleOwner)
-	invite, err := stmt.NewInvite(keyOf("root"), w.net, keyOf("invite").Seed(), []stmt.Role{stmt.RoleNode, stmt.RoleOwner}, testNow)
+	invite, err := stmt.NewInvite(keyOf("root"), w.net, keyOf("invite").Seed(), stmt.InviteBody{Roles: []stmt.Role{stmt.RoleNode, stmt.RoleOwner}, Expires: testNow.Unix()})
 	if err != nil {
 		t.Fatalf("invite: %v", err)
 	}
@@ -219,9 +220,12 @@ func history(t *rapid.T, withdraw bool) *world {
 				}, rapid.Bool().Draw(t, "gone"))
 			}
 		case 12:
-			switch rapid.IntRange(0, 3).Draw(t, "root") {
+			quota := stmt.Quota{Instances: rapid.IntRange(0, 3).Draw(t, "quota")}
+			switch rapid.IntRange(0, 4).Draw(t, "root") {
 			case 0:
-				w.member(stmt.MemberBody{AnyOwner: true, Role: stmt.RoleOwner, Revoked: withdraw && rapid.Bool().Draw(t, "off")})
+				w.member(stmt.MemberBody{AnyOwner: true, Role: stmt.RoleOwner, Quota: quota, Revoked: withdraw && rapid.Bool().Draw(t, "off")})
+			case 4:
+				w.member(stmt.MemberBody{Key: pub(owner), Role: stmt.RoleOwner, Quota: quota})
 			case 1:
 				w.member(stmt.MemberBody{Key: pub(node), Revoked: true})
 			case 2:

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -44,6 +45,7 @@ func later(use, short, needs, until string) *cobra.Command {
 type inviteOptions struct {
 	roles []string
 	ttl   time.Duration // 0: not given
+	quota api.Quota
 }
 
 func newInvite(a *app) *cobra.Command {
@@ -54,7 +56,10 @@ func newInvite(a *app) *cobra.Command {
 that ends after --ttl. Whoever holds it can join until then: give it like a
 password. A node that holds the network's root key makes a new invite. One that
 joined by an invite can hand that on while it lasts, and refuses what asks for
-less than it gives. An open network has a ticket without an invite.`,
+less than it gives. An open network has a ticket without an invite.
+
+The --max flags bound what each owner may have whom the ticket admits; what is
+over the bound does not run. Nothing said is no bound.`,
 		Args: noArgs(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if !cmd.Flags().Changed("ttl") {
@@ -68,6 +73,11 @@ less than it gives. An open network has a ticket without an invite.`,
 	f := c.Flags()
 	f.StringSliceVar(&o.roles, "role", nil, "what it admits to: node, operator, owner (default: node and owner)")
 	f.DurationVar(&o.ttl, "ttl", 24*time.Hour, "how long it lets others join")
+	f.IntVar(&o.quota.Instances, "max-instances", 0, "how many instances each owner may have (0: no bound)")
+	f.IntVar(&o.quota.Replicas, "max-replicas", 0, "how many replicas in all (0: no bound)")
+	f.IntVar(&o.quota.CPUs, "max-cpus", 0, "how many virtual CPUs in all (0: no bound)")
+	f.Var((*byteSize)(&o.quota.Memory), "max-memory", "how much memory in all, as 8G")
+	f.Var((*byteSize)(&o.quota.Disk), "max-disk", "how much disk in all, as 100G")
 	return c
 }
 
@@ -77,12 +87,15 @@ func (a *app) runInvite(ctx context.Context, o inviteOptions) (err error) {
 			return cli.Errorf(api.ExitUsage, "--role: %q is not node, operator or owner", r)
 		}
 	}
+	if q := o.quota; q.Instances < 0 || q.Replicas < 0 || q.CPUs < 0 {
+		return cli.Errorf(api.ExitUsage, "a --max flag is not negative")
+	}
 	c, err := a.connect(ctx, nil)
 	if err != nil {
 		return err
 	}
 	defer closing(c, &err)
-	inv, err := c.API().Invite(ctx, api.InviteRequest{Roles: o.roles, Seconds: int64(o.ttl / time.Second)})
+	inv, err := c.API().Invite(ctx, api.InviteRequest{Roles: o.roles, Seconds: int64(o.ttl / time.Second), Quota: o.quota})
 	if err != nil {
 		return err
 	}
@@ -92,6 +105,37 @@ func (a *app) runInvite(ctx context.Context, o inviteOptions) (err error) {
 	}
 	a.p.Note("whoever holds this can join %s", until)
 	return a.p.Answer(inv, func(w io.Writer) { fmt.Fprintln(w, inv.Ticket) })
+}
+
+// byteSize is a flag of so many bytes, written as a whole number and a unit.
+type byteSize uint64
+
+var byteUnits = map[byte]int{'K': 10, 'M': 20, 'G': 30, 'T': 40}
+
+func (b *byteSize) String() string {
+	if *b == 0 {
+		return ""
+	}
+	return cli.Bytes(uint64(*b))
+}
+
+func (b *byteSize) Type() string { return "SIZE" }
+
+func (b *byteSize) Set(s string) error {
+	wrong := fmt.Errorf("%q is no size: a whole number and K, M, G or T, as in 8G", s)
+	if s == "" {
+		return wrong
+	}
+	shift, ok := byteUnits[s[len(s)-1]]
+	if !ok {
+		return wrong
+	}
+	n, err := strconv.ParseUint(s[:len(s)-1], 10, 64)
+	if err != nil || n == 0 || n > 1<<62>>shift {
+		return wrong
+	}
+	*b = byteSize(n << shift)
+	return nil
 }
 
 func newNetStatus(a *app) *cobra.Command {

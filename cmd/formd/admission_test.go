@@ -36,7 +36,7 @@ func testTicket(t *testing.T, root ed25519.PrivateKey, expires time.Time, boot .
 		ticket.Bootstrap = append(ticket.Bootstrap, fmt.Sprintf("/ip4/127.0.0.1/tcp/1/p2p/%s", k))
 	}
 	var err error
-	ticket.Invite, err = stmt.NewInvite(root, ticket.Network(), ticket.InviteSeed, []stmt.Role{stmt.RoleNode, stmt.RoleOwner}, expires)
+	ticket.Invite, err = stmt.NewInvite(root, ticket.Network(), ticket.InviteSeed, stmt.InviteBody{Roles: []stmt.Role{stmt.RoleNode, stmt.RoleOwner}, Expires: expires.Unix()})
 	if err != nil {
 		t.Fatal(err)
 	}

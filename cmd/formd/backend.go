@@ -191,15 +191,20 @@ func (o *operator) Invite(_ context.Context, r api.InviteRequest) (api.Invite, e
 		}
 		roles = append(roles, role)
 	}
-	life := time.Duration(r.Seconds) * time.Second
+	life, quota := time.Duration(r.Seconds)*time.Second, stmt.Quota(r.Quota)
+	bounded := quota != stmt.Quota{}
 	switch {
-	case o.id.open() && (len(roles) > 0 || life > 0):
+	case quota.Instances < 0 || quota.Replicas < 0 || quota.CPUs < 0:
+		return api.Invite{}, api.Problemf(api.ExitUsage, "a quota is not negative")
+	case bounded && len(roles) > 0 && !slices.ContainsFunc(roles, func(r stmt.Role) bool { return r != stmt.RoleNode }):
+		return api.Invite{}, api.Problemf(api.ExitUsage, "a quota bounds owners, and the invite admits none").WithHint("give it to whom you admit as an owner: --role owner")
+	case o.id.open() && (len(roles) > 0 || life > 0 || bounded):
 		return api.Invite{}, api.Problemf(api.ExitUsage, "the network %q is open: whoever knows it is a member, for any role and for ever", o.id.Name).
-			WithHint("ask for its ticket without --role and --ttl")
+			WithHint("ask for its ticket without --role, --ttl and --max-…")
 	case o.id.open():
 		return api.Invite{Ticket: o.id.ticket(bootstrapOf(o.addrs())).String()}, nil
 	case o.id.RootKey == nil:
-		return o.id.handOn(o.addrs(), roles, life, o.now())
+		return o.id.handOn(o.addrs(), roles, life, quota, o.now())
 	}
 	if len(roles) == 0 {
 		roles = []stmt.Role{stmt.RoleNode, stmt.RoleOwner}
@@ -207,7 +212,7 @@ func (o *operator) Invite(_ context.Context, r api.InviteRequest) (api.Invite, e
 	if life == 0 {
 		life = shortInvite
 	}
-	return o.id.invite(o.addrs(), roles, o.now().Add(life))
+	return o.id.invite(o.addrs(), stmt.InviteBody{Roles: roles, Expires: o.now().Add(life).Unix(), Quota: quota})
 }
 
 // NameBase publishes a name for a base that is complete here, importing it
@@ -268,21 +273,21 @@ func (o *operator) importCAR(ctx context.Context, path string) (cid.Cid, error) 
 func (o *operator) Drain(_ context.Context, draining bool) error { return o.rec.SetDraining(draining) }
 
 // invite makes a ticket that admits to roles until expires, by the root key.
-func (i *identity) invite(addrs []string, roles []stmt.Role, expires time.Time) (api.Invite, error) {
+func (i *identity) invite(addrs []string, body stmt.InviteBody) (api.Invite, error) {
 	seed := newSeed()
-	raw, err := stmt.NewInvite(i.RootKey, i.network(), seed, roles, expires)
+	raw, err := stmt.NewInvite(i.RootKey, i.network(), seed, body)
 	if err != nil {
 		return api.Invite{}, err
 	}
 	t := i.ticket(bootstrapOf(addrs))
 	t.InviteSeed, t.Invite = seed, raw
-	return api.Invite{Ticket: t.String(), Expires: expires.UTC().Truncate(time.Second)}, nil
+	return api.Invite{Ticket: t.String(), Expires: time.Unix(body.Expires, 0).UTC()}, nil
 }
 
 // handOn is the ticket that this node joined by. Nobody but the root can narrow
 // an invite: one that admits to another role than those asked for (none: any),
-// or for longer than life (0: any), is refused.
-func (i *identity) handOn(addrs []string, roles []stmt.Role, life time.Duration, now time.Time) (api.Invite, error) {
+// for longer than life (0: any), or owners to more than quota, is refused.
+func (i *identity) handOn(addrs []string, roles []stmt.Role, life time.Duration, quota stmt.Quota, now time.Time) (api.Invite, error) {
 	refuse := func(format string, args ...any) (api.Invite, error) {
 		return api.Invite{}, api.Problemf(api.ExitNotAllowed, format, args...).
 			WithHint("ask a node that holds the network's root key: form net invite, over there")
@@ -306,6 +311,8 @@ func (i *identity) handOn(addrs []string, roles []stmt.Role, life time.Duration,
 		return refuse("this node can only hand on the invite it joined by, which admits to %s", has.Roles)
 	case life > 0 && expires.After(now.Add(life)):
 		return refuse("this node can only hand on the invite it joined by, which lasts until %s", expires.Format(time.RFC3339))
+	case !has.Quota.Within(quota):
+		return refuse("this node can only hand on the invite it joined by, which allows an owner more than asked for")
 	}
 	return api.Invite{Ticket: i.ticket(bootstrapOf(addrs)).String(), Expires: expires}, nil
 }

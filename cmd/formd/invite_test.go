@@ -12,10 +12,11 @@ import (
 // What an invite admits to is what was asked for, or nothing is given.
 func TestInviteGivesNoMoreThanAskedFor(t *testing.T) {
 	now := time.Unix(1_800_000_000, 0)
+	small := stmt.Quota{Instances: 2, Memory: 1 << 30}
 	root := &identity{Key: newKey(t), RootKey: newKey(t)}
 	root.Name, root.Root = privateName, stmt.KeyOf(root.RootKey)
 	joined := func(expires time.Time, roles ...stmt.Role) *identity {
-		inv, err := root.invite(nil, roles, expires)
+		inv, err := root.invite(nil, stmt.InviteBody{Roles: roles, Expires: expires.Unix(), Quota: small})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -45,6 +46,12 @@ func TestInviteGivesNoMoreThanAskedFor(t *testing.T) {
 		"joined, too wide":  {joined(now.Add(time.Hour), both...), api.InviteRequest{Roles: []string{"owner"}}, api.ExitNotAllowed, nil, 0},
 		"joined, too small": {joined(now.Add(time.Hour), stmt.RoleNode), api.InviteRequest{Roles: []string{"owner", "node"}}, api.ExitNotAllowed, nil, 0},
 		"joined, too long":  {joined(now.Add(2*time.Hour), both...), api.InviteRequest{Seconds: 3600}, api.ExitNotAllowed, nil, 0},
+		"root, a quota":     {root, api.InviteRequest{Quota: api.Quota(small)}, 0, both, 24 * time.Hour},
+		"root, nodes only":  {root, api.InviteRequest{Roles: []string{"node"}, Quota: api.Quota(small)}, api.ExitUsage, nil, 0},
+		"joined, larger":    {joined(now.Add(time.Hour), both...), api.InviteRequest{Quota: api.Quota{Instances: 3}}, 0, both, time.Hour},
+		"joined, smaller":   {joined(now.Add(time.Hour), both...), api.InviteRequest{Quota: api.Quota{Instances: 1}}, api.ExitNotAllowed, nil, 0},
+		"joined, otherwise": {joined(now.Add(time.Hour), both...), api.InviteRequest{Quota: api.Quota{CPUs: 9}}, api.ExitNotAllowed, nil, 0},
+		"open, a quota":     {open, api.InviteRequest{Quota: api.Quota(small)}, api.ExitUsage, nil, 0},
 		"joined, ended":     {joined(now, both...), api.InviteRequest{}, api.ExitNotAllowed, nil, 0},
 		"no invite":         {&identity{Key: newKey(t), membership: membership{Name: privateName, Root: root.Root}}, api.InviteRequest{}, api.ExitNotAllowed, nil, 0},
 		"open, no wish":     {open, api.InviteRequest{}, 0, nil, 0},

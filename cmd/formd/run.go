@@ -428,7 +428,9 @@ func (d *formd) announce(ctx context.Context) error {
 		return nil
 	}
 	if d.id.Fresh {
-		t, err := d.id.invite(d.node.Addrs(), []stmt.Role{stmt.RoleNode, stmt.RoleOwner}, d.now().Add(defaultInvite))
+		t, err := d.id.invite(d.node.Addrs(), stmt.InviteBody{
+			Roles: []stmt.Role{stmt.RoleNode, stmt.RoleOwner}, Expires: d.now().Add(defaultInvite).Unix(),
+		})
 		if err != nil {
 			return fmt.Errorf("ticket: %w", err)
 		}

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"time"
 )
 
 // Role is what a member may do.
@@ -46,14 +45,56 @@ type MemberBody struct {
 	// Operator is the operator key a node belongs to, for the allow-lists of
 	// specs. It counts only in statements by the root.
 	Operator Key `cbor:"operator,omitzero"`
+	// Quota bounds the owner that is admitted, or every owner that the wildcard
+	// alone admits. It counts only in statements by the root; whom an invite
+	// admits is bounded by the invite.
+	Quota Quota `cbor:"quota,omitzero"`
+}
+
+// Quota bounds what one owner may have in a network. A field of zero is no
+// bound.
+type Quota struct {
+	Instances int    `cbor:"instances,omitempty"`
+	Replicas  int    `cbor:"replicas,omitempty"` // of all instances together, and so the next
+	CPUs      int    `cbor:"cpus,omitempty"`     // virtual CPUs
+	Memory    uint64 `cbor:"mem,omitempty"`      // bytes
+	Disk      uint64 `cbor:"disk,omitempty"`     // bytes
+}
+
+// Join returns the larger bound in every field: what holds for whom two
+// admissions bound.
+func (q Quota) Join(o Quota) Quota {
+	return Quota{
+		Instances: looser(q.Instances, o.Instances), Replicas: looser(q.Replicas, o.Replicas),
+		CPUs: looser(q.CPUs, o.CPUs), Memory: looser(q.Memory, o.Memory), Disk: looser(q.Disk, o.Disk),
+	}
+}
+
+// Within says whether q allows nothing that o does not.
+func (q Quota) Within(o Quota) bool { return q.Join(o) == o }
+
+func looser[T int | uint64](a, b T) T {
+	if a == 0 || b == 0 {
+		return 0
+	}
+	return max(a, b)
+}
+
+func (q Quota) check() error {
+	if q.Instances < 0 || q.Replicas < 0 || q.CPUs < 0 {
+		return fmt.Errorf("%w: quota %+v", ErrShape, q)
+	}
+	return nil
 }
 
 // InviteBody is the body of a [KindInvite] statement: the root lets the holder
-// of the private half of Invite admit keys to Roles until Expires.
+// of the private half of Invite admit keys to Roles until Expires, each owner with
+// Quota.
 type InviteBody struct {
 	Invite  Key    `cbor:"invite"`
 	Roles   []Role `cbor:"roles"`
 	Expires int64  `cbor:"expires"` // Unix seconds
+	Quota   Quota  `cbor:"quota,omitzero"`
 }
 
 // Member is a checked member statement.
@@ -65,14 +106,13 @@ type Member struct {
 }
 
 // NewInvite makes an invite key from seed (32 bytes) and the root's statement
-// that delegates to it.
-func NewInvite(root ed25519.PrivateKey, net NetworkID, seed []byte, roles []Role, expires time.Time) ([]byte, error) {
+// that delegates to it; Invite of i is filled in.
+func NewInvite(root ed25519.PrivateKey, net NetworkID, seed []byte, i InviteBody) ([]byte, error) {
 	if len(seed) != ed25519.SeedSize {
 		return nil, fmt.Errorf("%w: invite seed of %d bytes", ErrShape, len(seed))
 	}
-	body, err := Marshal(InviteBody{
-		Invite: KeyOf(ed25519.NewKeyFromSeed(seed)), Roles: roles, Expires: expires.Unix(),
-	})
+	i.Invite = KeyOf(ed25519.NewKeyFromSeed(seed))
+	body, err := Marshal(i)
 	if err != nil {
 		return nil, err
 	}
@@ -127,7 +167,7 @@ func MemberOf(s *Statement, root Key) (*Member, error) {
 	if !slices.Contains(inv.Roles, m.Role) {
 		return nil, fmt.Errorf("%w: the invite does not admit to %q", ErrAuthority, m.Role)
 	}
-	m.Invite, m.Expires, m.Operator = inv.Invite, inv.Expires, Key{}
+	m.Invite, m.Expires, m.Operator, m.Quota = inv.Invite, inv.Expires, Key{}, inv.Quota
 	return m, nil
 }
 
@@ -146,7 +186,7 @@ func checkInvite(s *Statement, root Key) (*InviteBody, error) {
 	if inv.Invite != s.Author {
 		return nil, fmt.Errorf("%w: the invite is for %s", ErrAuthority, inv.Invite)
 	}
-	return &inv, nil
+	return &inv, inv.Quota.check()
 }
 
 func (m *Member) check() error {
@@ -160,5 +200,5 @@ func (m *Member) check() error {
 	case !m.Role.valid() && (m.Role != "" || !m.Revoked):
 		return fmt.Errorf("%w: role %q", ErrShape, m.Role)
 	}
-	return nil
+	return m.Quota.check()
 }

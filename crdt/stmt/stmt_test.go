@@ -211,7 +211,7 @@ func TestVerifyRefuses(t *testing.T) {
 
 func testTicket(t testing.TB) Ticket {
 	seed := priv("invite").Seed()
-	invite, err := NewInvite(priv("root"), testNet, seed, []Role{RoleNode, RoleOwner}, now.Add(time.Hour))
+	invite, err := NewInvite(priv("root"), testNet, seed, InviteBody{Roles: []Role{RoleNode, RoleOwner}, Expires: now.Add(time.Hour).Unix()})
 	if err != nil {
 		t.Fatal(err)
 	}

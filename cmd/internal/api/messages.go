@@ -218,6 +218,16 @@ type BaseRequest struct {
 type InviteRequest struct {
 	Roles   []string `json:"roles,omitempty"`       // node, operator, owner; none: node and owner, or those of the invite
 	Seconds int64    `json:"ttl_seconds,omitempty"` // 0: a day, or what is left of the invite
+	Quota   Quota    `json:"quota,omitzero"`        // of each owner it admits
+}
+
+// Quota bounds what one owner may have; zero is no bound.
+type Quota struct {
+	Instances int    `json:"instances,omitempty"`
+	Replicas  int    `json:"replicas,omitempty"` // of all instances together, and so the next
+	CPUs      int    `json:"cpus,omitempty"`
+	Memory    uint64 `json:"memory,omitempty"` // bytes
+	Disk      uint64 `json:"disk,omitempty"`   // bytes
 }
 
 // Invite is a ticket.

@@ -34,7 +34,7 @@ func ticketFor(t *testing.T, root ed25519.PrivateKey, end time.Time) *stmt.Ticke
 	t.Helper()
 	id := stmt.NewNetworkID("test", stmt.KeyOf(root))
 	seed := make([]byte, 32)
-	invite, err := stmt.NewInvite(root, id, seed, []stmt.Role{stmt.RoleOwner}, end)
+	invite, err := stmt.NewInvite(root, id, seed, stmt.InviteBody{Roles: []stmt.Role{stmt.RoleOwner}, Expires: end.Unix()})
 	if err != nil {
 		t.Fatal(err)
 	}
