@@ -98,7 +98,7 @@ func (a *Author) Create(spec Spec) (id string, raws [][]byte, err error) {
 }
 
 // Set changes instance id by what mutate does to a copy of its spec; ID, Owner,
-// Generation, Epoch and Frozen are not for mutate to change. Keys that mutate
+// Generation, Epoch, Term and Frozen are not for mutate to change. Keys that mutate
 // leaves alone keep what other devices set at the same time. A change of nothing
 // gives no statements. When the document's history has grown, or it is frozen,
 // the statement re-roots it; of two devices that do that at once only one is
@@ -111,6 +111,9 @@ func (a *Author) Set(id string, mutate func(*Spec)) (raws [][]byte, err error) {
 	}
 	spec := old.clone()
 	mutate(&spec)
+	if spec.Term = old.Term; !slices.Equal(spec.Voters, old.Voters) {
+		spec.Term++
+	}
 	if err := spec.validate(); err != nil {
 		return nil, fmt.Errorf("set %s: %w", id, err)
 	}

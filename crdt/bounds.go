@@ -34,7 +34,14 @@ func goodCounter(n uint64) bool  { return n <= maxCounter }
 func goodWord(s string) bool     { return len(s) <= MaxWord }
 func goodLabel(k, v string) bool { return k != "" && goodWord(k) && goodWord(v) }
 func anyValue[T any](T) bool     { return true }
-func anyPair(_, _ string) bool   { return true }
+func goodVoters(v []stmt.Key) bool {
+	seen := map[stmt.Key]bool{}
+	for _, k := range v {
+		seen[k] = true
+	}
+	return len(v)%2 == 1 && len(v) <= MaxVoters && len(seen) == len(v) && !seen[stmt.Key{}]
+}
+func anyPair(_, _ string) bool { return true }
 
 // into reads values into p when they decode and are good.
 func into[T any](p *T, good func(T) bool) func(raw []byte) bool {
@@ -63,6 +70,12 @@ func (s *Spec) validate() error {
 		return fmt.Errorf("%w: %d bytes of memory (at most %d)", ErrInvalid, s.MemoryBytes, uint64(MaxMemory))
 	case !goodDisk(s.DiskBytes):
 		return fmt.Errorf("%w: %d bytes of disk (at most %d)", ErrInvalid, s.DiskBytes, uint64(MaxDisk))
+	case len(s.Voters) > 0 && !goodVoters(s.Voters):
+		return fmt.Errorf("%w: %d voters (an odd number of different nodes, at most %d)", ErrInvalid, len(s.Voters), MaxVoters)
+	case len(s.Voters) == 0 && (s.Partition == PartitionStopMinority || s.Partition == PartitionFence):
+		return fmt.Errorf("%w: partition contract %s without voters", ErrInvalid, s.Partition)
+	case !goodCounter(s.Term):
+		return fmt.Errorf("%w: term %d", ErrInvalid, s.Term)
 	case !goodCounter(s.Restart) || !goodCounter(s.Recreate):
 		return fmt.Errorf("%w: restart %d, recreate %d", ErrInvalid, s.Restart, s.Recreate)
 	case !goodWord(s.Region) || !goodWord(s.Partition) || !goodWord(s.GPU):

@@ -2,6 +2,7 @@ package crdt
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -31,6 +32,10 @@ func (w *world) signedRoot(name string, vals map[string]any) (DocID, []byte) {
 // counts. No Author signs one.
 func TestValuesOutOfBounds(t *testing.T) {
 	long := strings.Repeat("x", MaxWord+1)
+	var tooMany []stmt.Key
+	for i := range byte(MaxVoters + 2) {
+		tooMany = append(tooMany, stmt.Key{i + 1})
+	}
 	for _, tt := range []struct {
 		key  string
 		bad  []any
@@ -48,6 +53,9 @@ func TestValuesOutOfBounds(t *testing.T) {
 		{keyGeneration, []any{^uint64(0)}, 5, func(s *Spec) bool { return s.Generation == 0 }, nil},
 		{keyRegion, []any{long}, "eu", func(s *Spec) bool { return s.Region == "" }, func(s *Spec) { s.Region = long }},
 		{prefixLabel + "a", []any{long, 1}, "b", func(s *Spec) bool { return len(s.Labels) == 0 }, func(s *Spec) { s.Labels = map[string]string{"a": long} }},
+		{keyVoters, []any{[]stmt.Key{}, []stmt.Key{{1}, {2}}, []stmt.Key{{1}, {2}, {1}}, []stmt.Key{{}}, tooMany, "n1", []any{[]byte("short")}}, tooMany[:MaxVoters],
+			func(s *Spec) bool { return len(s.Voters) == 0 }, func(s *Spec) { s.Voters = tooMany }},
+		{keyTerm, []any{-1, ^uint64(0)}, 5, func(s *Spec) bool { return s.Term == 0 }, nil},
 		{keySSH, []any{[]any{"key", 1}}, []string{"key"}, func(s *Spec) bool { return len(s.SSHKeys) == 0 }, nil},
 	} {
 		read := func(v any) *Spec {
@@ -177,5 +185,39 @@ func TestLargeNodeRegister(t *testing.T) {
 	}
 	if got, _ = r.View().Node(pub("n1")); got.Labels["b"] != "kept" || len(got.Labels) != 1 {
 		t.Errorf("labels %v", got.Labels)
+	}
+}
+
+// A contract that counts voters is not signed without them, and every change of
+// the voters of an instance is a new term, whatever the caller says of it.
+func TestTermCountsChangesOfVoters(t *testing.T) {
+	a := newWorld(t).author("olga", nil)
+	one, two := []stmt.Key{{1}}, []stmt.Key{{1}, {2}, {3}}
+	for _, p := range []string{PartitionStopMinority, PartitionFence} {
+		if _, _, err := a.Create(Spec{Name: "a", Partition: p}); !errors.Is(err, ErrInvalid) {
+			t.Errorf("%s without voters: %v", p, err)
+		}
+	}
+	id, _, err := a.Create(Spec{Name: "a", Partition: PartitionFence, Voters: one})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, step := range []struct {
+		change func(*Spec)
+		want   uint64
+	}{
+		{func(s *Spec) { s.Replicas = 1 }, 0},
+		{func(s *Spec) { s.Voters = two }, 1},
+		{func(s *Spec) { s.Voters, s.Term, s.Replicas = slices.Clone(two), 7, 2 }, 1},
+		{func(s *Spec) { s.Voters, s.Term = one, 0 }, 2},
+		{func(s *Spec) { s.Voters, s.Partition = nil, PartitionKeep }, 3},
+		{func(s *Spec) { s.Voters, s.Partition = two, PartitionFence }, 4},
+	} {
+		if _, err := a.Set(id, step.change); err != nil {
+			t.Fatal(err)
+		}
+		if s, _ := a.state.View().Instance(id); s.Term != step.want {
+			t.Errorf("term %d, want %d", s.Term, step.want)
+		}
 	}
 }

@@ -31,6 +31,8 @@ const (
 	MaxHolds = 96
 	// MaxAddrs is how many of Node.Addrs are published.
 	MaxAddrs = 16
+	// MaxVoters is how many Spec.Voters there may be.
+	MaxVoters = 9
 	// maxNode is the largest body of a node register that is published: with
 	// what is around it, it fits a statement.
 	maxNode = stmt.MaxStatement - 512
@@ -75,6 +77,13 @@ const (
 	PhaseStopped Phase = "stopped"
 )
 
+// Partition contracts: what a replica does when the swarm splits (DESIGN §5).
+const (
+	PartitionKeep         = "keep"          // goes on running
+	PartitionStopMinority = "stop-minority" // stops where most of the voters are not seen
+	PartitionFence        = "fence"         // one of them runs, by a lease that most of the voters grant
+)
+
 // ClaimPhase is what a node does with a slot it claims.
 type ClaimPhase string
 
@@ -116,7 +125,13 @@ type Spec struct {
 	Region      string            // a node must be there; "" = anywhere
 	Operators   []stmt.Key        // node or operator keys that may run it; none = any
 	Partition   string            // keep | stop-minority | fence; "" = keep
-	GPU         string            // "model[:n]"; "" = none
+	// Voters are the nodes whose majority the other contracts than keep count: an
+	// odd number of at most MaxVoters, all different.
+	Voters []stmt.Key
+	// Term is how often the voters of the instance were replaced: an Author
+	// raises it with every change of Voters.
+	Term uint64
+	GPU  string // "model[:n]"; "" = none
 
 	// Unknown holds the keys this version does not know, as canonical CBOR.
 	// An Author keeps them.

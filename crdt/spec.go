@@ -28,6 +28,8 @@ const (
 	keyRegion     = "region"
 	keyOperators  = "operators"
 	keyPartition  = "partition"
+	keyVoters     = "voters"
+	keyTerm       = "term"
 	keyGPU        = "gpu"
 	keyCritical   = "critical" // list of keys a node must know to claim
 	prefixEnv     = "env/"
@@ -123,6 +125,8 @@ func (s *Spec) values() (map[string][]byte, error) {
 	put(keyRegion, s.Region == "", s.Region)
 	put(keyOperators, len(s.Operators) == 0, s.Operators)
 	put(keyPartition, s.Partition == "", s.Partition)
+	put(keyVoters, len(s.Voters) == 0, s.Voters)
+	put(keyTerm, s.Term == 0, s.Term)
 	put(keyGPU, s.GPU == "", s.GPU)
 	for k, v := range s.Env { // any order: into a map
 		put(prefixEnv+k, false, v)
@@ -147,6 +151,7 @@ func (s *Spec) setValues(vals map[string][]byte) {
 		keySSH: into(&s.SSHKeys, anyValue), keyExpose: into(&s.Expose, anyValue),
 		keyRegion: into(&s.Region, goodWord), keyOperators: into(&s.Operators, anyValue),
 		keyPartition: into(&s.Partition, goodWord), keyGPU: into(&s.GPU, goodWord),
+		keyVoters: into(&s.Voters, goodVoters), keyTerm: into(&s.Term, goodCounter),
 	}
 	for _, k := range slices.Sorted(maps.Keys(vals)) {
 		raw := vals[k]
@@ -205,6 +210,7 @@ func (s *Spec) clone() Spec {
 	c := *s
 	c.Env, c.Labels, c.Unknown = maps.Clone(s.Env), maps.Clone(s.Labels), maps.Clone(s.Unknown)
 	c.SSHKeys, c.Expose, c.Operators = slices.Clone(s.SSHKeys), slices.Clone(s.Expose), slices.Clone(s.Operators)
+	c.Voters = slices.Clone(s.Voters)
 	return c
 }
 

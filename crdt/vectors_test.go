@@ -90,6 +90,7 @@ func makeVectors(t *testing.T) vectorFile {
 	id, raws, err := a.Create(Spec{
 		Name: "hello", Pack: testPack, Replicas: 2, VCPU: 1, MemoryBytes: 512 << 20, DiskBytes: 5 << 30,
 		Env: map[string]string{"A": "1"}, Expose: []string{"8080/tcp"}, Operators: []stmt.Key{pub("n1")},
+		Partition: PartitionFence, Voters: []stmt.Key{pub("n1")},
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -195,6 +195,10 @@ func writeInstance(w io.Writer, i api.Instance) {
 		labels = append(labels, k+"="+v)
 	}
 	slices.Sort(labels)
+	var voters []string
+	for _, k := range i.Spec.Voters {
+		voters = append(voters, k.String())
+	}
 	cli.Pairs(w,
 		[2]string{"name", i.Name}, [2]string{"id", i.ID}, [2]string{"owner", i.Owner.String()},
 		[2]string{"status", statusText(i)}, [2]string{"reason", reasonUnlessFailure(i)}, [2]string{"pack", i.Pack},
@@ -202,7 +206,8 @@ func writeInstance(w io.Writer, i api.Instance) {
 		[2]string{"wanted", fmt.Sprintf("%d replicas, %s", i.Desired.Replicas, i.Desired.Phase)},
 		[2]string{"vcpu", vcpu}, [2]string{"memory", size(i.Spec.MemoryBytes)}, [2]string{"disk", size(i.Spec.DiskBytes)},
 		[2]string{"expose", strings.Join(i.Spec.Expose, " ")}, [2]string{"region", i.Spec.Region},
-		[2]string{"labels", strings.Join(labels, " ")}, [2]string{"partition", i.Spec.Partition})
+		[2]string{"labels", strings.Join(labels, " ")}, [2]string{"partition", i.Spec.Partition},
+		[2]string{"voters", strings.Join(voters, " ")})
 	if len(i.Replicas) == 0 {
 		return
 	}

@@ -205,14 +205,26 @@ func (a *app) runUpdateInPlace(ctx context.Context, instance string, o shipOptio
 			want.change(s)
 			s.SSHKeys = want.authorised(own)
 		}
-	case !slices.ContainsFunc([]string{"replicas", "env", "label", "region"}, o.given):
+	case !slices.ContainsFunc([]string{"replicas", "env", "label", "region", "voters"}, o.given):
 		done, mutate = "recreating", func(s *crdt.Spec) {
 			s.Phase = crdt.PhaseRunning
 			s.Recreate++
 		}
 	}
 	return a.withWhole(ctx, instance, func(c *swarm.Conn, i api.Instance) error {
-		err := a.sign(ctx, c, i, mutate)
+		voters := i.Spec.Voters
+		if want.voters.given {
+			var err error
+			if voters, err = a.voters(ctx, c, want.voters, i.Spec.Partition, i.Name, voters); err != nil {
+				return err
+			}
+		}
+		err := a.sign(ctx, c, i, func(s *crdt.Spec) {
+			mutate(s)
+			if want.voters.given {
+				s.Voters = voters
+			}
+		})
 		if err != nil {
 			return err
 		}

@@ -42,6 +42,7 @@ type shipOptions struct {
 	env      []string
 	labels   []string
 	region   string
+	voters   string
 
 	update bool              // manage update: the instance exists and keeps its name
 	id     string            // of the instance to update, or ""
@@ -61,6 +62,7 @@ func (o *shipOptions) addFlags(f *pflag.FlagSet) {
 	f.StringArrayVar(&o.sshKeys, "ssh-key", nil, "SSH public key, or a file of them, to let in beside the kit's, and nobody else (repeatable)")
 	f.StringArrayVarP(&o.env, "env", "e", nil, "K=V for the entrypoint, K- to take it back; readable by members, so no secrets (repeatable)")
 	f.StringVar(&o.region, "region", "", "run only on nodes of this region (empty: of any)")
+	f.StringVar(&o.voters, "voters", "auto", "who votes when PARTITION is stop-minority or fence: node keys (an odd number, comma-separated), how many, or auto (3)")
 	f.StringArrayVar(&o.labels, "label", nil, "K=V that a node must have to run it, K- to take it back (repeatable)")
 }
 
@@ -234,14 +236,21 @@ func (a *app) signShip(ctx context.Context, c *swarm.Conn, id cid.Cid, root *sto
 	if err != nil {
 		return "", err
 	}
+	voters, err := a.voters(ctx, c, want.voters, root.Run.Partition, name, votersOf(au.Instances(), old))
+	if err != nil {
+		return "", err
+	}
 	var raws [][]byte
 	if old == "" {
 		var spec crdt.Spec
 		want.apply(&spec, id, root, false)
-		spec.Name = name
+		spec.Name, spec.Voters = name, voters
 		old, raws, err = au.Create(spec)
 	} else {
-		raws, err = au.Set(old, func(s *crdt.Spec) { want.apply(s, id, root, true) })
+		raws, err = au.Set(old, func(s *crdt.Spec) {
+			want.apply(s, id, root, true)
+			s.Voters = voters
+		})
 		a.p.Note("updating %s (%s)", name, old)
 	}
 	if err != nil {

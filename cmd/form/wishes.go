@@ -32,6 +32,7 @@ type wishes struct {
 	labels   edits
 	region   *string // nil: as it is
 	sshKeys  []string
+	voters   voterWish
 }
 
 // edits is what K=V and K- flags do to a map.
@@ -76,6 +77,9 @@ func (a *app) readWishes(o shipOptions) (w wishes, err error) {
 	}
 	if o.given("region") {
 		w.region = &o.region
+	}
+	if w.voters, err = readVoters(o.voters, o.given("voters")); err != nil {
+		return w, err
 	}
 	if w.sshKeys, err = a.moreSSHKeys(o.sshKeys); err != nil {
 		return w, err

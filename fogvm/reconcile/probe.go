@@ -102,7 +102,7 @@ func (p *Prober) SetInterest(nodes []stmt.Key) {
 	p.interest = nodes
 }
 
-// Changed has an element after Dead has changed.
+// Changed has an element after Dead or Sees has changed.
 func (p *Prober) Changed() <-chan struct{} { return p.changed }
 
 // Dead are the nodes confirmed dead, and since when, counted from boot.
@@ -114,6 +114,14 @@ func (p *Prober) Dead() map[stmt.Key]time.Duration {
 		out[k] = t
 	}
 	return out
+}
+
+// Sees says whether a node was heard of and is not confirmed dead.
+func (p *Prober) Sees(k stmt.Key) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	s := p.detector.Status(k)
+	return s.Contact != 0 && s.State != live.Dead
 }
 
 // Live is alive, suspect, dead, or unknown for a node that was not probed yet.
@@ -180,8 +188,12 @@ func (p *Prober) setPeers(now time.Duration) {
 // step advances the detector and does what it says.
 func (p *Prober) step(ctx context.Context, probes *sync.WaitGroup, now time.Duration, ev live.Event) {
 	p.mu.Lock()
-	effects := p.detector.Step(now, ev)
 	changed := false
+	if c, ok := ev.(live.Contact); ok {
+		s := p.detector.Status(c.Key)
+		changed = s.Contact == 0 && s.State != live.Dead // a peer that is seen now
+	}
+	effects := p.detector.Step(now, ev)
 	for _, e := range effects {
 		switch e := e.(type) {
 		case live.Ping:

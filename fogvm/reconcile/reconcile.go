@@ -73,6 +73,8 @@ type Liveness interface {
 	Dead() map[stmt.Key]time.Duration
 	Changed() <-chan struct{}
 	SetInterest(nodes []stmt.Key)
+	// Sees says whether a node was heard of and is not confirmed dead.
+	Sees(node stmt.Key) bool
 }
 
 // Config of a Reconciler. All fields but the last group are required.
@@ -195,7 +197,14 @@ func (r *Reconciler) World() plan.World {
 
 // WorldOf is the World of a view with this node's own probes.
 func (r *Reconciler) WorldOf(v *crdt.View) plan.World {
-	return plan.WorldOf(v, r.cfg.Self, r.cfg.Liveness.Dead())
+	w := plan.WorldOf(v, r.cfg.Self, r.cfg.Liveness.Dead())
+	w.Seen = map[stmt.Key]bool{}
+	for i := range w.Instances {
+		for _, k := range w.Instances[i].Voters {
+			w.Seen[k] = k == r.cfg.Self || r.cfg.Liveness.Sees(k)
+		}
+	}
+	return w
 }
 
 // Fetch brings a pack here for somebody who asks, beside what the loop fetches,
@@ -263,7 +272,7 @@ func (r *Reconciler) loop(ctx context.Context) error {
 }
 
 // step looks once. Before the state is synchronised only the register is
-// published.
+// published, and what must not run without the voters is stopped.
 func (r *Reconciler) step(ctx context.Context, view *crdt.View, ready bool) (time.Duration, error) {
 	// Nothing that cannot be published keeps what runs from being looked after.
 	nodeErr := r.publishNode(ctx)
@@ -273,7 +282,7 @@ func (r *Reconciler) step(ctx context.Context, view *crdt.View, ready bool) (tim
 	r.mu.Unlock()
 	r.cfg.Liveness.SetInterest(plan.Interest(w, r.cfg.Self))
 	if !ready {
-		return 0, nodeErr
+		return 0, errors.Join(nodeErr, r.isolated(ctx, w))
 	}
 	out := plan.Plan(plan.Input{
 		Now: r.cfg.Now(), Self: r.cfg.Self, World: w, VMs: r.vmStatus(),
@@ -290,6 +299,21 @@ func (r *Reconciler) step(ctx context.Context, view *crdt.View, ready bool) (tim
 		out.VMs = r.present(out.VMs)
 	}
 	return out.Wake, errors.Join(nodeErr, claimErr, r.sync(ctx, w, out.VMs))
+}
+
+// isolated stops what must not run where most of its voters do not answer.
+func (r *Reconciler) isolated(ctx context.Context, w plan.World) error {
+	want := plan.Isolated(w, r.cfg.Self, r.vmStatus())
+	r.mu.Lock()
+	defined := !slices.ContainsFunc(want, func(v plan.VM) bool { _, ok := r.applied[v.ID]; return !ok })
+	r.mu.Unlock()
+	if len(want) == 0 {
+		return nil
+	}
+	if !defined {
+		return errors.New("voters are lost, and the VMs here cannot be told apart before the state is synchronised")
+	}
+	return r.sync(ctx, w, want)
 }
 
 // present are those VMs that are on this host already.

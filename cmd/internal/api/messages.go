@@ -71,6 +71,7 @@ type Spec struct {
 	Region      string            `json:"region,omitempty"`
 	Operators   []stmt.Key        `json:"operators,omitempty"`
 	Partition   string            `json:"partition,omitempty"`
+	Voters      []stmt.Key        `json:"voters,omitempty"` // whose majority the partition contract counts
 	GPU         string            `json:"gpu,omitempty"`
 }
 

@@ -15,8 +15,8 @@ const smallSwarm = 16
 const interestDepth = 3
 
 // Interest lists the nodes whose death this node might have to act upon, by key:
-// the holders of slots that this node ranks highly for. In a small swarm that is
-// everybody.
+// the holders of slots that this node ranks highly for, and those that vote on
+// such an instance or on one that runs here. In a small swarm that is everybody.
 func Interest(w World, self stmt.Key) []stmt.Key {
 	set := map[stmt.Key]bool{}
 	if len(w.Nodes) <= smallSwarm {
@@ -27,7 +27,13 @@ func Interest(w World, self stmt.Key) []stmt.Key {
 		for i := range w.Instances {
 			s := &w.Instances[i]
 			order := place.Order(*s, w.candidates(s))
-			if !slices.Contains(order[:min(len(order), interestDepth+s.Replicas)], self) {
+			ranks := slices.Contains(order[:min(len(order), interestDepth+s.Replicas)], self)
+			if counts(s) && (ranks || w.claimed(s, self)) {
+				for _, k := range s.Voters {
+					set[k] = true
+				}
+			}
+			if !ranks {
 				continue
 			}
 			for _, c := range w.Claims[s.ID] {

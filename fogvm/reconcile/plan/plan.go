@@ -240,7 +240,7 @@ func (p *planner) instance(s *crdt.Spec) {
 			kept = true
 		}
 	}
-	if !kept && p.self != nil && runnable(s) {
+	if !kept && p.self != nil && runnable(s) && p.World.minority(s) == "" {
 		kept = p.claimEmpty(s, claims, len(own) > 0)
 	} else {
 		p.observeEmpty(s, claims)

@@ -25,12 +25,15 @@ func (c *cluster) holder(id string, slot int) int {
 	return 0
 }
 
+// scenario is a history whose transcript is kept.
+type scenario struct {
+	name  string
+	nodes int
+	run   func(c *cluster)
+}
+
 func TestScenarios(t *testing.T) {
-	scenarios := []struct {
-		name  string
-		nodes int
-		run   func(c *cluster)
-	}{
+	checkScenarios(t, []scenario{
 		{"kill-and-return", 3, func(c *cluster) {
 			c.ship("web", 2, "p1")
 			c.run(10 * time.Second)
@@ -177,7 +180,11 @@ func TestScenarios(t *testing.T) {
 			n.reg.Draining = true
 			c.run(20 * time.Second)
 		}},
-	}
+	})
+}
+
+// checkScenarios plays each history, and compares what happened.
+func checkScenarios(t *testing.T, scenarios []scenario) {
 	for _, sc := range scenarios {
 		t.Run(sc.name, func(t *testing.T) {
 			c := newCluster(sc.nodes)

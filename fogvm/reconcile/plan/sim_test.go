@@ -207,7 +207,7 @@ func (c *cluster) spread() {
 }
 
 func (c *cluster) world(n *simNode) World {
-	w := World{Claims: map[string][]crdt.Claim{}, Dead: map[stmt.Key]time.Duration{}}
+	w := World{Claims: map[string][]crdt.Claim{}, Dead: map[stmt.Key]time.Duration{}, Seen: map[stmt.Key]bool{n.key: true}}
 	w.MayRun = func(s *crdt.Spec, k stmt.Key) bool {
 		return len(s.Operators) == 0 || slices.Contains(s.Operators, k)
 	}
@@ -221,6 +221,8 @@ func (c *cluster) world(n *simNode) World {
 			claims = n.claims
 		} else if silent := c.now - n.heard[o.key]; silent >= detect {
 			w.Dead[o.key] = epoch + n.heard[o.key] + detect
+		} else {
+			w.Seen[o.key] = n.heard[o.key] > 0
 		}
 		for _, cl := range claims {
 			w.Claims[cl.Instance] = append(w.Claims[cl.Instance], cl)

@@ -38,7 +38,7 @@ func (w World) leaving(s *crdt.Spec, c crdt.Claim) bool {
 
 // holds says whether a claim keeps others from claiming its slot.
 func (w World) holds(s *crdt.Spec, c crdt.Claim) bool {
-	return !w.dead(c.Node) && c.Phase != crdt.ClaimFailed && c.Phase != crdt.ClaimDraining && !w.leaving(s, c)
+	return !w.dead(c.Node) && c.Phase != crdt.ClaimFailed && c.Phase != crdt.ClaimDraining && !halted(s, c) && !w.leaving(s, c)
 }
 
 // holders are the claims that hold a slot, the keeper first: the highest
@@ -155,7 +155,7 @@ func (p *planner) since(s *crdt.Spec, claims []crdt.Claim, slot int) (at, base, 
 		if t, dead := p.World.Dead[c.Node]; dead {
 			deadAt, died = max(deadAt, t), true
 		}
-		failed = failed || (c.Phase == crdt.ClaimFailed && !p.World.dead(c.Node) && !void(s, c))
+		failed = failed || (c.Phase == crdt.ClaimFailed && !void(s, c) || halted(s, c)) && !p.World.dead(c.Node)
 	}
 	if failed {
 		at = first(p.Timers.Failed, p.out.Timers.Failed, key, p.Now)
@@ -253,6 +253,10 @@ func (p *planner) own(s *crdt.Spec, claims []crdt.Claim, c crdt.Claim, kept bool
 		// Draining was decided on another view; that it no longer holds shows
 		// below, where the claim is judged like any other.
 		c.Phase = crdt.ClaimLaunching
+	}
+	if why := p.outvoted(s, c); why != "" {
+		p.halt(s, c, why)
+		return true
 	}
 	holders := p.World.holders(s, claims, c.Slot)
 	if len(holders) > 0 && holders[0].Node != p.Self {

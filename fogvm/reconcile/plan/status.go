@@ -31,6 +31,9 @@ func Status(w World, s *crdt.Spec) (word, reason string) {
 	if why := place.OutOfBounds(*s); why != "" {
 		return Failure, why
 	}
+	if why := w.lost(s); why != "" {
+		return Pending, "this side " + why + ", and it runs where most of them are"
+	}
 	t := w.tally(s)
 	switch {
 	case t.ready == s.Replicas && t.current == s.Replicas:

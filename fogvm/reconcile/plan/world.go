@@ -2,7 +2,6 @@ package plan
 
 import (
 	"encoding/hex"
-	"fmt"
 	"maps"
 	"slices"
 	"strings"
@@ -56,6 +55,9 @@ type World struct {
 	MayRun func(s *crdt.Spec, node stmt.Key) bool
 	// Dead holds the nodes this node has confirmed dead, and since when.
 	Dead map[stmt.Key]time.Duration
+	// Seen holds the voters that this node has heard of and not confirmed dead,
+	// itself among them.
+	Seen map[stmt.Key]bool
 }
 
 // WorldOf reads a view. self's own claims are included even on instances the
@@ -170,8 +172,8 @@ func refusal(s *crdt.Spec) string {
 	switch {
 	case len(s.Critical) > 0:
 		return "it needs what this version does not know: " + strings.Join(s.Critical, ", ")
-	case s.Partition != "" && s.Partition != "keep":
-		return fmt.Sprintf("partition contract %q is not available yet, only keep", s.Partition)
+	case s.Partition == crdt.PartitionFence:
+		return "partition contract fence is not available yet"
 	}
-	return ""
+	return contractRefusal(s)
 }
