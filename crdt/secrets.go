@@ -10,6 +10,9 @@ import (
 
 // Limits on the secrets of one instance.
 const (
+	// AwaitsSecrets begins the reason of a claim that cannot start for want of the
+	// instance's secrets.
+	AwaitsSecrets = "waits for its secrets"
 	// MaxSecrets is how many secrets of an instance count, the first by name.
 	MaxSecrets = 64
 	// MaxSecretName is the longest name of a secret in bytes.

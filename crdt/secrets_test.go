@@ -278,3 +278,36 @@ func TestAuthorsSecrets(t *testing.T) {
 		t.Errorf("a large box: %v", err)
 	}
 }
+
+// What a replica hands out of an instance's claims proves them to whoever knows
+// the network's root, and nobody else's claim can be slipped in.
+func TestClaimStatementsProveTheClaims(t *testing.T) {
+	w := newWorld(t)
+	w.admit("olga", stmt.RoleOwner)
+	w.admit("n1", stmt.RoleNode)
+	w.admit("n2", stmt.RoleNode)
+	a := w.author("olga", nil)
+	id, created, err := a.Create(Spec{Name: "hello"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := w.state()
+	applyAll(s, append(slices.Clone(w.raws), created...))
+	w.raws = nil
+	for i, n := range []string{"n1", "n2"} {
+		w.claim(n, 1, 1, Claim{Instance: id, Owner: pub("olga"), Slot: i, Phase: ClaimRunning}, false)
+	}
+	w.claim("n2", 1, 2, Claim{Instance: id, Owner: pub("olga"), Slot: 5}, true)
+	stranger := w.claim("stranger", 1, 1, Claim{Instance: id, Owner: pub("olga"), Slot: 2, Phase: ClaimRunning}, false)
+	applyAll(s, w.raws)
+	proof := s.ClaimStatements(mustDoc(t, id))
+	if len(proof) != 4 {
+		t.Fatalf("%d statements, want two admissions and two claims", len(proof))
+	}
+	fresh := w.state()
+	applyAll(fresh, proof)
+	applyAll(fresh, [][]byte{stranger})
+	if got, want := fmt.Sprint(fresh.View().Claims(id)), fmt.Sprint(s.View().Claims(id)); got != want || len(fresh.View().Claims(id)) != 2 {
+		t.Fatalf("proves %s\nwant %s", got, want)
+	}
+}

@@ -99,6 +99,8 @@ func (a *app) explain(err error) (text string, hints []string, code int) {
 		return text, []string{"a name is a DNS label; env, labels and SSH keys share the 8 KiB and 64 keys of a signed statement"}, api.ExitUsage
 	case errors.Is(err, crdt.ErrQuota):
 		return text, []string{"delete what is not needed any more: form ls, form rm"}, api.ExitUsage
+	case errors.Is(err, crdt.ErrNoSecret):
+		return text, []string{"which there are: form secret ls INSTANCE"}, api.ExitNotFound
 	case errors.Is(err, crdt.ErrNotFound):
 		return text, []string{"it was deleted meanwhile: form ls"}, api.ExitNotFound
 	case errors.Is(err, stmt.ErrTicket), errors.Is(err, stmt.ErrKey):

@@ -30,6 +30,7 @@ const somePack = "bafyreigdyrzt5sfp7udm7hu76uh7y26nf3efuylqabf3oclgtqy55fbzdi"
 type daemon struct {
 	*crdt.Replica
 	word, reason string
+	status       func(*crdt.View, crdt.Spec) (word, reason string) // instead of these
 	wanted       int
 	onWanted     func()   // called first
 	addrs        []string // of its libp2p node, if it has one
@@ -37,15 +38,21 @@ type daemon struct {
 	invite       func(api.InviteRequest) (api.Invite, error)
 }
 
-func (d *daemon) Status(*crdt.View, crdt.Spec) (string, string) { return d.word, d.reason }
-func (d *daemon) Explain(*crdt.View, crdt.Spec) api.Explain     { return api.Explain{} }
-func (d *daemon) Live(stmt.Key) string                          { return "alive" }
-func (d *daemon) List(context.Context) ([]api.Pack, error)      { return nil, nil }
-func (d *daemon) Peers() []api.Peer                             { return []api.Peer{} }
-func (d *daemon) Doctor(context.Context) []api.Check            { return []api.Check{} }
-func (d *daemon) Capacity() api.Capacity                        { return api.Capacity{} }
-func (d *daemon) Count() int                                    { return 0 }
-func (d *daemon) Drain(context.Context, bool) error             { return nil }
+func (d *daemon) Explain(*crdt.View, crdt.Spec) api.Explain { return api.Explain{} }
+func (d *daemon) Live(stmt.Key) string                      { return "alive" }
+func (d *daemon) List(context.Context) ([]api.Pack, error)  { return nil, nil }
+func (d *daemon) Peers() []api.Peer                         { return []api.Peer{} }
+func (d *daemon) Doctor(context.Context) []api.Check        { return []api.Check{} }
+func (d *daemon) Capacity() api.Capacity                    { return api.Capacity{} }
+func (d *daemon) Count() int                                { return 0 }
+func (d *daemon) Drain(context.Context, bool) error         { return nil }
+
+func (d *daemon) Status(v *crdt.View, s crdt.Spec) (word, reason string) {
+	if d.status != nil {
+		return d.status(v, s)
+	}
+	return d.word, d.reason
+}
 
 func (d *daemon) Wanted(*crdt.View, string) int {
 	if d.onWanted != nil {
@@ -102,7 +109,7 @@ func newHome(t *testing.T) *home {
 		t.Fatal(err)
 	}
 	d := h.daemon
-	handler := api.NewHandler(api.Config{State: d, Placement: d, Packs: d, Host: d, Guests: d, Operator: d, Now: time.Now})
+	handler := api.NewHandler(api.Config{State: d, Signed: d, Placement: d, Packs: d, Host: d, Guests: d, Operator: d, Now: time.Now})
 	d.handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		handler.ServeHTTP(w, r.WithContext(api.WithCaller(r.Context(), api.Caller{Local: true})))
 	})
@@ -139,9 +146,12 @@ func newHome(t *testing.T) *home {
 func (h *home) socket() string { return filepath.Join(h.dir, "s") }
 
 // form runs one command line.
-func (h *home) form(args ...string) (code int, stdout, stderr string) {
+func (h *home) form(args ...string) (code int, stdout, stderr string) { return h.given("", args...) }
+
+// given runs one command line with this on standard input.
+func (h *home) given(stdin string, args ...string) (code int, stdout, stderr string) {
 	var out, talk bytes.Buffer
-	code = run(args, strings.NewReader(""), &out, &talk)
+	code = run(args, strings.NewReader(stdin), &out, &talk)
 	return code, out.String(), talk.String()
 }
 

@@ -77,13 +77,11 @@ func newRoot(a *app) *cobra.Command {
 		}
 	}
 	add("make", newPack(a), newBase(a), newShip(a), newCommit(a))
-	add("run", newManage(a), newLs(a), newStatusShort(a), newLogs(a), newScale(a), newRm(a))
+	add("run", newManage(a), newLs(a), newStatusShort(a), newLogs(a), newScale(a), newRm(a), newSecret(a))
 	add("reach", newSSH(a), newProxy(a), newForward(a))
 	add("swarm", newNode(a), newPeers(a), newNet(a), newDoctor(a))
 	add("setup", newKit(a), newKey(a), newConfig(a), newVersion(a))
 	for _, c := range []*cobra.Command{
-		later("secret", "give an instance a secret", "secrets encrypted to the nodes that run an instance",
-			"until then put no secret into a pack or --env: log in with form ssh and place it by hand"),
 		later("top", "watch instances and their load", "figures of load from the guests", "what runs where: form ls, form status, form manage events"),
 		later("ui", "a console in the browser", "the console", "until then: form status, form ls, form node ls, and curl of formd's web address"),
 		later("verify", "check what an instance or a pack claims", "proofs that can be checked offline", "every block and statement is verified when it arrives; where replicas are and why: form manage explain"),

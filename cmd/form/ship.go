@@ -407,6 +407,11 @@ func (a *app) waitFor(ctx context.Context, c *swarm.Conn, inst, pack string, all
 		if i.Pack != pack {
 			return false, nil
 		}
+		if i.Status == api.StatusPending {
+			if _, err := a.healSecrets(ctx, c, i, i.Reason); err != nil {
+				return false, err
+			}
+		}
 		// SUCCESS is about the spec as it is now: replicas of an older one may
 		// still be ready while the change is rolled out.
 		need := 1

@@ -323,6 +323,7 @@ func (d *formd) openAPI() error {
 	metrics := metricsHandler(newCollector(d.node, d.state, place, vms))
 	h := api.NewHandler(api.Config{
 		State:     &submitter{Replica: d.state, id: d.id, accept: d.accept, now: d.now, log: d.log},
+		Signed:    d.state,
 		Placement: place, Packs: &content{d.store, d.rec, d.accept}, Host: host, Guests: vms,
 		Operator: &operator{d.id, d.node.Addrs, d.state, d.store, d.rec, d.now},
 		Version:  versionText(), OpenAPI: docs.OpenAPI, Metrics: metrics, Pprof: pprofHandler(), Now: d.now,

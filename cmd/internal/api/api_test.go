@@ -109,7 +109,7 @@ func serve(t *testing.T, c Caller) (*fake, *Client, string) {
 		t.Fatal(err)
 	}
 	h := NewHandler(Config{
-		State: f, Placement: f, Packs: f, Host: f, Guests: f, Operator: f, Version: "v", OpenAPI: doc, Now: time.Now,
+		State: f, Signed: f, Placement: f, Packs: f, Host: f, Guests: f, Operator: f, Version: "v", OpenAPI: doc, Now: time.Now,
 	})
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		h.ServeHTTP(w, r.WithContext(WithCaller(r.Context(), c)))

@@ -130,6 +130,18 @@ func (c *Client) Events(ctx context.Context, instance string, event func(Event) 
 	return stream(ctx, c, http.MethodGet, path, nil, event)
 }
 
+// ClaimStatements is the raw claims on an instance, with what proves that their
+// authors are nodes: for crdt.State.Apply.
+func (c *Client) ClaimStatements(ctx context.Context, id string) ([][]byte, error) {
+	out, err := get[Statements](ctx, c, "/v1/instances/"+url.PathEscape(id)+"/claims")
+	return out.Statements, err
+}
+
+// Secrets is what may be told of an instance's secrets; the owner's only.
+func (c *Client) Secrets(ctx context.Context, id string) ([]Secret, error) {
+	return get[[]Secret](ctx, c, "/v1/instances/"+url.PathEscape(id)+"/secrets")
+}
+
 // OwnerStatements is an owner's raw statements, for crdt.NewAuthor.
 func (c *Client) OwnerStatements(ctx context.Context, owner stmt.Key) ([][]byte, error) {
 	s, err := get[Statements](ctx, c, "/v1/owners/"+url.PathEscape(owner.String())+"/statements")

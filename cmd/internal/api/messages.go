@@ -254,6 +254,15 @@ type Statements struct {
 	Statements [][]byte `json:"statements"`
 }
 
+// Secret is what may be told of a secret of an instance; its value is in no
+// answer of the API.
+type Secret struct {
+	Name  string     `json:"name"`
+	SetAt time.Time  `json:"set_at"` // by its owner's clock
+	Env   bool       `json:"env"`    // the entrypoint gets it as a variable too
+	Nodes []stmt.Key `json:"nodes"`  // it is encrypted to, beside its owner
+}
+
 // Status is GET /v1/status: the swarm at a glance, as this node sees it.
 type Status struct {
 	Version    string         `json:"version"`

@@ -212,9 +212,42 @@ func (s *server) ownerStatements(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return Problemf(ExitUsage, "%v", err)
 	}
-	out := Statements{Owner: k, Statements: s.State.OwnerStatements(k)}
+	out := Statements{Owner: k, Statements: s.Signed.OwnerStatements(k)}
 	if out.Statements == nil {
 		out.Statements = [][]byte{}
 	}
 	return reply(w, out)
+}
+
+func (s *server) claimStatements(w http.ResponseWriter, r *http.Request) error {
+	spec, err := s.find(s.State.View(), r)
+	if err != nil {
+		return err
+	}
+	out := Statements{Owner: spec.Owner, Statements: s.Signed.ClaimStatements(spec.ID)}
+	if out.Statements == nil {
+		out.Statements = [][]byte{}
+	}
+	return reply(w, out)
+}
+
+func (s *server) secrets(w http.ResponseWriter, r *http.Request) error {
+	v := s.State.View()
+	spec, err := s.find(v, r)
+	if err != nil {
+		return err
+	}
+	if CallerOf(r.Context()).Owner != spec.Owner {
+		return Problemf(ExitNotAllowed, "instance %s is another owner's", spec.ID)
+	}
+	return reply(w, SecretsOf(v, spec.ID))
+}
+
+// SecretsOf is what may be told of an instance's secrets, by name.
+func SecretsOf(v *crdt.View, instance string) []Secret {
+	out := []Secret{}
+	for _, c := range v.Secrets(instance) {
+		out = append(out, Secret{Name: c.Name, SetAt: time.Unix(c.SetAt, 0).UTC(), Env: c.Env, Nodes: append([]stmt.Key{}, c.To...)})
+	}
+	return out
 }

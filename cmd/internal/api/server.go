@@ -19,7 +19,13 @@ type State interface {
 	View() *crdt.View
 	Watch(ctx context.Context) <-chan *crdt.View
 	Submit(ctx context.Context, raws ...[]byte) ([]stmt.ID, error)
+}
+
+// Signed gives raw statements, for those who take nobody's word for what they
+// say; *crdt.Replica has these methods.
+type Signed interface {
 	OwnerStatements(owner stmt.Key) [][]byte
+	ClaimStatements(instance string) [][]byte
 }
 
 // Placement judges instances: pure functions of the view and this node's own
@@ -71,6 +77,7 @@ type Operator interface {
 // are required.
 type Config struct {
 	State     State
+	Signed    Signed
 	Placement Placement
 	Packs     Packs
 	Host      Host
@@ -156,6 +163,8 @@ func (s *server) routes() []route {
 		{"GET", "/v1/instances", public, s.instances},
 		{"GET", "/v1/instances/{id}", public, s.instance},
 		{"GET", "/v1/instances/{id}/explain", public, s.explain},
+		{"GET", "/v1/instances/{id}/claims", public, s.claimStatements},
+		{"GET", "/v1/instances/{id}/secrets", owner, s.secrets},
 		{"GET", "/v1/instances/{id}/logs", owner, s.logs},
 		{"GET", "/v1/events", owner, s.events},
 		{"GET", "/v1/owners/{key}/statements", public, s.ownerStatements},
