@@ -148,7 +148,7 @@ func TestUnusedFields(t *testing.T) {
 	w.admit("olga", stmt.RoleOwner)
 	s := w.state()
 	applyAll(s, w.raws)
-	node, err := encodeNode(Node{})
+	node, err := encodeNode(Node{}, mark{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -64,8 +64,8 @@ const (
 	rankOwner
 	rankSpec               // plus the change's position in its document
 	rankSecret = 1<<20 - 1 // after all of specs
-	rankNode   = 1 << 20
-	rankClaim
+	rankClaim  = 1 << 20
+	rankNode   // after claims: its floor voids those that newer ones replace
 )
 
 func subjectOf(kind stmt.Kind, parts ...[]byte) uint64 {

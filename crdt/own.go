@@ -85,12 +85,12 @@ func (r *Replica) sign(kind stmt.Kind, body []byte) (*stmt.Statement, error) {
 // holds, then addresses, from their ends. Errors wrap ErrNotMember while the node
 // is not admitted.
 func (r *Replica) SetNode(ctx context.Context, n Node) error {
-	body, err := encodeNode(n)
-	if err != nil {
+	if _, err := encodeNode(n, mark{}); err != nil {
 		return fmt.Errorf("set node: %w", err)
 	}
+	n = n.clone()
 	if err := r.setOwn(ctx, func() ([]*stmt.Statement, error) {
-		r.own.node = body
+		r.own.node = &n
 		return r.own.nodeChanges(r.state, r.key, r.sign)
 	}); err != nil {
 		return fmt.Errorf("set node: %w", err)
@@ -117,6 +117,17 @@ func (r *Replica) SetClaims(ctx context.Context, claims []Claim) error {
 		return fmt.Errorf("set claims: %w", err)
 	}
 	return nil
+}
+
+// tidyOwn keeps this node's tombstones few: see ownRegisters.tidy.
+func (r *Replica) tidyOwn(ctx context.Context) error {
+	return r.setOwn(ctx, func() ([]*stmt.Statement, error) {
+		sts, unfit, err := r.own.tidy(r.state, r.key, r.sign)
+		if unfit != nil {
+			r.tellBad(unfit)
+		}
+		return sts, err
+	})
 }
 
 // readoptOwn says everything again after a higher epoch of this node appeared.
@@ -161,7 +172,7 @@ func (r *Replica) setOwn(ctx context.Context, changes func() ([]*stmt.Statement,
 // claimChanges signs what differs between the wanted and the published claims,
 // and warns of those that cannot be published. Under mu.
 func (r *Replica) claimChanges() ([]*stmt.Statement, error) {
-	sts, bad, err := r.own.claimChanges(r.state, r.key, r.sign)
+	sts, bad, err := r.own.claimChanges(r.state, r.key, r.sign, false)
 	r.tellBad(bad)
 	return sts, err
 }

@@ -21,7 +21,8 @@ const (
 	// MaxClaim is the largest body of a claim in bytes.
 	MaxClaim = 1 << 10
 	// MaxClaimsPerNode is how many claim registers one node may have.
-	// Tombstones of dropped claims count until their instance is deleted.
+	// Tombstones of dropped claims count until their instance is deleted, or the
+	// node raises the floor over them.
 	MaxClaimsPerNode = 4096
 	// MaxBasesPerPublisher is how many base names one key may publish.
 	MaxBasesPerPublisher = 64

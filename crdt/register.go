@@ -38,6 +38,19 @@ func (r rec) beats(old rec) bool {
 	return r.id.Compare(old.id) > 0
 }
 
+// mark is a place in the order of one node's registers. The zero mark is before
+// all of them.
+type mark struct {
+	_     struct{} `cbor:",toarray"`
+	Epoch uint64
+	Seq   uint64
+}
+
+// before says whether r was made before m.
+func (r rec) before(m mark) bool {
+	return r.epoch < m.Epoch || (r.epoch == m.Epoch && r.seq < m.Seq)
+}
+
 // nodeBody is the body of a node statement.
 type nodeBody struct {
 	Addrs    []string          `cbor:"addrs,omitempty"`
@@ -52,16 +65,19 @@ type nodeBody struct {
 	Draining bool              `cbor:"draining,omitempty"`
 	Restarts uint64            `cbor:"restarts,omitempty"`
 	Holds    []string          `cbor:"holds,omitempty"`
+	Floor    mark              `cbor:"floor,omitzero"`
 }
 
 // encodeNode makes n fit a statement: a node that cannot publish its register is
 // not there for the others. Of what is too much the last holds give way first, as
 // they only speed up a fetch, then the last addresses, then the longest labels.
-func encodeNode(n Node) ([]byte, error) {
+// Claims made before floor are void by it.
+func encodeNode(n Node, floor mark) ([]byte, error) {
 	b := nodeBody{
 		Addrs: n.Addrs[:min(len(n.Addrs), MaxAddrs)], CPUs: n.Total.CPUs, Memory: n.Total.Memory, Disk: n.Total.Disk,
 		Labels: maps.Clone(n.Labels), Region: n.Region, Version: n.Version, Accel: n.Accel, GPU: n.GPU,
 		Draining: n.Draining, Restarts: n.Restarts, Holds: n.Holds[:min(len(n.Holds), MaxHolds)],
+		Floor: floor,
 	}
 	for {
 		out, err := stmt.Marshal(b)
@@ -81,25 +97,31 @@ func encodeNode(n Node) ([]byte, error) {
 	}
 }
 
+// clone returns a copy that shares nothing which a caller may modify.
+func (n Node) clone() Node {
+	n.Addrs, n.Holds, n.Labels = slices.Clone(n.Addrs), slices.Clone(n.Holds), maps.Clone(n.Labels)
+	return n
+}
+
 func longestLabel(labels map[string]string) string {
 	return slices.MaxFunc(slices.Sorted(maps.Keys(labels)), func(a, b string) int {
 		return cmp.Compare(len(a)+len(labels[a]), len(b)+len(labels[b]))
 	})
 }
 
-func decodeNode(st *stmt.Statement) (*Node, error) {
+func decodeNode(st *stmt.Statement) (n *Node, floor mark, err error) {
 	var b nodeBody
 	if err := stmt.Unmarshal(st.Body, &b); err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrInvalid, err)
+		return nil, mark{}, fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
 	if b.CPUs < 0 || len(b.Holds) > MaxHolds {
-		return nil, fmt.Errorf("%w: %d CPUs, %d holds", ErrInvalid, b.CPUs, len(b.Holds))
+		return nil, mark{}, fmt.Errorf("%w: %d CPUs, %d holds", ErrInvalid, b.CPUs, len(b.Holds))
 	}
 	return &Node{
 		Key: st.Author, Addrs: b.Addrs, Total: Resources{b.CPUs, b.Memory, b.Disk}, Labels: b.Labels,
 		Region: b.Region, Version: b.Version, Accel: b.Accel, GPU: b.GPU, Draining: b.Draining,
 		Restarts: b.Restarts, Holds: b.Holds, Epoch: st.Epoch, Seq: st.Seq,
-	}, nil
+	}, b.Floor, nil
 }
 
 // claimBody is the body of a claim statement. Gone makes it a tombstone, whose

@@ -19,10 +19,17 @@ type ownRegisters struct {
 	seq    uint64
 	stored uint64  // the last epoch that was persisted
 	seen   uint64  // highest epoch anybody holds of this node
-	node   []byte  // body last wanted
+	node   *Node   // last wanted
 	claims []Claim // last wanted, nil before the first SetClaims
 	bad    string  // which of them cannot be published, as last told
+
+	floor   mark // published with the node register
+	renewed mark // where the latest renewal of all claims began; zero when its floor is published
 }
+
+// maxTombstones is how many tombstones a node keeps before it raises its floor
+// over them.
+const maxTombstones = 256
 
 // signer signs one own register with the next number.
 type signer func(kind stmt.Kind, body []byte) (*stmt.Statement, error)
@@ -58,21 +65,70 @@ func (o *ownRegisters) notice(self stmt.Key, st *stmt.Statement, err error) (rea
 
 // nodeChanges signs the node register unless it is published already.
 func (o *ownRegisters) nodeChanges(s *State, self stmt.Key, sign signer) ([]*stmt.Statement, error) {
-	if n := s.nodes[self]; n != nil && n.epoch == o.epoch && n.epoch >= o.seen {
-		if st, err := stmt.Peek(n.raw, s.network); err == nil && string(st.Body) == string(o.node) {
+	held := s.nodes[self]
+	if held != nil && (rec{epoch: o.floor.Epoch, seq: o.floor.Seq}).before(held.floor) {
+		o.floor = held.floor // an earlier run's
+	}
+	body, err := encodeNode(*o.node, o.floor)
+	if err != nil {
+		return nil, err
+	}
+	if held != nil && held.epoch == o.epoch && held.epoch >= o.seen {
+		if st, err := stmt.Peek(held.raw, s.network); err == nil && string(st.Body) == string(body) {
 			return nil, nil
 		}
 	}
-	st, err := sign(stmt.KindNode, o.node)
+	st, err := sign(stmt.KindNode, body)
 	if err != nil {
 		return nil, err
 	}
 	return []*stmt.Statement{st}, nil
 }
 
-// claimChanges signs what differs between the wanted and the published claims.
-// unfit tells of those that are left out because they cannot be published.
-func (o *ownRegisters) claimChanges(s *State, self stmt.Key, sign signer) (out []*stmt.Statement, unfit, err error) {
+// tidy is to be called now and then. It keeps the node's tombstones few, and voids
+// what earlier lives of the node claimed and its disk has forgotten: one call
+// signs all claims anew, and the next the node register, with a floor below which
+// claims are void. Between the two the claims have time to reach the others, who
+// would else see the node without them for a moment.
+func (o *ownRegisters) tidy(s *State, self stmt.Key, sign signer) (out []*stmt.Statement, unfit, err error) {
+	if o.node == nil || o.claims == nil || o.epoch == 0 {
+		return nil, nil, nil
+	}
+	if floor := o.renewed; floor != (mark{}) {
+		o.renewed = mark{}
+		for k := range s.byNode[self] { // any order: one is enough
+			if c := s.claims[k]; !c.gone && c.before(floor) {
+				return nil, nil, nil // it could not be said anew: begin again
+			}
+		}
+		o.floor = floor
+		out, err = o.nodeChanges(s, self, sign)
+		return out, nil, err
+	}
+	if o.tombstones(s, self) <= maxTombstones && (o.epoch == 1 || o.floor.Epoch >= o.epoch) {
+		return nil, nil, nil
+	}
+	if out, unfit, err = o.claimChanges(s, self, sign, true); err != nil {
+		return nil, unfit, err
+	}
+	o.renewed = mark{Epoch: o.epoch, Seq: o.seq - uint64(len(out)) + 1}
+	return out, unfit, nil
+}
+
+func (o *ownRegisters) tombstones(s *State, self stmt.Key) int {
+	n := 0
+	for k := range s.byNode[self] { // any order: only counted
+		if s.claims[k].gone {
+			n++
+		}
+	}
+	return n
+}
+
+// claimChanges signs what differs between the wanted and the published claims, or
+// all that is wanted when it is to be said anew. unfit tells of those that are
+// left out because they cannot be published.
+func (o *ownRegisters) claimChanges(s *State, self stmt.Key, sign signer, anew bool) (out []*stmt.Statement, unfit, err error) {
 	bodies := map[claimKey][]byte{}
 	var bad []error
 	for _, c := range o.claims {
@@ -100,7 +156,7 @@ func (o *ownRegisters) claimChanges(s *State, self stmt.Key, sign signer) (out [
 		c := s.claims[k]
 		if _, wanted := bodies[k]; wanted {
 			st, err := stmt.Peek(c.raw, s.network)
-			if err == nil && string(st.Body) == string(bodies[k]) && c.epoch >= o.seen {
+			if err == nil && string(st.Body) == string(bodies[k]) && c.epoch >= o.seen && !anew {
 				delete(bodies, k)
 			}
 			continue
@@ -149,18 +205,21 @@ func (r *Registers) Epoch() uint64 { return r.own.epoch }
 
 // Node returns the statements that make s hold n as the node's register.
 func (r *Registers) Node(s *State, n Node) ([]stmt.Verified, error) {
-	body, err := encodeNode(n)
-	if err != nil {
-		return nil, err
-	}
-	r.own.node = body
+	r.own.node = &n
 	return r.all(r.own.nodeChanges(s, r.self, r.sign(s)))
 }
 
 // Claims returns the statements that make s hold exactly claims as the node's.
 func (r *Registers) Claims(s *State, claims []Claim) ([]stmt.Verified, error) {
 	r.own.claims = append([]Claim{}, claims...)
-	sts, unfit, err := r.own.claimChanges(s, r.self, r.sign(s))
+	sts, unfit, err := r.own.claimChanges(s, r.self, r.sign(s), false)
+	return r.all(sts, errors.Join(unfit, err))
+}
+
+// Tidy returns what keeps the node's tombstones few; it is called every half
+// minute or so.
+func (r *Registers) Tidy(s *State) ([]stmt.Verified, error) {
+	sts, unfit, err := r.own.tidy(s, r.self, r.sign(s))
 	return r.all(sts, errors.Join(unfit, err))
 }
 
@@ -179,7 +238,7 @@ func (r *Registers) Notice(s *State, v stmt.Verified, applied error) ([]stmt.Ver
 		}
 		out = sts
 	}
-	sts, unfit, err := r.own.claimChanges(s, r.self, r.sign(s))
+	sts, unfit, err := r.own.claimChanges(s, r.self, r.sign(s), false)
 	return r.all(append(out, sts...), errors.Join(unfit, err))
 }
 

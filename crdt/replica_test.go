@@ -377,7 +377,7 @@ func TestCompaction(t *testing.T) {
 	}
 	big := strings.Repeat("x", 6000)
 	for i := range 400 {
-		body, err := encodeNode(Node{Version: fmt.Sprint(i), Region: big})
+		body, err := encodeNode(Node{Version: fmt.Sprint(i), Region: big}, mark{})
 		if err != nil {
 			t.Fatal(err)
 		}

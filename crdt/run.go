@@ -21,6 +21,7 @@ const (
 	maxSessions    = 8                      // anti-entropy sessions at once, each way
 	maxFresh       = maxSessions / 2        // of those held, how many with new peers
 	flushInterval  = 100 * time.Millisecond // group commit of others' statements
+	tidyInterval   = 30 * time.Second       // between this node's claims said anew and the floor below them
 	lookInterval   = time.Second            // how often new peers are looked for
 	aloneAfter     = 5 * time.Second        // nobody to synchronise with
 	giveUpAfter    = 30 * time.Second       // nobody who answers
@@ -59,8 +60,9 @@ func (r *Replica) Run(ctx context.Context) (err error) {
 // maintain syncs what others said, compacts the log, and says this node's
 // registers again when an earlier life of it turns up.
 func (r *Replica) maintain(ctx context.Context) error {
-	tick := time.NewTicker(flushInterval)
+	tick, tidy := time.NewTicker(flushInterval), time.NewTicker(tidyInterval)
 	defer tick.Stop()
+	defer tidy.Stop()
 	readopt, retry := false, time.Time{}
 	for {
 		select {
@@ -68,6 +70,10 @@ func (r *Replica) maintain(ctx context.Context) error {
 			return nil
 		case <-r.readopt:
 			readopt = true
+		case <-tidy.C:
+			if err := r.tidyOwn(ctx); err != nil && !transient(err) { // a failed log ends below
+				r.cfg.Logger.Warn("raise the floor of this node's claims", "err", err)
+			}
 		case now := <-tick.C:
 			if readopt && now.After(retry) {
 				err := r.readoptOwn(ctx)

@@ -49,7 +49,8 @@ type State struct {
 
 type nodeReg struct {
 	rec
-	node *Node
+	node  *Node
+	floor mark // the node's claims made before it are void
 }
 
 type claimReg struct {
@@ -132,6 +133,9 @@ func (s *State) precheck(st *stmt.Statement) error {
 			return fmt.Errorf("%w: node register of %s", ErrStale, st.Author)
 		}
 	case stmt.KindClaim:
+		if n := s.nodes[st.Author]; n != nil && r.before(n.floor) {
+			return fmt.Errorf("%w: claim of %s below its floor", ErrStale, st.Author)
+		}
 		b, err := decodeClaim(st)
 		if err != nil {
 			return err
@@ -250,7 +254,7 @@ func (s *State) applyNode(st *stmt.Statement) (bool, error) {
 	if err := s.authorise(st.Author, st.Kind); err != nil {
 		return false, err
 	}
-	n, err := decodeNode(st)
+	n, floor, err := decodeNode(st)
 	if err != nil {
 		return false, err
 	}
@@ -262,7 +266,12 @@ func (s *State) applyNode(st *stmt.Statement) (bool, error) {
 		}
 		delete(s.ids, old.id)
 	}
-	s.nodes[st.Author] = &nodeReg{rec: r, node: n}
+	s.nodes[st.Author] = &nodeReg{rec: r, node: n, floor: floor}
+	for k := range s.byNode[st.Author] { // any order: each is dropped by itself
+		if s.claims[k].before(floor) {
+			s.dropClaim(k)
+		}
+	}
 	s.dirtyNode[st.Author] = struct{}{}
 	return true, nil
 }
@@ -280,6 +289,9 @@ func (s *State) applyClaim(st *stmt.Statement) (bool, error) {
 	}
 	k := claimKey{st.Author, b.Instance, b.Owner, b.Slot}
 	r := recOf(st)
+	if n := s.nodes[st.Author]; n != nil && r.before(n.floor) {
+		return false, fmt.Errorf("%w: claim of %s below its floor", ErrStale, st.Author)
+	}
 	if old := s.claims[k]; old != nil {
 		if !r.beats(old.rec) {
 			return false, fmt.Errorf("%w: claim of %s", ErrStale, st.Author)

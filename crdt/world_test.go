@@ -83,7 +83,12 @@ func (w *world) register(name string, kind stmt.Kind, epoch, seq uint64, body []
 }
 
 func (w *world) node(name string, epoch, seq uint64, n Node) []byte {
-	body, err := encodeNode(n)
+	return w.floored(name, epoch, seq, n, mark{})
+}
+
+// floored is a node register that voids the claims before floor.
+func (w *world) floored(name string, epoch, seq uint64, n Node, floor mark) []byte {
+	body, err := encodeNode(n, floor)
 	return w.register(name, stmt.KindNode, epoch, seq, body, err)
 }
 
@@ -166,7 +171,7 @@ func history(t *rapid.T, withdraw bool) *world {
 		authors[o] = []*Author{w.author(o, nil), w.author(o, nil)}
 	}
 	var ids []string
-	epoch := map[string]uint64{}
+	epoch, floors := map[string]uint64{}, map[string]mark{}
 	for range rapid.IntRange(1, 40).Draw(t, "steps") {
 		owner := rapid.SampledFrom(owners).Draw(t, "owner")
 		node := rapid.SampledFrom(nodes).Draw(t, "node")
@@ -211,7 +216,10 @@ func history(t *rapid.T, withdraw bool) *world {
 			if rapid.Bool().Draw(t, "reboot") {
 				epoch[node]++
 			}
-			w.node(node, epoch[node], w.seq, Node{Version: fmt.Sprint(w.seq), Total: Resources{CPUs: 4}})
+			if rapid.Bool().Draw(t, "floor") { // it only rises
+				floors[node] = mark{Epoch: epoch[node], Seq: max(w.seq-uint64(rapid.IntRange(0, 20).Draw(t, "below")), floors[node].Seq)}
+			}
+			w.floored(node, epoch[node], w.seq, Node{Version: fmt.Sprint(w.seq), Total: Resources{CPUs: 4}}, floors[node])
 		case 10, 11:
 			if len(ids) > 0 {
 				w.claim(node, epoch[node], w.seq, Claim{
