@@ -298,13 +298,22 @@ func (d *formd) openReconciler() error {
 		Self: d.id.self(), State: d.state, Loaded: d.state.View(), Content: d.store, Keeper: d.store, VMs: d.vms, Liveness: d.prober,
 		Dir: d.path("reconcile"), Node: d.register, Addrs: d.node.Addrs, Accepts: d.accept.accepts,
 		AcceptLabel: d.accept.label, TakeoverDelay: time.Duration(d.cfg.TakeoverDelay),
-		Logger: d.log.With("part", "reconcile"),
+		Hysteresis: hysteresis(d.cfg),
+		Logger:     d.log.With("part", "reconcile"),
 	})
 	if err != nil {
 		return err
 	}
 	d.accept.kick = d.rec.Kick
 	return nil
+}
+
+// hysteresis is rebalance-after as package plan has it.
+func hysteresis(c config.Config) time.Duration {
+	if c.RebalanceAfter == 0 {
+		return -1
+	}
+	return time.Duration(c.RebalanceAfter)
 }
 
 // server is one HTTP server and what it listens on.

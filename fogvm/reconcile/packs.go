@@ -55,6 +55,7 @@ type packs struct {
 	whole    bool // keep names all that is needed here
 	sources  map[string][]peer.ID
 	state    map[string]*fetchState
+	bytes    map[string]int64         // of kept packs, what the loop had to fetch; while it fetches, at most so many
 	leases   map[string]time.Duration // until
 }
 
@@ -70,7 +71,7 @@ func newPacks(cfg Config, changed func()) *packs {
 	return &packs{
 		content: cfg.Content, keeper: cfg.Keeper, now: cfg.Now, log: cfg.Logger, changed: changed,
 		work: make(chan struct{}, 1), slots: make(chan struct{}, Fetching),
-		complete: map[string]bool{}, state: map[string]*fetchState{}, leases: map[string]time.Duration{},
+		complete: map[string]bool{}, state: map[string]*fetchState{}, bytes: map[string]int64{}, leases: map[string]time.Duration{},
 	}
 }
 
@@ -80,7 +81,7 @@ func (p *packs) status(cids []string) map[string]plan.PackStatus {
 	defer p.mu.Unlock()
 	out := map[string]plan.PackStatus{}
 	for _, c := range cids {
-		s := plan.PackStatus{}
+		s := plan.PackStatus{Bytes: p.bytes[c]}
 		if f := p.state[c]; f != nil {
 			s.Reason, s.Attempts = f.reason, f.attempts
 			switch {
@@ -91,7 +92,7 @@ func (p *packs) status(cids []string) map[string]plan.PackStatus {
 			}
 		}
 		if p.complete[c] {
-			s = plan.PackStatus{State: plan.Complete}
+			s = plan.PackStatus{State: plan.Complete, Bytes: p.bytes[c]}
 		}
 		out[c] = s
 	}
@@ -114,6 +115,7 @@ func (p *packs) want(fetch, keep []string, w plan.World, whole bool) {
 	}
 	p.mu.Lock()
 	p.queue, p.keep, p.sources, p.whole = fetch, keep, sources, whole
+	maps.DeleteFunc(p.bytes, func(c string, _ int64) bool { return !slices.Contains(keep, c) })
 	p.mu.Unlock()
 	p.poke()
 }
@@ -232,7 +234,7 @@ func (p *packs) fetch(ctx context.Context, c string) {
 	id, err := cid.Decode(c)
 	if err == nil {
 		p.log.Info("fetching", "pack", c, "holders", len(from))
-		err = p.get(ctx, id, from, nil)
+		err = p.get(ctx, id, from, func(s store.Progress) { p.measure(c, s) })
 	} else {
 		err = fmt.Errorf("%w: %w", store.ErrCorrupt, err)
 	}
@@ -251,6 +253,20 @@ func (p *packs) fetch(ctx context.Context, c string) {
 	default:
 		p.log.Info("fetched", "pack", c)
 		p.scan(ctx)
+	}
+}
+
+// measure notes how many bytes of a pack must come here.
+func (p *packs) measure(c string, s store.Progress) {
+	if s.Total == 0 {
+		return
+	}
+	p.mu.Lock()
+	news := p.bytes[c] == 0
+	p.bytes[c] = max(s.Total-s.Local, 1)
+	p.mu.Unlock()
+	if news {
+		p.changed()
 	}
 }
 

@@ -117,3 +117,28 @@ func TestBadPacksWaitLong(t *testing.T) {
 		})
 	}
 }
+
+// What a fetch brings here is measured, for the budget of repairs, and forgotten
+// with the pack.
+func TestFetchesAreMeasured(t *testing.T) {
+	l := newLibrary()
+	l.add("one", store.RunConfig{})
+	c := cidOf("one").String()
+	now := time.Hour
+	p := packsOf(newShelf(l), &now)
+	p.want([]string{c}, []string{c}, plan.World{}, true)
+	if got := p.status([]string{c})[c]; got != (plan.PackStatus{}) {
+		t.Errorf("before: %+v", got)
+	}
+	if got, _ := p.next(); got != c {
+		t.Fatalf("next is %q", got)
+	}
+	p.fetch(t.Context(), c)
+	if got := p.status([]string{c})[c]; got != (plan.PackStatus{State: plan.Complete, Bytes: 70}) {
+		t.Errorf("after: %+v", got)
+	}
+	p.want(nil, nil, plan.World{}, true)
+	if len(p.bytes) != 0 {
+		t.Errorf("kept: %v", p.bytes)
+	}
+}

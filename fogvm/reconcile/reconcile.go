@@ -102,6 +102,7 @@ type Config struct {
 	// out.
 	AcceptLabel   func() string
 	TakeoverDelay time.Duration        // 0: plan.DefaultTakeoverDelay
+	Hysteresis    time.Duration        // 0: plan.DefaultHysteresis; below: nothing that runs moves
 	Now           func() time.Duration // since boot; nil: boottime.Now
 	Logger        *slog.Logger
 }
@@ -287,7 +288,7 @@ func (r *Reconciler) step(ctx context.Context, view *crdt.View, ready bool) (tim
 	out := plan.Plan(plan.Input{
 		Now: r.cfg.Now(), Self: r.cfg.Self, World: w, VMs: r.vmStatus(),
 		Packs: r.packs.status(relevant(w, r.cfg.Self)), Accepts: r.cfg.Accepts,
-		TakeoverDelay: r.cfg.TakeoverDelay, Timers: r.timers,
+		TakeoverDelay: r.cfg.TakeoverDelay, Hysteresis: r.cfg.Hysteresis, Timers: r.timers,
 	})
 	r.timers = out.Timers
 	r.packs.want(out.Fetch, out.Keep, w, len(out.Timers.Stray) == 0)

@@ -18,6 +18,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/pelletier/go-toml/v2"
@@ -58,11 +59,14 @@ type Config struct {
 	Operator  []string `toml:"operator"` // owner keys of whoever runs this node
 
 	TakeoverDelay Duration `toml:"takeover-delay"` // how long a dead node's slot waits; 0: 10 s
-	LogFormat     string   `toml:"log-format"`     // text or json
-	LogLevel      string   `toml:"log-level"`      // debug, info, warn or error
-	StopVMs       bool     `toml:"stop-vms"`       // SIGTERM stops the VMs too
-	NoPortmap     bool     `toml:"no-portmap"`     // no UPnP or NAT-PMP
-	NoMDNS        bool     `toml:"no-mdns"`        // no discovery on the LAN
+	// RebalanceAfter is how long another node must be preferred before a replica
+	// that runs moves there; 0: never.
+	RebalanceAfter Duration `toml:"rebalance-after"`
+	LogFormat      string   `toml:"log-format"` // text or json
+	LogLevel       string   `toml:"log-level"`  // debug, info, warn or error
+	StopVMs        bool     `toml:"stop-vms"`   // SIGTERM stops the VMs too
+	NoPortmap      bool     `toml:"no-portmap"` // no UPnP or NAT-PMP
+	NoMDNS         bool     `toml:"no-mdns"`    // no discovery on the LAN
 }
 
 // DefaultPort is where libp2p listens unless told otherwise, TCP and UDP, as
@@ -84,16 +88,17 @@ func HostEnv() Env { return Env{Root: os.Geteuid() == 0, Getenv: os.Getenv} }
 // Default is the configuration of `formd run` without file and flags.
 func Default(env Env) Config {
 	return Config{
-		Data:      defaultData(env),
-		API:       "unix://" + DefaultSocket(env),
-		Metrics:   Off,
-		Accel:     "auto",
-		VMDriver:  "qemu",
-		VMNet:     "user",
-		Bridge:    "br0",
-		Mesh:      "auto",
-		LogFormat: "text",
-		LogLevel:  "info",
+		Data:           defaultData(env),
+		API:            "unix://" + DefaultSocket(env),
+		Metrics:        Off,
+		Accel:          "auto",
+		VMDriver:       "qemu",
+		VMNet:          "user",
+		Bridge:         "br0",
+		Mesh:           "auto",
+		RebalanceAfter: Duration(5 * time.Minute),
+		LogFormat:      "text",
+		LogLevel:       "info",
 	}
 }
 
@@ -312,6 +317,9 @@ func (c Config) Validate() error {
 	}
 	if c.TakeoverDelay < 0 || c.TakeoverDelay.Seconds() > 3600 {
 		bad("takeover-delay", "%s is not between 0s and 1h", c.TakeoverDelay)
+	}
+	if c.RebalanceAfter < 0 || c.RebalanceAfter.Seconds() > 7*24*3600 {
+		bad("rebalance-after", "%s is not between 0s (never) and 168h", c.RebalanceAfter)
 	}
 	return errors.Join(errs...)
 }

@@ -31,6 +31,7 @@ func Bind(fs *pflag.FlagSet, c *Config) {
 	fs.StringArrayVar(&c.Accept, "accept", c.Accept, "whose instances may run here: any, members, operator or owner:KEY,… (default: operator; members after --join)")
 	fs.StringArrayVar(&c.Operator, "operator", c.Operator, "owner key of whoever runs this node (repeatable)")
 	fs.Var(&c.TakeoverDelay, "takeover-delay", "how long a dead node's replica waits before another node runs it (0: 10s)")
+	fs.Var(&c.RebalanceAfter, "rebalance-after", "how long another node must be preferred before a replica that runs moves there (0: never)")
 	fs.StringVar(&c.LogFormat, "log-format", c.LogFormat, "text or json")
 	fs.StringVar(&c.LogLevel, "log-level", c.LogLevel, "debug, info, warn or error")
 	fs.BoolVar(&c.StopVMs, "stop-vms", c.StopVMs, "stop the VMs when formd is stopped")

@@ -14,10 +14,24 @@ func (p *planner) hold(s *crdt.Spec, claims []crdt.Claim, runs bool) {
 	}
 	for _, k := range p.World.spares(s, claims) {
 		if k == p.Self {
-			p.fetch(s.Pack, false)
+			p.spare(s.Pack)
 			return
 		}
 	}
+}
+
+// spare keeps a pack here. While nodes are dead, what is missing begins to come
+// within the budget only: it may be them that this node stands in for.
+func (p *planner) spare(pack string) {
+	if bytes, _ := p.cost(pack); bytes > 0 && len(p.World.Dead) > 0 {
+		if due := p.repairDue(false, pack); p.Now < due {
+			p.keep[pack] = true
+			p.wake(due)
+			return
+		}
+		p.repaired(false, pack)
+	}
+	p.fetch(pack, false)
 }
 
 // spares are the nodes that hold a pack without running it: by DESIGN §6

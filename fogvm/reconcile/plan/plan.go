@@ -9,7 +9,9 @@
 //     the keeper never gives way to a claim it outranks;
 //   - two slots of an instance are never claimed by one node;
 //   - nothing flaps: equal inputs (apart from time passing before Wake) give
-//     equal outputs, and a replica that runs keeps its slot.
+//     equal outputs; a replica that runs keeps its slot until the ranking has
+//     preferred another node for Input.Hysteresis, and every such move brings the
+//     instance nearer to where the ranking wants it, so they come to an end.
 //
 // Not guaranteed: that a slot is claimed once while views differ. Both sides of
 // a partition may run it; the surplus is trimmed when they meet.
@@ -34,10 +36,6 @@ const DefaultTakeoverDelay = 10 * time.Second
 // (DESIGN §5).
 const rankStep = time.Second
 
-// TakeoverBudget is how many slots of dead or failed nodes one node takes over
-// in a minute, so that one switch's reboot does not move the fleet.
-const TakeoverBudget = 12
-
 // Input is everything a decision depends on. Plan does not modify it.
 type Input struct {
 	// Now is the time since boot, suspension included (package boottime); so are
@@ -53,6 +51,10 @@ type Input struct {
 	Accepts func(owner stmt.Key) bool
 	// TakeoverDelay of zero is DefaultTakeoverDelay.
 	TakeoverDelay time.Duration
+	// Hysteresis is how long the ranking must have preferred another node before
+	// a replica that runs moves there. Zero is DefaultHysteresis; below zero
+	// nothing moves.
+	Hysteresis time.Duration
 	// Timers is the Output.Timers of the previous call; the zero value at first.
 	Timers Timers
 }
@@ -81,7 +83,11 @@ type Timers struct {
 	Boots     map[Boot]time.Duration   // since when a guest has not answered
 	Stray     map[string]time.Duration // since when a VM, by ID, is of nothing ever known
 	Known     map[string]bool          // VMs, by ID, whose instance was known once
-	Takeovers []time.Duration          // of the last minute
+	Repairs   []Repair                 // of the last minute, oldest first
+	Preferred map[Slot]time.Duration   // since when this node ranks before the slot's holder
+	Moves     []time.Duration          // of the last window of hysteresis
+	Tries     map[string]int           // how often this node took a slot of the instance to no avail
+	Trials    map[Slot]time.Duration   // since when a slot that another serves does not do well here
 }
 
 // Boot is one launch of a VM.
@@ -148,6 +154,7 @@ type PackStatus struct {
 	State    PackState
 	Reason   string // why the last attempt failed
 	Attempts int    // failed ones in a row
+	Bytes    int64  // what fetching it takes in all; 0: not known yet
 }
 
 // fetchAttempts is how many failed attempts a claim survives as "fetching";
@@ -160,6 +167,9 @@ func Plan(in Input) Output {
 	if in.TakeoverDelay == 0 {
 		in.TakeoverDelay = DefaultTakeoverDelay
 	}
+	if in.Hysteresis == 0 {
+		in.Hysteresis = DefaultHysteresis
+	}
 	p := &planner{
 		Input: in,
 		used:  in.World.usage(),
@@ -167,10 +177,13 @@ func Plan(in Input) Output {
 			Empty: map[Slot]time.Duration{}, Failed: map[Slot]time.Duration{},
 			Boots: map[Boot]time.Duration{}, Stray: map[string]time.Duration{},
 			Known:     in.Timers.known(in.World, in.Self, in.VMs),
-			Takeovers: recent(in.Timers.Takeovers, in.Now),
+			Repairs:   recent(in.Timers.Repairs, in.Now),
+			Preferred: map[Slot]time.Duration{}, Trials: map[Slot]time.Duration{},
+			Tries: in.Timers.tries(in.World), Moves: in.Timers.moves(in.Now, in.Hysteresis),
 		}},
 		wanted: map[string]bool{}, keep: map[string]bool{},
 	}
+	p.remeasure()
 	for i := range in.World.Nodes {
 		if in.World.Nodes[i].Key == in.Self {
 			p.self = &in.World.Nodes[i]
@@ -241,7 +254,7 @@ func (p *planner) instance(s *crdt.Spec) {
 		}
 	}
 	if !kept && p.self != nil && runnable(s) && p.World.minority(s) == "" {
-		kept = p.claimEmpty(s, claims, len(own) > 0)
+		kept = p.claimEmpty(s, claims, len(own) > 0) || p.move(s, claims, len(own) > 0)
 	} else {
 		p.observeEmpty(s, claims)
 	}
@@ -337,15 +350,4 @@ func (p *planner) finish() {
 			o.Timers.Known[vm.ID] = true
 		}
 	}
-}
-
-// recent drops what is older than a minute. The result is a new slice.
-func recent(ts []time.Duration, now time.Duration) []time.Duration {
-	var out []time.Duration
-	for _, t := range ts {
-		if now-t < time.Minute {
-			out = append(out, t)
-		}
-	}
-	return out
 }

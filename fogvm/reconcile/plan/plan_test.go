@@ -171,6 +171,28 @@ func TestScenarios(t *testing.T) {
 				c.hangs[id+1] = len(c.node(id+1).claims) > 0
 			}
 			c.run(15 * time.Minute)
+			c.hangs = nil
+			c.run(5 * time.Minute)
+		}},
+		{"node-joins-and-takes-its-share", 2, func(c *cluster) {
+			// The ranking of wiki is n3, n2, n1.
+			c.ship("wiki", 2, "p1")
+			c.run(10 * time.Second)
+			c.add(3)
+			c.logf("n3 joins")
+			c.run(6 * time.Minute)
+		}},
+		{"node-joins-and-hangs", 2, func(c *cluster) {
+			c.tick = time.Second
+			c.ship("wiki", 2, "p1")
+			c.run(10 * time.Second)
+			c.add(3)
+			c.hangs[3] = true
+			c.logf("n3 joins; its guests hang in boot")
+			c.run(40 * time.Minute)
+			c.hangs[3] = false
+			c.logf("n3 is well")
+			c.run(40 * time.Minute)
 		}},
 		{"drain", 3, func(c *cluster) {
 			c.ship("web", 2, "p1")

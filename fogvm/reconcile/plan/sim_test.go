@@ -27,7 +27,10 @@ type cluster struct {
 	fails map[string]bool   // packs whose VMs fail
 	hangs map[int]bool      // nodes whose VMs hang while they boot
 	noted map[string]string // last line of each subject, to log changes only
-	jumps time.Duration     // how far wall clocks are from the truth, either way
+
+	hysteresis time.Duration    // as Input has it
+	sizes      map[string]int64 // of packs; others are not known
+	jumps      time.Duration    // how far wall clocks are from the truth, either way
 }
 
 const (
@@ -260,14 +263,14 @@ func (c *cluster) status(n *simNode) map[string]VMStatus {
 func (c *cluster) step(n *simNode) {
 	packs := map[string]PackStatus{}
 	for p, at := range n.packs {
-		packs[p] = PackStatus{State: Fetching}
+		packs[p] = PackStatus{State: Fetching, Bytes: c.sizes[p]}
 		if c.now >= at {
-			packs[p] = PackStatus{State: Complete}
+			packs[p] = PackStatus{State: Complete, Bytes: c.sizes[p]}
 		}
 	}
 	in := Input{
 		Now: epoch + c.now, Self: n.key, World: c.world(n), VMs: c.status(n), Packs: packs,
-		Timers: n.timers, Accepts: n.accepted,
+		Timers: n.timers, Accepts: n.accepted, Hysteresis: c.hysteresis,
 	}
 	out := Plan(in)
 	if c.steps++; c.steps%16 == 0 {

@@ -195,8 +195,8 @@ func (p *planner) claimEmpty(s *crdt.Spec, claims []crdt.Claim, busy bool) bool 
 			continue
 		}
 		due := at + base + time.Duration(turn)*step
-		if base > 0 && len(p.out.Timers.Takeovers) >= TakeoverBudget {
-			due = max(due, p.out.Timers.Takeovers[0]+time.Minute)
+		if base > 0 {
+			due = max(due, p.repairDue(true, s.Pack))
 		}
 		if p.Now < due {
 			p.wake(due)
@@ -208,23 +208,28 @@ func (p *planner) claimEmpty(s *crdt.Spec, claims []crdt.Claim, busy bool) bool 
 		return false
 	}
 	if late {
-		p.out.Timers.Takeovers = append(p.out.Timers.Takeovers, p.Now)
+		p.repaired(true, s.Pack)
 	}
+	p.take(s, claims, pick.slot)
+	return true
+}
+
+// take claims a slot above all claims that are on it, and runs it.
+func (p *planner) take(s *crdt.Spec, claims []crdt.Claim, slot int) {
 	c := crdt.Claim{
-		Node: p.Self, Instance: s.ID, Owner: s.Owner, Slot: pick.slot, Generation: 1, Phase: crdt.ClaimClaimed,
+		Node: p.Self, Instance: s.ID, Owner: s.Owner, Slot: slot, Generation: 1, Phase: crdt.ClaimClaimed,
 		Pack: s.Pack, SpecGeneration: s.Generation,
 	}
 	for _, o := range claims {
-		if o.Slot == pick.slot && o.Generation >= c.Generation {
+		if o.Slot == slot && o.Generation >= c.Generation {
 			c.Generation = o.Generation + 1
 		}
 	}
 	u, n := p.used[p.Self], place.Need(*s)
 	p.used[p.Self] = crdt.Resources{CPUs: u.CPUs + n.CPUs, Memory: u.Memory + n.Memory, Disk: u.Disk + n.Disk}
-	delete(p.out.Timers.Empty, Slot{s.ID, pick.slot})
-	delete(p.out.Timers.Failed, Slot{s.ID, pick.slot})
+	delete(p.out.Timers.Empty, Slot{s.ID, slot})
+	delete(p.out.Timers.Failed, Slot{s.ID, slot})
 	p.run(s, claims, c)
-	return true
 }
 
 func (p *planner) accepts(s *crdt.Spec) bool { return p.Accepts == nil || p.Accepts(s.Owner) }
@@ -265,6 +270,9 @@ func (p *planner) own(s *crdt.Spec, claims []crdt.Claim, c crdt.Claim, kept bool
 	if c.Phase == crdt.ClaimFailed && len(holders) == 0 && p.outlived(s, claims, c) {
 		p.record(c)
 		return true
+	}
+	if p.onTrial(s, c, holders) {
+		return false
 	}
 	p.run(s, claims, c)
 	return true
