@@ -49,7 +49,7 @@ func qemuArgv(qemu, accel string, vm VM, fd descriptors) []string {
 	q := command.NewQemuBuilder(qemu, []string{
 		"-name", "guest=" + vm.ID,
 		"-nodefaults", "-no-user-config", "-no-reboot",
-		"-machine", "q35,usb=off,vmport=off,smbus=off,sata=off,graphics=off",
+		"-machine", "q35,usb=off,vmport=off,smbus=off,sata=off,graphics=off,dump-guest-core=off",
 		"-accel", acceleration,
 		"-cpu", cpu,
 		"-m", fmt.Sprintf("%dM", vm.MemoryBytes>>20),

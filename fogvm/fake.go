@@ -27,7 +27,7 @@ type Fake struct {
 	Serve func(id string, port int, conn net.Conn)
 
 	// fault, if set, is asked with the VM's ID before an operation ("adopt",
-	// "watch", "authorize"), which fails if there is an error.
+	// "watch", "authorize", "secrets"), which fails if there is an error.
 	fault func(op, id string) error
 
 	mu  sync.Mutex
@@ -67,6 +67,20 @@ func (f *Fake) authorized(id string) []string {
 			vm.mu.Lock()
 			defer vm.mu.Unlock()
 			return vm.vm.Guest.SSHKeys
+		}
+	}
+	return nil
+}
+
+// Secrets are those of a running VM; nil when it does not run or has none.
+func (f *Fake) Secrets(id string) []guest.Secret {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, vm := range f.vms {
+		if vm.vm.ID == id {
+			vm.mu.Lock()
+			defer vm.mu.Unlock()
+			return vm.secrets
 		}
 	}
 	return nil
@@ -150,6 +164,7 @@ type fakeVM struct {
 
 	mu      sync.Mutex
 	status  Status
+	secrets []guest.Secret
 	changed chan struct{} // closed and renewed at each change
 	once    sync.Once
 	onEnd   func()
@@ -241,13 +256,18 @@ func (v *fakeVM) stop(ctx context.Context, _ bool) error {
 	return nil
 }
 
-func (v *fakeVM) authorize(_ context.Context, keys []string) error {
-	if err := v.f.faultOf("authorize", v.vm.ID); err != nil {
+func (v *fakeVM) tell(_ context.Context, req shimRequest) error {
+	if err := v.f.faultOf(req.Op, v.vm.ID); err != nil {
 		return err
 	}
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	v.vm.Guest.SSHKeys = keys
+	switch req.Op {
+	case opAuthorize:
+		v.vm.Guest.SSHKeys = req.Keys
+	case opSecrets:
+		v.secrets = req.Secrets
+	}
 	return nil
 }
 

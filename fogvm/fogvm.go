@@ -39,6 +39,11 @@ type VM struct {
 	DiskBytes   uint64 `json:"disk_bytes"`
 
 	Guest guest.Config `json:"guest"`
+
+	// Secrets are what the guest finds in guest.SecretsDir before its entrypoint
+	// starts, by name, and whenever they change. They are held in memory only, here
+	// and in the shim. nil: not known, and a guest that runs keeps those it has.
+	Secrets []guest.Secret `json:"-"`
 }
 
 // Phase is where a VM is in its life on this host.

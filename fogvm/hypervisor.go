@@ -24,8 +24,8 @@ type instance interface {
 	watch(ctx context.Context) <-chan Status
 	// open starts a dial or exec stream.
 	open(ctx context.Context, req shimRequest) (net.Conn, error)
-	// authorize replaces the owner's SSH keys in the guest.
-	authorize(ctx context.Context, keys []string) error
+	// tell carries out a request that is answered by a word: authorize, secrets.
+	tell(ctx context.Context, req shimRequest) error
 	// stop ends the VM in order, or at once when force is set, and returns when
 	// nothing of it runs.
 	stop(ctx context.Context, force bool) error

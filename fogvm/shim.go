@@ -40,6 +40,10 @@ type shim struct {
 	net      *network    // nil while no machine runs
 	keys     []string    // the owner's, as last authorised
 	rebooted bool        // this run's end was asked for as a reboot
+
+	giving  sync.Mutex     // orders what is sent of secrets; before mu
+	secrets []guest.Secret // as last given; never written down
+	given   chan struct{}  // closed when they were given; nil: they are not waited for
 }
 
 // RunShim keeps the VM of the run directory dir until it is stopped, ends by
@@ -48,6 +52,9 @@ type shim struct {
 // the umask, and QEMU lives only as long as the process.
 func RunShim(ctx context.Context, dir string) error {
 	s, closeAll, err := openShimFiles(dir)
+	if err == nil {
+		err = noCore()
+	}
 	if err != nil {
 		tellParent(err)
 		return err
@@ -127,6 +134,9 @@ func openShimFiles(dir string) (*shim, func(), error) {
 	}
 	s.log = slog.New(slog.NewTextHandler(logFile, nil))
 	s.keys = s.spec.VM.Guest.SSHKeys
+	if s.spec.AwaitSecrets {
+		s.given = make(chan struct{})
+	}
 	s.status = Status{ID: s.spec.VM.ID, Incarnation: s.spec.VM.Incarnation, Restart: s.spec.VM.Restart,
 		Phase: Launching, Accel: s.spec.Accel, ShimPID: os.Getpid()}
 	return s, func() {
@@ -204,6 +214,8 @@ func (s *shim) boot(ctx context.Context) (again bool, reason string) {
 	switch agentSeen := !s.snapshot().AgentAt.IsZero(); {
 	case asked:
 		return false, ""
+	case hung && !s.hasSecrets():
+		return false, fmt.Sprintf("its secrets did not come within %v", s.patience)
 	case hung:
 		return false, fmt.Sprintf("the guest did not come up within %v", s.patience)
 	case rebooted, m.shutdownReason() == "guest-reset" && agentSeen && !panicked(consoleTail.String()):
@@ -232,7 +244,7 @@ func (s *shim) await(ctx context.Context, m *machine) (asked, hung bool, exit er
 		case <-ctx.Done():
 			waiting = false
 		case <-boot.C:
-			if s.snapshot().AgentAt.IsZero() {
+			if s.snapshot().AgentAt.IsZero() || !s.hasSecrets() {
 				return false, true, s.stopMachine(m, true)
 			}
 		}

@@ -47,7 +47,10 @@ func (s *shim) follow(ctx context.Context, conn *guest.Conn, cfg guest.Config, s
 	defer cancel()
 	s.update(func(st *Status) { st.AgentAt = time.Now() })
 	s.log.Info("agent up", "kernel", conn.Info().Kernel, "guest_uptime_ms", conn.Info().UptimeMillis)
-	if err := errors.Join(conn.SetTime(time.Now()), conn.Configure(cfg)); err != nil {
+	if !s.awaitSecrets(ctx) {
+		return nil
+	}
+	if err := errors.Join(conn.SetTime(time.Now()), s.sendSecrets(conn), conn.Configure(cfg)); err != nil {
 		return fmt.Errorf("configure guest: %w", err)
 	}
 	parts.Go(func() { s.copyLogs(ctx, conn) })

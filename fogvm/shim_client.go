@@ -71,7 +71,8 @@ func (q *qemuHypervisor) start(ctx context.Context, dir string, vm VM) (instance
 	if err != nil {
 		return nil, err
 	}
-	spec := shimSpec{VM: vm, QEMU: binary, Accel: q.accels, Initramfs: image, UID: uid, GID: gid, StopTimeout: q.cfg.StopTimeout}
+	spec := shimSpec{VM: vm, QEMU: binary, Accel: q.accels, Initramfs: image, UID: uid, GID: gid, StopTimeout: q.cfg.StopTimeout,
+		AwaitSecrets: len(vm.Secrets) > 0}
 	if err := saveJSONFile(filepath.Join(dir, specFile), spec); err != nil {
 		return nil, err
 	}
@@ -386,8 +387,8 @@ func (i *shimInstance) open(ctx context.Context, req shimRequest) (net.Conn, err
 	return openShim(ctx, i.dir, req)
 }
 
-func (i *shimInstance) authorize(ctx context.Context, keys []string) error {
-	c, err := openShim(ctx, i.dir, shimRequest{Op: opAuthorize, Keys: keys})
+func (i *shimInstance) tell(ctx context.Context, req shimRequest) error {
+	c, err := openShim(ctx, i.dir, req)
 	if err != nil {
 		return err
 	}

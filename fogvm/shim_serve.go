@@ -66,6 +66,8 @@ func (s *shim) answer(ctx context.Context, c *lineConn) {
 		s.reply(c, s.reboot())
 	case opAuthorize:
 		s.reply(c, s.authorize(req.Keys))
+	case opSecrets:
+		s.reply(c, s.takeSecrets(req.Secrets))
 	default:
 		s.reply(c, fmt.Errorf("unknown operation %q", req.Op))
 	}

@@ -70,6 +70,8 @@ type shimRequest struct {
 	Port int                `json:"port,omitempty"`
 	Exec *guest.ExecRequest `json:"exec,omitempty"`
 	Keys []string           `json:"keys,omitempty"`
+	// Secrets is the whole set.
+	Secrets []guest.Secret `json:"secrets,omitempty"`
 	// Force skips the guest's part of a stop.
 	Force bool `json:"force,omitempty"`
 }
@@ -81,6 +83,7 @@ const (
 	opStop      = "stop"      // the connection closes when the shim has ended
 	opReboot    = "reboot"    // as stop, for the guest; the shim boots it again
 	opAuthorize = "authorize" // replaces the owner's SSH keys in the guest
+	opSecrets   = "secrets"   // replaces the guest's secrets
 )
 
 type shimReply struct {
@@ -136,7 +139,7 @@ var shimTimeout = 5 * time.Second
 // timeout bounds the wait for the reply; what follows it takes its time.
 func (r shimRequest) timeout() time.Duration {
 	switch r.Op {
-	case opDial, opExec, opReboot, opAuthorize:
+	case opDial, opExec, opReboot, opAuthorize, opSecrets:
 		return shimTimeout + 25*time.Second // the guest's part
 	}
 	return shimTimeout

@@ -10,6 +10,8 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"github.com/formthefog/formation/fogvm/guest"
 )
 
 // worker brings one VM to what is wanted and keeps it there. Its run loop is
@@ -21,11 +23,12 @@ type worker struct {
 	wake chan struct{}
 
 	// Only the run loop touches these.
-	have     *shimSpec // what dir was last prepared for; nil: nothing
-	unsure   bool      // have and inst may not be all that is in dir: see find
-	keys     *[]string // the owner's, as the running guest has them; nil: not known
-	failures int       // ends in a row that nobody asked for
-	notUntil time.Time // back-off
+	have     *shimSpec       // what dir was last prepared for; nil: nothing
+	unsure   bool            // have and inst may not be all that is in dir: see find
+	keys     *[]string       // the owner's, as the running guest has them; nil: not known
+	secrets  *[]guest.Secret // as the running guest has them; nil: not known
+	failures int             // ends in a row that nobody asked for
+	notUntil time.Time       // back-off
 
 	mu     sync.Mutex
 	inst   instance // nil: not running
@@ -134,7 +137,7 @@ func (w *worker) set(change func(*Status)) {
 }
 
 func (w *worker) setInstance(inst instance) {
-	w.keys = nil
+	w.keys, w.secrets = nil, nil
 	w.mu.Lock()
 	w.inst = inst
 	w.mu.Unlock()
@@ -296,7 +299,7 @@ func (w *worker) step(ctx context.Context) (gone bool, retry time.Duration, err 
 	}
 	if w.running() != nil && w.have != nil {
 		if w.have.VM.Restart == want.Restart {
-			if err := w.authorize(ctx, want.Guest.SSHKeys); err != nil {
+			if err := errors.Join(w.authorize(ctx, want.Guest.SSHKeys), w.giveSecrets(ctx, want.Secrets)); err != nil {
 				return false, w.m.cfg.Backoff, err
 			}
 			return false, 0, nil
@@ -311,6 +314,9 @@ func (w *worker) step(ctx context.Context) (gone bool, retry time.Duration, err 
 	}
 	if err := w.start(ctx, want); err != nil {
 		return false, w.failed(err.Error()), err
+	}
+	if err := w.giveSecrets(ctx, want.Secrets); err != nil {
+		return false, w.m.cfg.Backoff, err
 	}
 	return false, 0, nil
 }
@@ -382,9 +388,22 @@ func (w *worker) authorize(ctx context.Context, keys []string) error {
 	if w.keys != nil && slices.Equal(*w.keys, keys) {
 		return nil
 	}
-	if err := w.running().authorize(ctx, keys); err != nil {
+	if err := w.running().tell(ctx, shimRequest{Op: opAuthorize, Keys: keys}); err != nil {
 		return fmt.Errorf("authorize keys: %w", err)
 	}
 	w.keys = &keys
+	return nil
+}
+
+// giveSecrets brings the secrets into the running guest, unless it is known to
+// have them, or they are not known.
+func (w *worker) giveSecrets(ctx context.Context, secrets []guest.Secret) error {
+	if secrets == nil || w.secrets != nil && guest.EqualSecrets(*w.secrets, secrets) {
+		return nil
+	}
+	if err := w.running().tell(ctx, shimRequest{Op: opSecrets, Secrets: secrets}); err != nil {
+		return fmt.Errorf("give secrets: %w", err)
+	}
+	w.secrets = &secrets
 	return nil
 }

@@ -25,6 +25,7 @@ type agent struct {
 	power    chan Power
 	tasks    sync.WaitGroup // supervisors; they end when appCtx does
 	keys     *keyring
+	vault    *vault
 
 	appCtx  context.Context
 	stopApp context.CancelFunc
@@ -43,7 +44,8 @@ func newAgent(log *slog.Logger) *agent {
 	a := &agent{
 		log: log, procs: newProcesses(), out: newRing(LogBufferBytes),
 		statuses: make(chan Status, 1), power: make(chan Power, 1), grace: 10 * time.Second,
-		keys: &keyring{write: applyKeys},
+		keys:  &keyring{write: applyKeys},
+		vault: &vault{write: func(reader account, secrets []Secret) error { return writeSecrets(SecretsDir, reader, secrets) }},
 	}
 	a.appCtx, a.stopApp = context.WithCancel(context.Background())
 	return a
@@ -101,6 +103,10 @@ func (a *agent) control(m toGuest) {
 	case m.Authorize != nil:
 		if err := a.keys.replace(*m.Authorize); err != nil {
 			a.log.Error("authorize keys", "error", err)
+		}
+	case m.Secrets != nil:
+		if err := a.vault.replace(*m.Secrets); err != nil {
+			a.log.Error("secrets", "error", err)
 		}
 	case m.Time != 0:
 		if err := stepClock(time.Unix(0, m.Time)); err != nil {
@@ -192,10 +198,14 @@ func (a *agent) startApp(cfg Config, env environment) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return fmt.Errorf("workdir: %w", err)
 	}
-	cmd := command{argv: cfg.Entrypoint, env: env.forEntrypoint(acc, cfg), dir: dir, as: acc}
+	if err := a.vault.unlock(acc); err != nil {
+		return err
+	}
+	cmd := command{argv: cfg.Entrypoint, dir: dir, as: acc}
+	variables := func() []string { return env.forEntrypoint(acc, cfg, a.vault.env()...) }
 	check, err := newCheck(cfg, func(ctx context.Context, argv []string) error {
 		probe := cmd
-		probe.argv = argv
+		probe.argv, probe.env = argv, variables()
 		return a.runCheck(ctx, probe)
 	})
 	if err != nil {
@@ -212,7 +222,7 @@ func (a *agent) startApp(cfg Config, env environment) error {
 	if err != nil {
 		return err
 	}
-	app := &entrypoint{procs: a.procs, cmd: cmd, policy: cfg.Restart, out: io.MultiWriter(log, a.out), tail: newRing(tailBytes), report: a.onApp}
+	app := &entrypoint{procs: a.procs, cmd: cmd, env: variables, policy: cfg.Restart, out: io.MultiWriter(log, a.out), tail: newRing(tailBytes), report: a.onApp}
 	a.tasks.Go(func() {
 		app.run(a.appCtx, func() time.Duration {
 			a.mu.Lock()

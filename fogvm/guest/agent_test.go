@@ -78,13 +78,14 @@ func TestChannel(t *testing.T) {
 	if s := <-heard; s.Phase != PhaseReady || len(s.Reason) > MaxReason {
 		t.Errorf("status %s, reason of %d bytes", s.Phase, len(s.Reason))
 	}
-	if err := errors.Join(c.Configure(Config{Hostname: "h"}), c.Authorize([]string{"k"}), c.SetTime(time.Unix(5, 0)), c.Power(Power{Reboot: true})); err != nil {
+	if err := errors.Join(c.Configure(Config{Hostname: "h"}), c.Authorize([]string{"k"}), c.SetSecrets([]Secret{{Name: "S", Value: []byte{0, 255}}}), c.SetSecrets(nil), c.SetTime(time.Unix(5, 0)), c.Power(Power{Reboot: true})); err != nil {
 		t.Fatal(err)
 	}
-	for range 4 {
+	for range 6 {
 		<-g.told
 	}
-	if g.got[0].Config.Hostname != "h" || (*g.got[1].Authorize)[0] != "k" || g.got[2].Time != 5e9 || !g.got[3].Power.Reboot {
+	if g.got[0].Config.Hostname != "h" || (*g.got[1].Authorize)[0] != "k" || !EqualSecrets(*g.got[2].Secrets, []Secret{{Name: "S", Value: []byte{0, 255}}}) || g.got[3].Secrets == nil || len(*g.got[3].Secrets) != 0 ||
+		g.got[4].Time != 5e9 || !g.got[5].Power.Reboot {
 		t.Errorf("guest heard %+v", g.got)
 	}
 

@@ -67,8 +67,9 @@ func (e environment) forUser(acc account, extra ...string) []string {
 	return list(out)
 }
 
-// forEntrypoint adds the service scopes that mean the entrypoint.
-func (e environment) forEntrypoint(acc account, cfg Config) []string {
+// forEntrypoint adds the service scopes that mean the entrypoint, and then
+// secrets ("K=V").
+func (e environment) forEntrypoint(acc account, cfg Config, secrets ...string) []string {
 	extra := []string{
 		"FORMATION_INSTANCE=" + cfg.Instance, "FORMATION_NAME=" + cfg.Name,
 		fmt.Sprintf("FORMATION_SLOT=%d", cfg.Slot),
@@ -76,7 +77,7 @@ func (e environment) forEntrypoint(acc account, cfg Config) []string {
 	for _, name := range []string{"entrypoint", cfg.Name} {
 		extra = append(extra, list(e.services[name])...)
 	}
-	return e.forUser(acc, extra...)
+	return e.forUser(acc, append(extra, secrets...)...)
 }
 
 func list(m map[string]string) []string {

@@ -128,11 +128,18 @@ func pace(latest <-chan Status, over <-chan struct{}, do func(Status)) {
 	}
 }
 
-// Configure sends the guest its configuration; call it once, first.
+// Configure sends the guest its configuration; call it once.
 func (c *Conn) Configure(cfg Config) error { return c.send(toGuest{Config: &cfg}) }
 
 // Authorize replaces the owner's SSH keys in a running guest.
 func (c *Conn) Authorize(keys []string) error { return c.send(toGuest{Authorize: &keys}) }
+
+// SetSecrets replaces the guest's secrets; those it is to start with are sent
+// before Configure.
+func (c *Conn) SetSecrets(secrets []Secret) error {
+	all := append([]Secret{}, secrets...) // none is a set too, and null would be no message
+	return c.send(toGuest{Secrets: &all})
+}
 
 // SetTime tells the guest the time; it steps its clock when far off.
 func (c *Conn) SetTime(now time.Time) error { return c.send(toGuest{Time: now.UnixNano()}) }

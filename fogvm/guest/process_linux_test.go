@@ -59,8 +59,8 @@ func supervise(t *testing.T, policy string, argv []string, stop func(last appEve
 	defer end()
 	var out lockedBuffer
 	var mu sync.Mutex
-	e := &entrypoint{procs: procs, policy: policy, out: &out, tail: newRing(tailBytes),
-		cmd: command{argv: argv, env: []string{"PATH=" + defaultPath}, dir: "/", as: me()},
+	e := &entrypoint{procs: procs, policy: policy, env: func() []string { return []string{"PATH=" + defaultPath} }, out: &out, tail: newRing(tailBytes),
+		cmd: command{argv: argv, dir: "/", as: me()},
 		report: func(ev appEvent) {
 			mu.Lock()
 			defer mu.Unlock()

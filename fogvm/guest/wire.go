@@ -37,6 +37,7 @@ type openStream struct {
 type toGuest struct {
 	Config    *Config   `json:"config,omitempty"`
 	Authorize *[]string `json:"authorize,omitempty"` // replaces Config.SSHKeys
+	Secrets   *[]Secret `json:"secrets,omitempty"`   // the whole set; first, before Config
 	Time      int64     `json:"time,omitempty"`      // unix nanoseconds
 	Power     *Power    `json:"power,omitempty"`
 }
