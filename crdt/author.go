@@ -82,7 +82,11 @@ func (a *Author) Create(spec Spec) (id string, raws [][]byte, err error) {
 	}
 	counter := a.counter
 	doc := InstanceID(a.owner, a.device, counter)
-	root, err := a.signRoot(&spec, a.device, counter, 1, 1, nil)
+	st, err := a.newRoot(&spec, a.device, counter, 1, 1, nil)
+	if err != nil {
+		return "", nil, fmt.Errorf("create: %w", err)
+	}
+	root, err := stmt.Sign(a.key, st)
 	if err != nil {
 		return "", nil, fmt.Errorf("create: %w", err)
 	}
@@ -152,12 +156,15 @@ func (a *Author) signSet(id string, spec *Spec, generation uint64, ops map[strin
 	heads := d.heads()
 	// A change that would not fit a root must not be signed either, or the
 	// document could never be re-rooted again.
-	root, err := a.signRoot(spec, device, counter, d.epoch+1, generation+1, heads[:min(len(heads), stmt.MaxDeps)])
+	root, err := a.newRoot(spec, device, counter, d.epoch+1, generation+1, heads[:min(len(heads), stmt.MaxDeps)])
+	if err == nil {
+		err = stmt.Fits(root)
+	}
 	if err != nil {
 		return nil, err
 	}
 	if d.proof != nil || len(d.order) >= RerootChanges || d.bytes >= RerootBytes || len(heads) > stmt.MaxDeps || len(ops) > MaxOps {
-		return root, nil
+		return stmt.Sign(a.key, root)
 	}
 	var seq uint64
 	for _, h := range heads {
@@ -186,29 +193,31 @@ func (a *Author) origin(d *document) (stmt.Key, uint64, error) {
 	return b.Device, b.Counter, nil
 }
 
-func (a *Author) signRoot(spec *Spec, device stmt.Key, counter, epoch, generation uint64, heads []stmt.ID) ([]byte, error) {
+// newRoot is a root that says spec, to be signed.
+func (a *Author) newRoot(spec *Spec, device stmt.Key, counter, epoch, generation uint64, heads []stmt.ID) (stmt.Statement, error) {
+	none := stmt.Statement{}
 	vals, err := spec.values()
 	if err != nil {
-		return nil, err
+		return none, err
 	}
 	ops := make(map[string]stmt.Raw, len(vals)+1)
 	for k, v := range vals {
 		ops[k] = v
 	}
 	if ops[keyGeneration], err = stmt.Marshal(generation); err != nil {
-		return nil, err
+		return none, err
 	}
 	if len(ops) > MaxOps {
-		return nil, fmt.Errorf("%w: %d keys, at most %d (environment and labels count one each)", ErrInvalid, len(ops), MaxOps)
+		return none, fmt.Errorf("%w: %d keys, at most %d (environment and labels count one each)", ErrInvalid, len(ops), MaxOps)
 	}
 	body, err := stmt.Marshal(specBody{Device: device, Counter: counter, Actor: a.actor, Ops: ops})
 	if err != nil {
-		return nil, err
+		return none, err
 	}
-	return stmt.Sign(a.key, stmt.Statement{
-		Kind: stmt.KindSpec, Network: a.state.network, Epoch: epoch, Seq: 1,
+	return stmt.Statement{
+		Kind: stmt.KindSpec, Network: a.state.network, Author: a.owner, Epoch: epoch, Seq: 1,
 		Time: a.Now().Unix(), Deps: heads, Body: body,
-	})
+	}, nil
 }
 
 // Delete deletes instance id for good. Errors wrap ErrNotFound.
@@ -273,9 +282,14 @@ func (a *Author) signPage(doc DocID, dead bool) ([]byte, error) {
 	})
 }
 
+// apply applies statements signed here: their signatures need no check.
 func (a *Author) apply(raws ...[]byte) error {
 	for _, raw := range raws {
-		if _, err := a.state.Apply(raw, time.Time{}); err != nil {
+		st, err := stmt.Peek(raw, a.state.network)
+		if err != nil {
+			return err
+		}
+		if _, err := a.state.applyNews(st, time.Time{}); err != nil {
 			return err
 		}
 	}

@@ -1,6 +1,8 @@
 package crdt
 
 import (
+	"context"
+	"crypto/ed25519"
 	"fmt"
 	"testing"
 	"time"
@@ -69,5 +71,37 @@ func BenchmarkView(b *testing.B) {
 		}
 		b.StartTimer()
 		s.View()
+	}
+}
+
+// BenchmarkUpdate changes one instance among 2,000, from the owner's Author to the
+// next View, on a disk that costs nothing; BenchmarkSign makes one signature.
+func BenchmarkUpdate(b *testing.B) {
+	w, raws := manyInstances(b, 2000)
+	r := w.open(b, newMemFS(1), false)
+	for _, raw := range append(w.raws, raws...) {
+		_, _ = r.state.Apply(raw, time.Time{})
+	}
+	r.state.takeNews()
+	r.View()
+	a := w.author("owner-0", r.OwnerStatements(pub("owner-0")))
+	ids := a.Instances()
+	b.ResetTimer()
+	for i := range b.N {
+		made, err := a.Set(ids[i%len(ids)].ID, func(s *Spec) { s.Restart++ })
+		if err == nil {
+			_, err = r.Submit(context.Background(), made...)
+		}
+		if err != nil {
+			b.Fatal(err)
+		}
+		r.View()
+	}
+}
+
+func BenchmarkSign(b *testing.B) {
+	key, msg := keyOf("a"), make([]byte, 400)
+	for range b.N {
+		ed25519.Sign(key, msg)
 	}
 }

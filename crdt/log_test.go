@@ -11,7 +11,7 @@ import (
 	"github.com/formthefog/formation/crdt/stmt"
 )
 
-func (w *world) open(t *testing.T, fsys fileSystem, returning bool) *Replica {
+func (w *world) open(t testing.TB, fsys fileSystem, returning bool) *Replica {
 	t.Helper()
 	r, err := openReplica(ReplicaConfig{
 		Key: keyOf("n1"), Network: w.net, Root: w.root, Engine: NewModel(), Returning: returning, Now: func() time.Time { return testNow },

@@ -161,12 +161,19 @@ func (r *Replica) load() (err error) {
 	}
 	r.mustSync.Store(len(marker) > 0)
 	bad := 0
-	r.log, err = openLog(r.fsys, func(raw []byte) error {
-		if _, err := r.state.Apply(raw, time.Time{}); err != nil && !benign(err) {
+	read := newVerifier(r.cfg.Network, func(st *stmt.Statement, err error) {
+		if err == nil {
+			_, err = r.state.applyNews(st, time.Time{})
+		}
+		if err != nil && !benign(err) {
 			bad++
 		}
-		return nil
-	}, r.lost)
+	})
+	r.log, err = openLog(r.fsys, read.add, func(how Recovery, cause error) error {
+		read.finish()
+		return r.lost(how, cause)
+	})
+	read.finish()
 	if err != nil {
 		return err
 	}
@@ -304,23 +311,46 @@ func (r *Replica) OwnerStatements(owner stmt.Key) [][]byte {
 // waited for them; err is the first error that is more than a difference of
 // knowledge. The rest is applied anyway.
 func (r *Replica) merge(raws [][]byte, now time.Time) (news []*stmt.Statement, err error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
+	note := func(e error) {
+		if e != nil && err == nil && !transient(e) {
+			err = e
+		}
+	}
+	sts := make([]*stmt.Statement, 0, len(raws))
 	for _, raw := range raws {
 		// The state keeps the bytes, and the message they come in is larger.
-		if aerr := r.apply(slices.Clone(raw), now); aerr != nil && err == nil && !transient(aerr) {
-			err = aerr
+		st, perr := stmt.Peek(slices.Clone(raw), r.cfg.Network)
+		if note(perr); perr == nil {
+			sts = append(sts, st)
 		}
+	}
+	r.mu.Lock()
+	sts = slices.DeleteFunc(sts, func(st *stmt.Statement) bool {
+		news, serr := r.state.isNews(st)
+		if note(serr); !news {
+			r.noticeOwn(st, serr)
+		}
+		return !news
+	})
+	r.mu.Unlock()
+	// Signatures are most of the work: nobody waits for it.
+	sts = slices.DeleteFunc(sts, func(st *stmt.Statement) bool {
+		serr := st.CheckSignature()
+		note(serr)
+		return serr != nil
+	})
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, st := range sts {
+		note(r.apply(st, now))
 	}
 	return r.record(), err
 }
 
-// apply applies one statement; under mu.
-func (r *Replica) apply(raw []byte, now time.Time) error {
-	_, err := r.state.Apply(raw, now)
-	if st, perr := stmt.Peek(raw, r.cfg.Network); perr == nil {
-		r.noticeOwn(st, err)
-	}
+// apply applies one verified statement; under mu.
+func (r *Replica) apply(st *stmt.Statement, now time.Time) error {
+	_, err := r.state.applyNews(st, now)
+	r.noticeOwn(st, err)
 	return err
 }
 
@@ -370,7 +400,7 @@ func (r *Replica) commit(ctx context.Context, sts []*stmt.Statement, late stmt.K
 		if m, err := stmt.MemberOf(st, r.cfg.Root); err == nil && m.Key == late {
 			at = time.Time{}
 		}
-		if err := r.apply(st.Raw, at); err != nil {
+		if err := r.apply(st, at); err != nil {
 			failed = fmt.Errorf("%s statement %.8s: %w", st.Kind, st.ID, err)
 			break
 		}

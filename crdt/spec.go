@@ -51,6 +51,19 @@ type specBody struct {
 
 func (b *specBody) isRoot() bool { return b.Root == stmt.ID{} }
 
+// specSubject returns which instance a spec statement is about; what it says of
+// it is looked at when its signature was.
+func specSubject(st *stmt.Statement) (DocID, error) {
+	var b struct {
+		Device  stmt.Key `cbor:"dev"`
+		Counter uint64   `cbor:"ctr"`
+	}
+	if err := stmt.Unmarshal(st.Body, &b); err != nil {
+		return DocID{}, fmt.Errorf("%w: %w", ErrInvalid, err)
+	}
+	return InstanceID(st.Author, b.Device, b.Counter), nil
+}
+
 // decodeSpec checks everything about a spec statement that needs no state.
 func decodeSpec(st *stmt.Statement) (*specBody, Change, error) {
 	var b specBody

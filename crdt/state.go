@@ -105,13 +105,29 @@ func (s *State) Apply(raw []byte, now time.Time) (changed bool, err error) {
 	if err != nil {
 		return false, err
 	}
+	if news, err := s.isNews(st); !news {
+		return false, err
+	}
+	if err := st.CheckSignature(); err != nil {
+		return false, err
+	}
+	return s.applyVerified(st, now)
+}
+
+// isNews says whether the signature of st is worth a look: it is not held, and
+// nothing is known against it.
+func (s *State) isNews(st *stmt.Statement) (bool, error) {
 	if _, held := s.ids[st.ID]; held {
 		return false, nil
 	}
-	if err := s.precheck(st); err != nil {
-		return false, err
-	}
-	if st, err = stmt.Verify(raw, s.network); err != nil {
+	err := s.precheck(st)
+	return err == nil, err
+}
+
+// applyNews is Apply for a statement whose signature counts: it was checked, or
+// made here.
+func (s *State) applyNews(st *stmt.Statement, now time.Time) (changed bool, err error) {
+	if news, err := s.isNews(st); !news {
 		return false, err
 	}
 	return s.applyVerified(st, now)
@@ -144,11 +160,10 @@ func (s *State) precheck(st *stmt.Statement) error {
 			return fmt.Errorf("%w: claim of %s", ErrStale, st.Author)
 		}
 	case stmt.KindSpec:
-		b, _, err := decodeSpec(st)
+		id, err := specSubject(st)
 		if err != nil {
 			return err
 		}
-		id := InstanceID(st.Author, b.Device, b.Counter)
 		if d := s.docs[id]; d != nil && st.Epoch < d.epoch {
 			return fmt.Errorf("%w: epoch %d of %s", ErrStale, st.Epoch, id)
 		}

@@ -19,13 +19,7 @@ func (s *State) ApplyVerified(v stmt.Verified, now time.Time) (changed bool, err
 	if st == nil || st.Network != s.network {
 		return false, fmt.Errorf("%w: no statement of this network", stmt.ErrNetwork)
 	}
-	if _, held := s.ids[st.ID]; held {
-		return false, nil
-	}
-	if err := s.precheck(st); err != nil {
-		return false, err
-	}
-	return s.applyVerified(st, now)
+	return s.applyNews(st, now)
 }
 
 // Transient says whether an error of Apply only tells of a difference of

@@ -2,6 +2,7 @@ package stmt
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"unicode/utf8"
@@ -220,4 +221,20 @@ func checkHead(b []byte, at int) (major byte, arg uint64, next int, err error) {
 		return 0, 0, 0, fmt.Errorf("%w: head longer than needed at byte %d", ErrEncoding, at)
 	}
 	return major, arg, next + n, nil
+}
+
+// appendHead appends the shortest head.
+func appendHead(b []byte, major byte, arg uint64) []byte {
+	switch m := major << 5; {
+	case arg < 24:
+		return append(b, m|byte(arg))
+	case arg < 1<<8:
+		return append(b, m|24, byte(arg))
+	case arg < 1<<16:
+		return binary.BigEndian.AppendUint16(append(b, m|25), uint16(arg))
+	case arg < 1<<32:
+		return binary.BigEndian.AppendUint32(append(b, m|26), uint32(arg))
+	default:
+		return binary.BigEndian.AppendUint64(append(b, m|27), arg)
+	}
 }

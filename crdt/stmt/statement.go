@@ -63,9 +63,11 @@ type Statement struct {
 	Via     []byte // raw statement that delegates to Author, or nil
 	Body    []byte // canonical DAG-CBOR map of the kind
 
-	// Set by Verify, ignored by Sign.
+	// Set by Peek and Verify, ignored by Sign.
 	ID  ID
-	Raw []byte // the verified bytes; shared with the caller of Verify
+	Raw []byte // the bytes; shared with the caller of Peek or Verify
+
+	payload, sig []byte // in Raw
 }
 
 // payload is the signed map. Keys are one letter: statements are many and small.
@@ -81,11 +83,37 @@ type payload struct {
 	Body    Raw       `cbor:"b"`
 }
 
-// envelope is a raw statement: a CBOR array of two byte strings.
-type envelope struct {
-	_       struct{} `cbor:",toarray"`
-	Payload []byte
-	Sig     []byte
+// appendEnvelope makes a raw statement: a CBOR array of two byte strings.
+func appendEnvelope(payload, sig []byte) []byte {
+	b := make([]byte, 0, 1+3+len(payload)+2+len(sig))
+	b = append(b, majorArray<<5|2)
+	for _, part := range [][]byte{payload, sig} {
+		b = append(appendHead(b, majorBytes, uint64(len(part))), part...)
+	}
+	return b
+}
+
+// openEnvelope returns the parts of a raw statement, not copied.
+func openEnvelope(raw []byte) (payload, sig []byte, err error) {
+	if err := CheckCanonical(raw); err != nil {
+		return nil, nil, err
+	}
+	if raw[0] != majorArray<<5|2 {
+		return nil, nil, fmt.Errorf("%w: no array of two", ErrShape)
+	}
+	at := 1
+	for _, part := range []*[]byte{&payload, &sig} {
+		major, n, next, err := checkHead(raw, at)
+		if err != nil {
+			return nil, nil, err
+		}
+		if major != majorBytes {
+			return nil, nil, fmt.Errorf("%w: no array of byte strings", ErrShape)
+		}
+		at = next + int(n) // canonical: it ends within raw
+		*part = raw[next:at:at]
+	}
+	return payload, sig, nil
 }
 
 // signedBytes is what the signature covers and the ID hashes.
@@ -113,6 +141,22 @@ func Sign(priv ed25519.PrivateKey, s Statement) ([]byte, error) {
 	if s.Author != author {
 		return nil, fmt.Errorf("%w: author %s is not the signing key %s", ErrShape, s.Author, author)
 	}
+	p, err := encode(&s)
+	if err != nil {
+		return nil, err
+	}
+	return appendEnvelope(p, ed25519.Sign(priv, signedBytes(s.Kind, p))), nil
+}
+
+// Fits says whether Sign, with the key of s.Author, would sign s: nil, or its
+// error.
+func Fits(s Statement) error {
+	_, err := encode(&s)
+	return err
+}
+
+// encode returns the payload of s.
+func encode(s *Statement) ([]byte, error) {
 	if err := s.check(); err != nil {
 		return nil, err
 	}
@@ -123,22 +167,49 @@ func Sign(priv ed25519.PrivateKey, s Statement) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	raw, err := Marshal(envelope{Payload: p, Sig: ed25519.Sign(priv, signedBytes(s.Kind, p))})
-	if err != nil {
-		return nil, err
+	if n := 1 + len(appendHead(nil, majorBytes, uint64(len(p)))) + len(p) + 2 + ed25519.SignatureSize; n > MaxStatement {
+		return nil, fmt.Errorf("%w: %d bytes, at most %d", ErrTooLarge, n, MaxStatement)
 	}
-	if len(raw) > MaxStatement {
-		return nil, fmt.Errorf("%w: %d bytes, at most %d", ErrTooLarge, len(raw), MaxStatement)
-	}
-	return raw, nil
+	return p, nil
 }
 
 // Peek decodes raw without checking its signature: size, then shape, then
 // network. What it returns is hostile input; use it to drop the stale and the
-// unwanted cheaply, and [Verify] before believing anything.
+// unwanted cheaply, and [Statement.CheckSignature] before believing anything. The
+// statement shares memory with raw, which must not change afterwards.
 func Peek(raw []byte, net NetworkID) (*Statement, error) {
-	s, _, _, err := decode(raw, net)
-	return s, err
+	if len(raw) > MaxStatement {
+		return nil, fmt.Errorf("%w: %d bytes, at most %d", ErrTooLarge, len(raw), MaxStatement)
+	}
+	pay, sig, err := openEnvelope(raw)
+	if err != nil {
+		return nil, err
+	}
+	if len(sig) != ed25519.SignatureSize {
+		return nil, fmt.Errorf("%w: signature of %d bytes", ErrShape, len(sig))
+	}
+	if len(pay) == 0 || pay[0]>>5 != majorMap {
+		return nil, fmt.Errorf("%w: payload is no map", ErrShape)
+	}
+	var p payload
+	if err := Unmarshal(pay, &p); err != nil {
+		return nil, err
+	}
+	s := &Statement{
+		Kind: Kind(p.Kind), Network: p.Network, Author: p.Author, Epoch: p.Epoch, Seq: p.Seq,
+		Time: p.Time, Deps: p.Deps, Via: p.Via, Body: p.Body, Raw: raw, payload: pay, sig: sig,
+	}
+	if err := s.check(); err != nil {
+		return nil, err
+	}
+	if s.Author.IsZero() {
+		return nil, fmt.Errorf("%w: no author", ErrShape)
+	}
+	if s.Network != net {
+		return nil, fmt.Errorf("%w: %s", ErrNetwork, s.Network.Short())
+	}
+	s.ID = sha256.Sum256(signedBytes(s.Kind, pay))
+	return s, nil
 }
 
 // Verify decodes raw and checks, in this order, size, shape, network and
@@ -146,50 +217,23 @@ func Peek(raw []byte, net NetworkID) (*Statement, error) {
 // ErrSignature. The statement shares memory with raw, which must not change
 // afterwards. Whether Author may say it is not checked here.
 func Verify(raw []byte, net NetworkID) (*Statement, error) {
-	s, signed, sig, err := decode(raw, net)
+	s, err := Peek(raw, net)
 	if err != nil {
 		return nil, err
 	}
-	if !ed25519.Verify(s.Author[:], signed, sig) {
-		return nil, fmt.Errorf("%w: %s statement of %s", ErrSignature, s.Kind, s.Author)
+	if err := s.CheckSignature(); err != nil {
+		return nil, err
 	}
 	return s, nil
 }
 
-func decode(raw []byte, net NetworkID) (s *Statement, signed, sig []byte, err error) {
-	if len(raw) > MaxStatement {
-		return nil, nil, nil, fmt.Errorf("%w: %d bytes, at most %d", ErrTooLarge, len(raw), MaxStatement)
+// CheckSignature finishes what Peek began: nil when Author signed the statement,
+// else an error that wraps ErrSignature.
+func (s *Statement) CheckSignature() error {
+	if len(s.sig) != ed25519.SignatureSize || !ed25519.Verify(s.Author[:], signedBytes(s.Kind, s.payload), s.sig) {
+		return fmt.Errorf("%w: %s statement of %s", ErrSignature, s.Kind, s.Author)
 	}
-	var e envelope
-	if err := Unmarshal(raw, &e); err != nil {
-		return nil, nil, nil, err
-	}
-	if len(e.Sig) != ed25519.SignatureSize {
-		return nil, nil, nil, fmt.Errorf("%w: signature of %d bytes", ErrShape, len(e.Sig))
-	}
-	if len(e.Payload) == 0 || e.Payload[0]>>5 != majorMap {
-		return nil, nil, nil, fmt.Errorf("%w: payload is no map", ErrShape)
-	}
-	var p payload
-	if err := Unmarshal(e.Payload, &p); err != nil {
-		return nil, nil, nil, err
-	}
-	s = &Statement{
-		Kind: Kind(p.Kind), Network: p.Network, Author: p.Author, Epoch: p.Epoch, Seq: p.Seq,
-		Time: p.Time, Deps: p.Deps, Via: p.Via, Body: p.Body, Raw: raw,
-	}
-	if err := s.check(); err != nil {
-		return nil, nil, nil, err
-	}
-	if s.Author.IsZero() {
-		return nil, nil, nil, fmt.Errorf("%w: no author", ErrShape)
-	}
-	if s.Network != net {
-		return nil, nil, nil, fmt.Errorf("%w: %s", ErrNetwork, s.Network.Short())
-	}
-	signed = signedBytes(s.Kind, e.Payload)
-	s.ID = sha256.Sum256(signed)
-	return s, signed, e.Sig, nil
+	return nil
 }
 
 // check holds what is true of every statement, on both sides of the wire.

@@ -152,11 +152,7 @@ func TestVerifyRefuses(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		raw, err := encMode.Marshal(envelope{Payload: b, Sig: ed25519.Sign(priv("a"), signedBytes(Kind(p.Kind), b))})
-		if err != nil {
-			t.Fatal(err)
-		}
-		return raw
+		return appendEnvelope(b, ed25519.Sign(priv("a"), signedBytes(Kind(p.Kind), b)))
 	}
 	for _, tt := range []struct {
 		name   string
@@ -187,7 +183,7 @@ func TestVerifyRefuses(t *testing.T) {
 	}
 	t.Run("one kind is not another", func(t *testing.T) {
 		p, _ := encMode.Marshal(payload{Kind: "node", Network: testNet, Author: KeyOf(priv("a")), Body: body})
-		raw, _ := encMode.Marshal(envelope{Payload: p, Sig: ed25519.Sign(priv("a"), signedBytes("claim", p))})
+		raw := appendEnvelope(p, ed25519.Sign(priv("a"), signedBytes("claim", p)))
 		if _, err := Verify(raw, testNet); !errors.Is(err, ErrSignature) {
 			t.Errorf("%v", err)
 		}
@@ -201,7 +197,7 @@ func TestVerifyRefuses(t *testing.T) {
 	})
 	t.Run("unknown fields are kept", func(t *testing.T) {
 		p, _ := Marshal(map[string]any{"k": "node", "n": testNet[:], "a": root[:], "b": map[string]int{}, "new": 7})
-		raw, _ := Marshal(envelope{Payload: p, Sig: ed25519.Sign(priv("root"), signedBytes("node", p))})
+		raw := appendEnvelope(p, ed25519.Sign(priv("root"), signedBytes("node", p)))
 		s, err := Verify(raw, testNet)
 		if err != nil || !bytes.Equal(s.Raw, raw) {
 			t.Errorf("%v", err)

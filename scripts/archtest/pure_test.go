@@ -23,7 +23,7 @@ var pure = []struct {
 	pkg    string
 	driver *regexp.Regexp
 }{
-	{"crdt", regexp.MustCompile(`^(replica|run|own|gossip|ae|log|fsys|author)\.go$`)},
+	{"crdt", regexp.MustCompile(`^(replica|run|own|gossip|ae|log|fsys|author|verifier)\.go$`)},
 	{"crdt/place", nil},
 	{"crdt/live", nil},
 	{"crdt/policy", nil},
