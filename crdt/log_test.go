@@ -185,7 +185,7 @@ func TestSessionMakesGood(t *testing.T) {
 	done := make(chan error, 1)
 	go func() { done <- r.Run(ctx) }()
 	select {
-	case <-r.Synced():
+	case <-r.Synced(0):
 	case <-time.After(20 * time.Second):
 		t.Fatal("not synchronised")
 	}

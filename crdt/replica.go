@@ -40,6 +40,9 @@ type ReplicaConfig struct {
 	// Now is the wall clock (default time.Now). It decides the expiry of
 	// invites and fills the display time of statements, nothing else.
 	Now func() time.Time
+	// Boot is the time since boot, suspension included, by which [Replica.Synced]
+	// counts (default: since Open, by a clock that stands still in suspension).
+	Boot func() time.Duration
 	// SyncInterval is the mean time between anti-entropy sessions (default 20 s,
 	// jittered by half to either side).
 	SyncInterval time.Duration
@@ -77,8 +80,7 @@ type Replica struct {
 	recovery Recovery    // how Open found the log
 	mustSync atomic.Bool // what was lost has not been made good by a session yet
 
-	synced      chan struct{}
-	syncedOnce  sync.Once
+	fresh       freshness
 	readopt     chan struct{} // someone holds a newer register of this node
 	peerRates   *rates[peer.ID]
 	authorRates *rates[stmt.Key]
@@ -133,6 +135,10 @@ func openReplica(cfg ReplicaConfig, fsys fileSystem) (*Replica, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
+	if cfg.Boot == nil {
+		opened := time.Now()
+		cfg.Boot = func() time.Duration { return time.Since(opened) }
+	}
 	if cfg.SyncInterval <= 0 {
 		cfg.SyncInterval = 20 * time.Second
 	}
@@ -140,7 +146,8 @@ func openReplica(cfg ReplicaConfig, fsys fileSystem) (*Replica, error) {
 	r := &Replica{
 		cfg: cfg, key: key, self: peer.ID(key.PeerID()), fsys: fsys,
 		state:   NewState(cfg.Network, cfg.Root, cfg.Engine),
-		changed: make(chan struct{}), synced: make(chan struct{}), readopt: make(chan struct{}, 1),
+		changed: make(chan struct{}), readopt: make(chan struct{}, 1),
+		fresh:       freshness{resync: make(chan struct{}, 1)},
 		peerRates:   newRates[peer.ID](peerRate, peerBurst),
 		authorRates: newRates[stmt.Key](authorRate, authorBurst),
 	}
@@ -279,11 +286,14 @@ func (r *Replica) Watch(ctx context.Context) <-chan *View {
 	return out
 }
 
-// Synced is closed once the first anti-entropy session has ended well, or when
-// Run found nobody to hold one with for some seconds (30 at most). Until then a
-// node that restarted knows only what its disk remembers. When that is not all it
-// had, because the log was cut or is gone, nothing but a session closes Synced.
-func (r *Replica) Synced() <-chan struct{} { return r.synced }
+// Synced returns a channel that is closed once an anti-entropy session that began
+// at since or later, by cfg.Boot, has ended well, or when Run has found nobody to
+// hold one with for some seconds after since (30 at most). Until then a node that
+// started (0) or slept (since when it woke) knows only what it remembers. When
+// that is not all it had, because the log was cut or is gone, nothing but a
+// session closes the channel. Run begins sessions with all peers at once when it
+// is asked for more recent than it holds.
+func (r *Replica) Synced(since time.Duration) <-chan struct{} { return r.fresh.wait(since) }
 
 // Stats returns counts for metrics.
 func (r *Replica) Stats() Stats {

@@ -89,16 +89,30 @@ func (r *Replica) maintain(ctx context.Context) error {
 	}
 }
 
-// synchronise holds sessions with members: with every new one at once and twice
+// synchronise holds sessions until ctx ends, all of them anew when what is held is
+// not recent enough any more: those that slept too would keep their peers from new
+// ones.
+func (r *Replica) synchronise(ctx context.Context) error {
+	began := r.cfg.Boot()
+	for ctx.Err() == nil {
+		r.holdSessions(ctx, began)
+	}
+	return nil
+}
+
+// holdSessions holds sessions with members: with every new one at once and twice
 // more within seconds, because gossip to it is still being set up; and with a
 // random one every SyncInterval, jittered by half. There is one session at a time
 // with a peer, and new peers leave room for the others, so that slow and hostile
-// ones cannot keep this node from those that answer.
-func (r *Replica) synchronise(ctx context.Context) error {
+// ones cannot keep this node from those that answer. It returns when ctx ends or
+// somebody waits for more recent than what is held; Run connected at began.
+func (r *Replica) holdSessions(ctx context.Context, began time.Duration) {
 	look := time.NewTicker(min(lookInterval, r.cfg.SyncInterval))
 	defer look.Stop()
 	var sessions errgroup.Group // their errors are counted, and end nothing
 	defer func() { _ = sessions.Wait() }()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	start := func(p peer.ID, most int) bool {
 		if !r.asking.begin(p, most) {
 			return false
@@ -111,8 +125,7 @@ func (r *Replica) synchronise(ctx context.Context) error {
 		return true
 	}
 	fresh := newcomers{}
-	began := time.Now()
-	next := began.Add(r.jitter())
+	next := time.Now().Add(r.jitter())
 	for {
 		now := time.Now()
 		peers := slices.DeleteFunc(slices.Clone(r.cfg.Streams.Peers()), func(p peer.ID) bool { return !r.isPeer(p) })
@@ -124,12 +137,14 @@ func (r *Replica) synchronise(ctx context.Context) error {
 		if len(peers) > 0 && now.After(next) && start(peers[rand.IntN(len(peers))], maxSessions) {
 			next = now.Add(r.jitter())
 		}
-		if r.givesUp(len(peers), now.Sub(began)) {
-			r.syncedOnce.Do(func() { close(r.synced) })
+		if since, waits := r.fresh.longest(); waits && r.givesUp(len(peers), r.cfg.Boot()-max(began, since)) {
+			r.fresh.reach(since)
 		}
 		select {
 		case <-ctx.Done():
-			return nil
+			return
+		case <-r.fresh.resync:
+			return
 		case <-look.C:
 		}
 	}
@@ -224,13 +239,14 @@ func (r *Replica) jitter() time.Duration {
 
 // ask holds sessions with a peer and counts how they ended.
 func (r *Replica) ask(ctx context.Context, p peer.ID) {
+	began := r.cfg.Boot()
 	if err := r.syncWith(ctx, p); err != nil {
 		r.stats.failedSessions.Add(1)
 		r.cfg.Logger.Debug("anti-entropy", "peer", p, "err", err)
 		return
 	}
 	r.recovered()
-	r.syncedOnce.Do(func() { close(r.synced) })
+	r.fresh.reach(began)
 }
 
 // givesUp says whether to go on without having synchronised, after such a wait

@@ -29,7 +29,7 @@ type Manager struct {
 	wake    chan struct{} // desired changed; buffered
 
 	mu       sync.Mutex
-	desired  map[string]VM     // nil until the first Sync: adopted VMs are left alone
+	desired  map[string]VM     // nil until the next Sync: VMs are left alone
 	invalid  map[string]Status // wishes that cannot be carried out
 	draining bool              // Shutdown: stop everything, keep disks
 	workers  map[string]*worker
@@ -191,6 +191,14 @@ func (m *Manager) Sync(ctx context.Context, desired []VM) error {
 		m.notify()
 	}
 	return nil
+}
+
+// Hold leaves every VM as it is until the next Sync: what was wanted so far may be
+// wanted no more, so none is started, stopped or deleted for it.
+func (m *Manager) Hold() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.desired, m.invalid = nil, map[string]Status{}
 }
 
 // checkWish: what is only to be stopped, or kept so, needs no more than a name.

@@ -107,7 +107,7 @@ func (h *hostInfo) Doctor(context.Context) []api.Check {
 			add("qemu", "ok", path, "")
 		}
 	}
-	out = append(out, stateCheck(h.state))
+	out = append(out, stateCheck(h.state, h.rec.Deciding()))
 	peers := h.node.Peers()
 	others := len(h.state.View().Nodes()) - 1
 	switch {
@@ -139,12 +139,10 @@ func (h *hostInfo) Doctor(context.Context) []api.Check {
 }
 
 // stateCheck says whether the node may decide yet, and what its start lost.
-func stateCheck(r *crdt.Replica) api.Check {
+func stateCheck(r *crdt.Replica, deciding bool) api.Check {
 	const wait = "a peer brings it back; on the last node of its network remove state/resync below --data, and restart"
 	c := api.Check{Name: "state", State: "ok", Detail: "synchronised"}
-	select {
-	case <-r.Synced():
-	default:
+	if !deciding {
 		c.State, c.Detail, c.Fix = "warn", "not synchronised yet: nothing is decided, VMs run on", wait
 	}
 	if r.Recovered() == crdt.LogCut {

@@ -32,7 +32,7 @@ func TestStateCheck(t *testing.T) {
 		if err != nil {
 			t.Fatalf("%s: %v", name, err)
 		}
-		if c := stateCheck(r); c.State != tc.state || !strings.Contains(c.Detail, tc.word) || c.Fix == "" {
+		if c := stateCheck(r, false); c.State != tc.state || !strings.Contains(c.Detail, tc.word) || c.Fix == "" {
 			t.Errorf("%s: %+v", name, c)
 		}
 		if err := r.Close(); err != nil {

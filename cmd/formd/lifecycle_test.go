@@ -21,6 +21,7 @@ import (
 	"github.com/formthefog/formation/cmd/internal/config"
 	"github.com/formthefog/formation/crdt"
 	"github.com/formthefog/formation/crdt/stmt"
+	"github.com/formthefog/formation/fogvm/boottime"
 	"github.com/formthefog/formation/fogvm/reconcile/plan"
 	"github.com/formthefog/formation/p2p"
 )
@@ -372,4 +373,37 @@ func TestDefaultWebPortGivesWay(t *testing.T) {
 	if l, _, err := listenWeb(config.Off, config.DefaultWeb); l != nil || err != nil {
 		t.Errorf("off: %v, %v", l, err)
 	}
+}
+
+// A formd that was stopped notices, synchronises, and only then decides again; its
+// VMs and claims are as they were.
+func TestStoppedProcessResynchronises(t *testing.T) {
+	procs := swarm(t, 2)
+	p := procs[1]
+	said := func(word string) int { return strings.Count(p.stderr.String(), word) }
+	within(t, 60*time.Second, "first synchronisation", func() error {
+		if said("synchronised=true") == 0 {
+			return errors.New("not synchronised")
+		}
+		return nil
+	})
+	if said("this node slept") != 0 {
+		t.Fatal("it believes that it slept")
+	}
+	before := said("synchronised=true")
+	signal := func(s syscall.Signal) {
+		t.Helper()
+		if err := p.cmd.Process.Signal(s); err != nil {
+			t.Fatal(err)
+		}
+	}
+	signal(syscall.SIGSTOP)
+	<-time.After(boottime.Gap + 2*time.Second) // what is tested is this wait
+	signal(syscall.SIGCONT)
+	within(t, 60*time.Second, "synchronisation after the stop", func() error {
+		if said("this node slept") != 1 || said("synchronised=true") != before+1 {
+			return errors.New("not synchronised again")
+		}
+		return nil
+	})
 }

@@ -29,6 +29,7 @@ import (
 	"github.com/formthefog/formation/crdt/stmt"
 	"github.com/formthefog/formation/docs"
 	"github.com/formthefog/formation/fogvm"
+	"github.com/formthefog/formation/fogvm/boottime"
 	"github.com/formthefog/formation/fogvm/reconcile"
 	"github.com/formthefog/formation/p2p"
 	"github.com/formthefog/formation/store"
@@ -176,7 +177,7 @@ func (d *formd) openState() (err error) {
 	returning := err == nil && !d.id.First
 	d.state, err = crdt.Open(crdt.ReplicaConfig{
 		Dir: d.path("state"), Key: d.id.Key, Network: d.id.network(), Root: d.id.Root, RootKey: d.id.RootKey,
-		Engine: automerge.New(), Returning: returning, Now: d.now, Logger: d.log.With("part", "crdt"),
+		Engine: automerge.New(), Returning: returning, Now: d.now, Boot: boottime.Now, Logger: d.log.With("part", "crdt"),
 	})
 	if err != nil {
 		return err

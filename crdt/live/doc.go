@@ -16,7 +16,9 @@
 //   - Any contact at all, an answer or a request, in time or late, makes a peer
 //     alive and forgets its failed rounds.
 //   - A step that comes more than a second late voids every open round: the node
-//     itself was stopped, so silence proves nothing.
+//     itself was stopped, so silence proves nothing. One that comes more than five
+//     seconds late voids the verdicts as well: a node that slept gives everybody
+//     the benefit of the doubt, and measures again.
 //   - While the probes of two or more peers fail and none is answered, the node
 //     doubts itself and demands three times as many failed rounds. (It does not
 //     wait for ever: a node cut off from everyone is its own side of the

@@ -37,7 +37,8 @@ type Status struct {
 	State State
 	// Since is the time of the step in which State was entered.
 	Since time.Duration
-	// Contact is when the peer was last heard of; zero: never.
+	// Contact is when the peer was last heard of; zero: never since this node
+	// started or slept.
 	Contact time.Duration
 }
 
@@ -53,6 +54,7 @@ type Config struct {
 	MaxInterest  int           // peers of the interest set probed per Interval; default 16
 	DeadInterval time.Duration // between rounds of a dead peer; default 10 s
 	Stall        time.Duration // a step later than this after the last voids open rounds; default 1.5 s
+	Sleep        time.Duration // a step later than this after the last voids all verdicts; default 5 s
 }
 
 func (c *Config) setDefaults() {
@@ -66,6 +68,7 @@ func (c *Config) setDefaults() {
 	def(&c.Timeout, 2*time.Second)
 	def(&c.DeadInterval, 10*time.Second)
 	def(&c.Stall, 1500*time.Millisecond)
+	def(&c.Sleep, 5*time.Second)
 	for _, f := range []struct {
 		n *int
 		v int
@@ -184,13 +187,7 @@ func (d *Detector) Step(now time.Duration, ev Event) []Effect {
 	now = max(now, d.last)
 	var out []Effect
 	if d.started && now-d.last > d.cfg.Stall {
-		d.rounds = nil // we were stopped: silence proves nothing
-		d.next = now
-		for _, p := range d.peers {
-			if p.status.State != Dead {
-				p.failed = 0
-			}
-		}
+		out = d.stalled(out, now)
 	}
 	d.started, d.last = true, now
 	switch ev := ev.(type) {
@@ -205,6 +202,23 @@ func (d *Detector) Step(now time.Duration, ev Event) []Effect {
 		if now >= d.next {
 			d.next = now + d.cfg.Interval
 			out = d.probe(out, now)
+		}
+	}
+	return out
+}
+
+// stalled forgets what silence had seemed to prove: the node was stopped itself.
+// What it knew before a sleep is too old altogether: verdicts are measured anew.
+func (d *Detector) stalled(out []Effect, now time.Duration) []Effect {
+	slept := now-d.last > d.cfg.Sleep
+	d.rounds, d.next = nil, now
+	for _, p := range d.peers {
+		if slept {
+			p.wasAsked, p.status.Contact = false, 0
+			out = d.enter(out, now, p, Alive)
+		}
+		if p.status.State != Dead {
+			p.failed = 0
 		}
 	}
 	return out

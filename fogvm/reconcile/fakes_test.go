@@ -8,6 +8,7 @@ import (
 	"net"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -17,6 +18,7 @@ import (
 
 	"github.com/formthefog/formation/crdt"
 	"github.com/formthefog/formation/crdt/stmt"
+	"github.com/formthefog/formation/fogvm"
 	"github.com/formthefog/formation/store"
 )
 
@@ -119,11 +121,12 @@ func (e *endpoint) Subscribe(_ context.Context, topic string, f func(context.Con
 	return nil
 }
 
-// gate is a State whose writes can be made to fail.
+// gate is a State whose writes can be made to fail, and are counted.
 type gate struct {
 	State
-	mu  sync.Mutex
-	err error
+	mu     sync.Mutex
+	err    error
+	writes int // of claims
 }
 
 func (g *gate) setFail(err error) {
@@ -149,8 +152,38 @@ func (g *gate) SetClaims(ctx context.Context, claims []crdt.Claim) error {
 	if err := g.fails(); err != nil {
 		return err
 	}
+	g.mu.Lock()
+	g.writes++
+	g.mu.Unlock()
 	return g.State.SetClaims(ctx, claims)
 }
+
+// counters count what a reconciler does with its machine's other parts.
+type counters struct {
+	VMs
+	Liveness
+	steps, syncs atomic.Int64
+}
+
+func (c *counters) SetInterest(nodes []stmt.Key) {
+	c.steps.Add(1)
+	c.Liveness.SetInterest(nodes)
+}
+
+func (c *counters) Sync(ctx context.Context, desired []fogvm.VM) error {
+	c.syncs.Add(1)
+	return c.VMs.Sync(ctx, desired)
+}
+
+// partCounters are counters as one of the two parts, which have a method of the
+// same name.
+type (
+	countedVMs      struct{ *counters }
+	countedLiveness struct{ *counters }
+)
+
+func (c countedVMs) Changed() <-chan struct{}      { return c.VMs.Changed() }
+func (c countedLiveness) Changed() <-chan struct{} { return c.Liveness.Changed() }
 
 // library is the packs there are; shelf is one node's part of it.
 type library struct {

@@ -44,6 +44,7 @@ type packs struct {
 	keeper  Keeper
 	now     func() time.Duration // since boot
 	log     *slog.Logger
+	woke    func() time.Duration // of a Vigil
 	changed func()
 	work    chan struct{} // something to fetch, capacity 1
 	slots   chan struct{} // one token per fetch in progress
@@ -52,7 +53,8 @@ type packs struct {
 	complete map[string]bool
 	queue    []string // wanted, most urgent first
 	keep     []string
-	whole    bool // keep names all that is needed here
+	whole    bool          // keep names all that is needed here
+	asOf     time.Duration // what woke said when keep was decided
 	sources  map[string][]peer.ID
 	state    map[string]*fetchState
 	bytes    map[string]int64         // of kept packs, what the loop had to fetch; while it fetches, at most so many
@@ -67,9 +69,9 @@ type fetchState struct {
 	next     time.Duration
 }
 
-func newPacks(cfg Config, changed func()) *packs {
+func newPacks(cfg Config, woke func() time.Duration, changed func()) *packs {
 	return &packs{
-		content: cfg.Content, keeper: cfg.Keeper, now: cfg.Now, log: cfg.Logger, changed: changed,
+		content: cfg.Content, keeper: cfg.Keeper, now: cfg.Now, log: cfg.Logger, woke: woke, changed: changed,
 		work: make(chan struct{}, 1), slots: make(chan struct{}, Fetching),
 		complete: map[string]bool{}, state: map[string]*fetchState{}, bytes: map[string]int64{}, leases: map[string]time.Duration{},
 	}
@@ -114,7 +116,7 @@ func (p *packs) want(fetch, keep []string, w plan.World, whole bool) {
 		sources[c] = holdersOf(w, c)
 	}
 	p.mu.Lock()
-	p.queue, p.keep, p.sources, p.whole = fetch, keep, sources, whole
+	p.queue, p.keep, p.sources, p.whole, p.asOf = fetch, keep, sources, whole, p.woke()
 	maps.DeleteFunc(p.bytes, func(c string, _ int64) bool { return !slices.Contains(keep, c) })
 	p.mu.Unlock()
 	p.poke()
@@ -311,10 +313,11 @@ func (p *packs) fetchNow(ctx context.Context, c cid.Cid, from []peer.ID, progres
 	return nil
 }
 
-// collect lets the store drop what is neither wanted, leased nor pinned.
+// collect lets the store drop what is neither wanted, leased nor pinned; not after
+// a sleep, before it is decided again what is wanted.
 func (p *packs) collect(ctx context.Context) {
 	p.mu.Lock()
-	whole := p.whole
+	whole := p.whole && p.asOf == p.woke()
 	p.mu.Unlock()
 	if !whole {
 		return

@@ -18,7 +18,7 @@ import (
 func packsOf(s *shelf, now *time.Duration) *packs {
 	return newPacks(Config{
 		Content: s, Keeper: s, Now: func() time.Duration { return *now }, Logger: slog.New(slog.DiscardHandler),
-	}, func() {})
+	}, func() time.Duration { return 0 }, func() {})
 }
 
 // A CID that can name nothing is neither leased nor handed to the store to keep,

@@ -70,6 +70,7 @@ type Prober struct {
 	mu       sync.Mutex
 	interest []stmt.Key
 	detector *live.Detector
+	stepped  time.Duration // when it last was
 	probed   map[stmt.Key]bool
 	dead     map[stmt.Key]time.Duration
 	streams  map[stmt.Key]net.Conn // idle ones: whoever probes takes it out
@@ -105,10 +106,14 @@ func (p *Prober) SetInterest(nodes []stmt.Key) {
 // Changed has an element after Dead or Sees has changed.
 func (p *Prober) Changed() <-chan struct{} { return p.changed }
 
-// Dead are the nodes confirmed dead, and since when, counted from boot.
+// Dead are the nodes confirmed dead, and since when, counted from boot. A node that
+// slept has confirmed nothing.
 func (p *Prober) Dead() map[stmt.Key]time.Duration {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if p.slept() {
+		return map[stmt.Key]time.Duration{}
+	}
 	out := make(map[stmt.Key]time.Duration, len(p.dead))
 	for k, t := range p.dead {
 		out[k] = t
@@ -116,13 +121,18 @@ func (p *Prober) Dead() map[stmt.Key]time.Duration {
 	return out
 }
 
-// Sees says whether a node was heard of and is not confirmed dead.
+// Sees says whether a node was heard of, since this one last slept, and is not
+// confirmed dead.
 func (p *Prober) Sees(k stmt.Key) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	s := p.detector.Status(k)
-	return s.Contact != 0 && s.State != live.Dead
+	return !p.slept() && s.Contact != 0 && s.State != live.Dead
 }
+
+// slept says, under mu, that what the detector holds is from before a sleep that it
+// has not noticed yet.
+func (p *Prober) slept() bool { return p.cfg.Now()-p.stepped > boottime.Gap }
 
 // Live is alive, suspect, dead, or unknown for a node that was not probed yet.
 func (p *Prober) Live(k stmt.Key) string {
@@ -194,6 +204,7 @@ func (p *Prober) step(ctx context.Context, probes *sync.WaitGroup, now time.Dura
 		changed = s.Contact == 0 && s.State != live.Dead // a peer that is seen now
 	}
 	effects := p.detector.Step(now, ev)
+	p.stepped = now
 	for _, e := range effects {
 		switch e := e.(type) {
 		case live.Ping:

@@ -3,7 +3,8 @@
 // this package gathers its input and carries its output out.
 //
 // Guarantees: nothing is claimed, launched, stopped or deleted before the state
-// has been synchronised once after a start; every step may be repeated, so a
+// has been synchronised after a start, and again after every sleep of the machine
+// or of this process (package boottime); every step may be repeated, so a
 // crash at any point is repaired by the next start; VMs keep running while this
 // package does not. A VM and its disk end by what the state says of the instance,
 // never because something could not be read, defined or published, nor because
@@ -43,7 +44,7 @@ type State interface {
 	Watch(ctx context.Context) <-chan *crdt.View
 	SetNode(ctx context.Context, n crdt.Node) error
 	SetClaims(ctx context.Context, claims []crdt.Claim) error
-	Synced() <-chan struct{}
+	Synced(since time.Duration) <-chan struct{}
 }
 
 // Content is the node's packs; *store.Store has these methods.
@@ -65,6 +66,7 @@ type VMs interface {
 	Sync(ctx context.Context, desired []fogvm.VM) error
 	List() []fogvm.Status
 	Changed() <-chan struct{}
+	Hold()
 }
 
 // Liveness tells which nodes this node has confirmed dead; *Prober has these
@@ -117,9 +119,12 @@ type Reconciler struct {
 	log  *slog.Logger
 	kick chan struct{}
 
+	vigil *boottime.Vigil
+
 	packs *packs
 
 	mu       sync.Mutex
+	deciding bool
 	draining bool
 	applied  map[string]fogvm.VM        // last definition of each VM, by ID
 	broken   map[string]definitionError // why a VM could not be defined, by ID
@@ -127,7 +132,8 @@ type Reconciler struct {
 
 	// Owned by the loop.
 	timers plan.Timers
-	node   string // the register as last published, rendered
+	woke   time.Duration // as of the vigil, when what is decided on was held
+	node   string        // the register as last published, rendered
 }
 
 // New loads what an earlier run left in cfg.Dir.
@@ -142,7 +148,7 @@ func New(cfg Config) (*Reconciler, error) {
 		return nil, fmt.Errorf("reconcile: %w", err)
 	}
 	r := &Reconciler{
-		cfg: cfg, log: cfg.Logger, kick: make(chan struct{}, 1),
+		cfg: cfg, log: cfg.Logger, kick: make(chan struct{}, 1), vigil: boottime.NewVigil(cfg.Now),
 		broken: map[string]definitionError{},
 	}
 	var err error
@@ -157,7 +163,7 @@ func New(cfg Config) (*Reconciler, error) {
 	if cfg.Loaded != nil {
 		r.timers = plan.Remember(r.WorldOf(cfg.Loaded), cfg.Self, r.vmStatus())
 	}
-	r.packs = newPacks(cfg, r.Kick)
+	r.packs = newPacks(cfg, r.vigil.Woke, r.Kick)
 	return r, nil
 }
 
@@ -224,6 +230,7 @@ const refresh = 15 * time.Second
 // Run reconciles until ctx ends, and then returns nil. The VMs are left alone.
 func (r *Reconciler) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { r.vigil.Run(ctx); return nil })
 	g.Go(func() error { return r.packs.run(ctx) })
 	g.Go(func() error { return r.loop(ctx) })
 	if err := g.Wait(); err != nil && ctx.Err() == nil {
@@ -236,13 +243,15 @@ func (r *Reconciler) loop(ctx context.Context) error {
 	views := r.cfg.State.Watch(ctx)
 	timer := time.NewTimer(refresh)
 	defer timer.Stop()
-	synced := r.cfg.State.Synced()
+	synced := r.cfg.State.Synced(0)
 	var view *crdt.View
-	ready := false
 	for {
+		if r.slept() {
+			synced = r.cfg.State.Synced(r.woke)
+		}
 		wait := refresh
 		if view != nil {
-			wake, err := r.step(ctx, view, ready)
+			wake, err := r.step(ctx, view)
 			if ctx.Err() != nil {
 				return nil
 			}
@@ -263,7 +272,9 @@ func (r *Reconciler) loop(ctx context.Context) error {
 			}
 			view = v
 		case <-synced:
-			ready, synced = true, nil
+			synced = nil
+			r.setDeciding(true)
+		case <-r.vigil.Changed():
 		case <-r.cfg.VMs.Changed():
 		case <-r.cfg.Liveness.Changed():
 		case <-r.kick:
@@ -272,9 +283,45 @@ func (r *Reconciler) loop(ctx context.Context) error {
 	}
 }
 
+// slept says whether the machine or this process has slept since it was asked
+// last. If so nothing that was known counts until the state is synchronised anew,
+// and slots become vacant when that is seen then.
+func (r *Reconciler) slept() bool {
+	woke := r.vigil.Woke()
+	if woke == r.woke {
+		return false
+	}
+	r.log.Warn("this node slept: it decides nothing before it has synchronised; VMs run on")
+	r.cfg.VMs.Hold()
+	r.woke, r.timers = woke, r.timers.Awake()
+	r.setDeciding(false)
+	return true
+}
+
+// awake says whether what the loop knows still counts.
+func (r *Reconciler) awake() bool { return r.vigil.Woke() == r.woke }
+
+func (r *Reconciler) setDeciding(deciding bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.deciding != deciding {
+		r.log.Info("state", "synchronised", deciding)
+	}
+	r.deciding = deciding
+}
+
+// Deciding says whether the state has been synchronised since the node started or
+// last slept, so that it is acted upon.
+func (r *Reconciler) Deciding() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.deciding
+}
+
 // step looks once. Before the state is synchronised only the register is
-// published, and what must not run without the voters is stopped.
-func (r *Reconciler) step(ctx context.Context, view *crdt.View, ready bool) (time.Duration, error) {
+// published, and what must not run without the voters is stopped. A sleep in the
+// midst of a step ends it where it is.
+func (r *Reconciler) step(ctx context.Context, view *crdt.View) (time.Duration, error) {
 	// Nothing that cannot be published keeps what runs from being looked after.
 	nodeErr := r.publishNode(ctx)
 	w := r.WorldOf(view)
@@ -282,7 +329,7 @@ func (r *Reconciler) step(ctx context.Context, view *crdt.View, ready bool) (tim
 	r.world = w
 	r.mu.Unlock()
 	r.cfg.Liveness.SetInterest(plan.Interest(w, r.cfg.Self))
-	if !ready {
+	if !r.Deciding() {
 		return 0, errors.Join(nodeErr, r.isolated(ctx, w))
 	}
 	out := plan.Plan(plan.Input{
@@ -290,11 +337,17 @@ func (r *Reconciler) step(ctx context.Context, view *crdt.View, ready bool) (tim
 		Packs: r.packs.status(relevant(w, r.cfg.Self)), Accepts: r.cfg.Accepts,
 		TakeoverDelay: r.cfg.TakeoverDelay, Hysteresis: r.cfg.Hysteresis, Timers: r.timers,
 	})
+	if !r.awake() {
+		return 0, nodeErr
+	}
 	r.timers = out.Timers
 	r.packs.want(out.Fetch, out.Keep, w, len(out.Timers.Stray) == 0)
 	// A claim is published before its VM is started, so that others know. When
 	// that fails nothing starts, but what is here is still run, stopped and ended.
 	claimErr := r.cfg.State.SetClaims(ctx, out.Claims)
+	if !r.awake() {
+		return 0, errors.Join(nodeErr, claimErr)
+	}
 	if claimErr != nil {
 		claimErr = fmt.Errorf("publish claims: %w", claimErr)
 		out.VMs = r.present(out.VMs)

@@ -41,10 +41,12 @@ type machine struct {
 	key   stmt.Key
 	shelf *shelf
 
+	clock   clock
 	end     *endpoint
 	state   *crdt.Replica
 	gate    *gate // between the state and the reconciler
 	vms     *fogvm.Manager
+	counted *counters
 	rec     *Reconciler
 	prober  *Prober
 	stop    context.CancelFunc
@@ -70,7 +72,7 @@ func (m *machine) start() {
 	var err error
 	m.state, err = crdt.Open(crdt.ReplicaConfig{
 		Dir: filepath.Join(m.dir, "state"), Key: keyOf(m.n), Network: network, Engine: crdt.NewModel(), Gossip: m.end, Streams: m.end,
-		SyncInterval: 200 * time.Millisecond,
+		SyncInterval: 200 * time.Millisecond, Boot: m.clock.now,
 	})
 	must(err)
 	m.gate = &gate{State: m.state}
@@ -80,11 +82,14 @@ func (m *machine) start() {
 	})
 	must(err)
 	m.prober = NewProber(ProberConfig{
-		Self: m.key, Streams: m.end, View: m.state.View,
+		Self: m.key, Streams: m.end, View: m.state.View, Now: m.clock.now,
 		Times: live.Config{Interval: 100 * time.Millisecond, Indirect: 250 * time.Millisecond, Timeout: 500 * time.Millisecond},
 	})
+	m.counted = &counters{VMs: m.vms, Liveness: m.prober}
 	m.rec, err = New(Config{
-		Self: m.key, State: m.gate, Loaded: m.state.View(), Content: m.shelf, Keeper: m.shelf, VMs: m.vms, Liveness: m.prober,
+		Now:  m.clock.now,
+		Self: m.key, State: m.gate, Loaded: m.state.View(), Content: m.shelf, Keeper: m.shelf,
+		VMs: countedVMs{m.counted}, Liveness: countedLiveness{m.counted},
 		Dir: filepath.Join(m.dir, "reconcile"), Addrs: func() []string { return nil }, TakeoverDelay: 300 * time.Millisecond,
 		Node: crdt.Node{Total: crdt.Resources{CPUs: 4, Memory: 8 << 30, Disk: 100 << 30}},
 	})
@@ -110,6 +115,33 @@ func (m *machine) kill() {
 		m.t.Errorf("machine %d: %v", m.n, err)
 	}
 	m.stop = nil
+}
+
+// clock is a machine's time since boot. It can be stopped, and then
+// put forward.
+type clock struct {
+	mu      sync.Mutex
+	stopped bool
+	at      time.Duration // if stopped
+}
+
+func (c *clock) now() time.Duration {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.stopped {
+		return c.at
+	}
+	return boottime.Now()
+}
+
+// stop puts the clock forward and stops it there.
+func (c *clock) stop(forward time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.stopped {
+		c.at = boottime.Now()
+	}
+	c.stopped, c.at = true, c.at+forward
 }
 
 // owner signs changes and hands them to a machine.

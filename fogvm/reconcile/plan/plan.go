@@ -285,6 +285,13 @@ func Remember(w World, self stmt.Key, vms map[string]VMStatus) Timers {
 	return Timers{Known: Timers{}.known(w, self, vms)}
 }
 
+// Awake are the timers of a node that slept: how long slots are vacant counts from
+// when it sees that anew.
+func (t Timers) Awake() Timers {
+	t.Empty, t.Failed = nil, nil
+	return t
+}
+
 // known are the VMs of instances that the world knows or did once.
 func (t Timers) known(w World, self stmt.Key, vms map[string]VMStatus) map[string]bool {
 	now := map[string]bool{}
