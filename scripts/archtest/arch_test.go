@@ -33,6 +33,7 @@ var rules = []rule{
 	{"crdt/place", []string{"crdt", "crdt/stmt"}, "every node must compute the same ranking from the same view, and from nothing else"},
 	{"crdt/live", []string{"crdt", "crdt/stmt"}, "liveness is a function of events and time"},
 	{"crdt/seal", []string{"crdt/stmt"}, "encrypts bytes to keys; what they are secrets of is said by the caller"},
+	{"crdt/lease", []string{"crdt/stmt"}, "who holds a lease is a function of requests and time"},
 	{"crdt/policy", []string{"crdt", "crdt/stmt"}, "who may talk to whom is a function of a view"},
 	{"crdt/automerge", []string{"crdt", "crdt/stmt"}, "the one package with cgo, behind crdt.SpecEngine, so that all others build without it"},
 	{"p2p/exchange", nil, "moves blocks by CID and knows nothing of packs"},

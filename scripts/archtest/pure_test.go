@@ -26,6 +26,7 @@ var pure = []struct {
 	{"crdt", regexp.MustCompile(`^(replica|run|own|gossip|ae|log|fsys|author|verifier)\.go$`)},
 	{"crdt/place", nil},
 	{"crdt/live", nil},
+	{"crdt/lease", nil},
 	{"crdt/policy", nil},
 	{"fogvm/reconcile/plan", nil},
 }
