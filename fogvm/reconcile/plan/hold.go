@@ -9,7 +9,7 @@ import (
 // hold keeps a copy of the instance's pack here when this node is one of those
 // that should hold it beside the nodes that run it.
 func (p *planner) hold(s *crdt.Spec, claims []crdt.Claim, runs bool) {
-	if runs || p.self == nil || !p.accepts(s) || refusal(s) != "" {
+	if runs || p.self == nil || !p.accepts(s) || refusal(s) != "" || p.whollyOver(s) {
 		return
 	}
 	for _, k := range p.World.spares(s, claims) {
@@ -83,6 +83,10 @@ func (w World) WantedHolders(pack string) int {
 			if w.holds(s, c) && c.Slot < s.Replicas {
 				nodes[c.Node] = true
 			}
+		}
+		p := planner{Input: Input{World: w}}
+		if p.whollyOver(s) {
+			continue
 		}
 		for _, k := range w.spares(s, w.Claims[s.ID]) {
 			nodes[k] = true

@@ -204,7 +204,8 @@ type planner struct {
 	out    Output
 	wanted map[string]bool // packs to fetch, in p.out.Fetch
 	keep   map[string]bool
-	later  []string // packs to fetch after those of claims
+	later  []string                     // packs to fetch after those of claims
+	quotas map[stmt.Key]map[Slot]excess // overQuota by owner
 }
 
 func (p *planner) wake(t time.Duration) {

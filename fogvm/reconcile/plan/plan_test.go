@@ -11,6 +11,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/formthefog/formation/crdt"
+	"github.com/formthefog/formation/crdt/stmt"
 )
 
 var rewrite = flag.Bool("rewrite", false, "rewrite testdata/*.txt")
@@ -193,6 +194,25 @@ func TestScenarios(t *testing.T) {
 			c.hangs[3] = false
 			c.logf("n3 is well")
 			c.run(40 * time.Minute)
+		}},
+		{"over-quota", 3, func(c *cluster) {
+			c.quota = &stmt.Quota{Replicas: 2, Memory: 1 << 30}
+			c.ship("web", 1, "p1")
+			c.run(10 * time.Second)
+			c.ship("app", 2, "p1") // its ID comes first, but web runs
+			c.run(10 * time.Second)
+			c.change("web", "wants 1 GiB", func(s *crdt.Spec) { s.MemoryBytes = 1 << 30 })
+			c.run(10 * time.Second)
+			c.change("web", "wants 512 MiB", func(s *crdt.Spec) { s.MemoryBytes = 512 << 20 })
+			c.run(10 * time.Second)
+			c.remove("web")
+			c.run(20 * time.Second)
+			c.quota.Replicas = 1
+			c.logf("the quota is 1 replica")
+			c.run(10 * time.Second)
+			c.quota = nil
+			c.logf("there is no quota")
+			c.run(10 * time.Second)
 		}},
 		{"drain", 3, func(c *cluster) {
 			c.ship("web", 2, "p1")

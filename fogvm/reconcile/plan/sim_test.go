@@ -29,6 +29,7 @@ type cluster struct {
 	noted map[string]string // last line of each subject, to log changes only
 
 	hysteresis time.Duration    // as Input has it
+	quota      *stmt.Quota      // of the owner of everything
 	sizes      map[string]int64 // of packs; others are not known
 	jumps      time.Duration    // how far wall clocks are from the truth, either way
 }
@@ -213,6 +214,12 @@ func (c *cluster) world(n *simNode) World {
 	w := World{Claims: map[string][]crdt.Claim{}, Dead: map[stmt.Key]time.Duration{}, Seen: map[stmt.Key]bool{n.key: true}}
 	w.MayRun = func(s *crdt.Spec, k stmt.Key) bool {
 		return len(s.Operators) == 0 || slices.Contains(s.Operators, k)
+	}
+	w.Quota = func(stmt.Key) (stmt.Quota, bool) {
+		if c.quota == nil {
+			return stmt.Quota{}, false
+		}
+		return *c.quota, true
 	}
 	for _, id := range slices.Sorted(maps.Keys(c.specs)) {
 		w.Instances = append(w.Instances, c.specs[id])

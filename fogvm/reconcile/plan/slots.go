@@ -115,7 +115,7 @@ func (p *planner) vacancies(s *crdt.Spec, claims []crdt.Claim) []vacancy {
 	held := map[stmt.Key]int{}
 	for slot := range s.Replicas {
 		holders := p.World.holders(s, claims, slot)
-		if len(holders) == 0 {
+		if len(holders) == 0 && p.over(s, slot).why == "" {
 			out = append(out, vacancy{slot: slot})
 		}
 		for _, c := range holders {
@@ -177,7 +177,7 @@ func (p *planner) observeEmpty(s *crdt.Spec, claims []crdt.Claim) {
 		return
 	}
 	for slot := range s.Replicas {
-		if len(p.World.holders(s, claims, slot)) == 0 {
+		if len(p.World.holders(s, claims, slot)) == 0 && p.over(s, slot).why == "" {
 			p.since(s, claims, slot)
 		}
 	}
@@ -252,7 +252,13 @@ func (p *planner) own(s *crdt.Spec, claims []crdt.Claim, c crdt.Claim, kept bool
 		return false
 	}
 	if why := place.OutOfBounds(*s); why != "" && s.Phase != crdt.PhaseStopped {
-		return p.refuseSize(c, why)
+		return p.refuseChange(c, why)
+	}
+	if over := p.over(s, c.Slot); over.change {
+		return p.refuseChange(c, over.why)
+	} else if over.why != "" {
+		p.drain(c, over.why)
+		return false
 	}
 	if c.Phase == crdt.ClaimDraining {
 		// Draining was decided on another view; that it no longer holds shows
@@ -278,9 +284,9 @@ func (p *planner) own(s *crdt.Spec, claims []crdt.Claim, c crdt.Claim, kept bool
 	return true
 }
 
-// refuseSize leaves a replica as it was before its owner asked for a size that
-// no machine gives.
-func (p *planner) refuseSize(c crdt.Claim, why string) bool {
+// refuseChange leaves a replica as it was before its owner asked for what no
+// machine gives, or a quota does not.
+func (p *planner) refuseChange(c crdt.Claim, why string) bool {
 	id := VMID(c.Instance, c.Slot)
 	vm, there := p.VMs[id]
 	if !there {

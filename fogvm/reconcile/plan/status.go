@@ -98,7 +98,16 @@ func (w World) tally(s *crdt.Spec) tally {
 	}
 	for slot := range s.Replicas {
 		best, ok := w.shown(s, claims, slot)
+		over := p.over(s, slot)
 		switch {
+		case over.why != "":
+			if ok && best.Ready {
+				t.ready++
+				if over.change {
+					first(&t.rolling, "replica %d stays as it is", slot)
+				}
+			}
+			first(&t.broken, "replica %d is %s", slot, over.why)
 		case ok && best.Ready:
 			t.ready++
 			if best.SpecGeneration >= s.Generation {

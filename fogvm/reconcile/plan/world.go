@@ -53,6 +53,8 @@ type World struct {
 	Claims map[string][]crdt.Claim
 	// MayRun says whether a node is a member on the spec's operators list.
 	MayRun func(s *crdt.Spec, node stmt.Key) bool
+	// Quota bounds what an owner may have. nil bounds nobody.
+	Quota func(owner stmt.Key) (q stmt.Quota, bounded bool)
 	// Dead holds the nodes this node has confirmed dead, and since when.
 	Dead map[stmt.Key]time.Duration
 	// Seen holds the voters that this node has heard of and not confirmed dead,
@@ -63,7 +65,7 @@ type World struct {
 // WorldOf reads a view. self's own claims are included even on instances the
 // view does not know.
 func WorldOf(v *crdt.View, self stmt.Key, dead map[stmt.Key]time.Duration) World {
-	w := World{Nodes: v.Nodes(), Claims: map[string][]crdt.Claim{}, MayRun: v.MayRun, Dead: dead}
+	w := World{Nodes: v.Nodes(), Claims: map[string][]crdt.Claim{}, MayRun: v.MayRun, Quota: v.Quota, Dead: dead}
 	for _, s := range v.Instances() {
 		if v.OwnerAllowed(s.Owner) {
 			w.Instances = append(w.Instances, s)
