@@ -29,6 +29,7 @@ var pure = []struct {
 	{"crdt/lease", nil},
 	{"crdt/policy", nil},
 	{"fogvm/reconcile/plan", nil},
+	{"sim/des", nil},
 }
 
 // impure are functions and packages that read the world. Methods of a *rand.Rand

@@ -1,0 +1,256 @@
+package des
+
+import (
+	"fmt"
+	"maps"
+	"reflect"
+	"slices"
+	"time"
+
+	"github.com/formthefog/formation/crdt"
+	"github.com/formthefog/formation/crdt/stmt"
+	"github.com/formthefog/formation/fogvm/reconcile/plan"
+)
+
+// knowledge is what a decision depends on beside the time.
+type knowledge struct {
+	state, dead, machine uint64
+	ready                bool
+}
+
+// fetching is how many packs a node fetches at once (fogvm/reconcile).
+const fetching = 2
+
+// pack is one that a node has or fetches.
+type pack struct{ at time.Duration } // complete from then on
+
+// vm is a virtual machine, which outlives the daemon.
+type vm struct {
+	plan.VM
+	run     bool
+	started time.Duration
+	upAt    time.Duration // ready from then on, while it runs
+	goneAt  time.Duration // 0: it stays
+}
+
+// decide is one step of the reconciler's loop.
+func (n *node) decide() {
+	n.planning = false
+	if n.busy {
+		n.again = true
+		return
+	}
+	n.settleMachine()
+	now := knowledge{n.h.id, n.deadVer, n.machineState(), n.ready}
+	if now == n.seen && (n.wake == 0 || n.sim.now < n.wake) {
+		return // equal input, and before Wake: equal output, which checks hold Plan to
+	}
+	w := n.world()
+	if now.state != n.seen.state || now.dead != n.seen.dead {
+		interest := plan.Interest(w, n.key)
+		if !slices.Equal(interest, n.interest) || now.state != n.seen.state {
+			n.interest, n.unwatched = interest, true
+		}
+	}
+	n.seen = now
+	vs, err := n.regs.Node(n.h.state, n.register())
+	if err != nil {
+		n.sim.violate("%v: node register: %v", n, err)
+	}
+	if !n.ready {
+		if len(vs) > 0 {
+			n.write(vs, nil)
+		}
+		return
+	}
+	in := plan.Input{
+		Now: n.bootTime(), Self: n.key, World: w, VMs: n.vmStatus(), Packs: n.packStatus(),
+		TakeoverDelay: n.sim.cfg.TakeoverDelay, Timers: n.timers,
+	}
+	out := plan.Plan(in)
+	n.sim.checkPlan(n, in, out)
+	n.timers = out.Timers
+	n.setWake(out.Wake)
+	n.fetch(out.Fetch, out.Keep)
+	claims, err := n.regs.Claims(n.h.state, out.Claims)
+	if err != nil {
+		n.sim.violate("%v: claims: %v", n, err)
+	}
+	if vs = append(vs, claims...); len(vs) > 0 {
+		n.write(vs, out.VMs)
+		return
+	}
+	n.syncVMs(out.VMs)
+}
+
+// write publishes own statements, then has the virtual machines be as wanted.
+func (n *node) write(vs []stmt.Verified, vms []plan.VM) {
+	n.busy = true
+	n.commit(vs, func() {
+		n.busy = false
+		if n.ready {
+			n.syncVMs(vms)
+		}
+		if n.again {
+			n.again = false
+			n.plan()
+		}
+	})
+}
+
+func (n *node) setWake(at time.Duration) {
+	n.wake = 0
+	if at != 0 {
+		n.wake = at - time.Hour
+		n.sim.push(event{at: max(n.wake, n.sim.now+1), node: n.i, life: n.life, kind: evWake})
+	}
+}
+
+func (n *node) register() crdt.Node {
+	var holds []string
+	for p, s := range n.packs {
+		if s.at <= n.sim.now {
+			holds = append(holds, p)
+		}
+	}
+	slices.Sort(holds)
+	return crdt.Node{
+		Total: n.sim.cfg.Node, Labels: n.sim.labels(n.i), Draining: n.draining, Version: "sim", Accel: "kvm", Holds: holds,
+	}
+}
+
+func (s *Sim) labels(i int32) map[string]string {
+	if s.cfg.Domains == 0 {
+		return nil
+	}
+	return map[string]string{"domain": fmt.Sprint("d", int(i)%s.cfg.Domains)}
+}
+
+func (n *node) fetch(want, keep []string) {
+	open := 0
+	for _, p := range n.packs { // any order: counting
+		if p.at > n.sim.now {
+			open++
+		}
+	}
+	for _, p := range want {
+		if _, have := n.packs[p]; !have && open < fetching {
+			open++
+			d := n.sim.cfg.Fetch.draw(n.rng)
+			n.packs[p] = &pack{at: n.sim.now + d}
+			n.after(d, evPack, 0, 0, nil)
+		}
+	}
+	for p := range n.packs {
+		if _, kept := slices.BinarySearch(keep, p); !kept {
+			delete(n.packs, p)
+		}
+	}
+}
+
+func (n *node) packStatus() map[string]plan.PackStatus {
+	out := make(map[string]plan.PackStatus, len(n.packs))
+	for p, s := range n.packs {
+		out[p] = plan.PackStatus{State: plan.Fetching}
+		if s.at <= n.sim.now {
+			out[p] = plan.PackStatus{State: plan.Complete}
+		}
+	}
+	return out
+}
+
+// syncVMs has the virtual machines be as wanted.
+func (n *node) syncVMs(want []plan.VM) {
+	now, cfg := n.sim.now, &n.sim.cfg
+	listed := make(map[string]bool, len(want))
+	boot := func(v *vm) {
+		d := cfg.Boot.draw(n.rng)
+		v.started, v.upAt, v.goneAt = now, now+d, 0
+		n.after(d, evVM, 0, 0, nil)
+	}
+	for _, w := range want {
+		listed[w.ID] = true
+		v := n.vms[w.ID]
+		switch {
+		case v == nil || v.Incarnation != w.Incarnation:
+			if w.Keep {
+				n.sim.violate("%v: keeps %s, which is not there", n, w.ID)
+			}
+			v = &vm{VM: w, run: w.Run}
+			n.vms[w.ID] = v
+			boot(v)
+		case v.Restart != w.Restart || v.run != w.Run || v.goneAt != 0:
+			v.VM, v.run = w, w.Run
+			boot(v)
+		}
+	}
+	for _, id := range slices.Sorted(maps.Keys(n.vms)) {
+		if v := n.vms[id]; !listed[id] && v.goneAt == 0 {
+			d := cfg.Stop.draw(n.rng)
+			v.goneAt = now + d
+			n.after(d, evVM, 0, 0, nil)
+		}
+	}
+}
+
+// settleMachine forgets virtual machines that have gone.
+func (n *node) settleMachine() {
+	for id, v := range n.vms { // any order: each by itself
+		if v.goneAt != 0 && v.goneAt <= n.sim.now {
+			delete(n.vms, id)
+		}
+	}
+}
+
+// machineState changes when packs or virtual machines do.
+func (n *node) machineState() uint64 {
+	var sum uint64
+	add := func(id string, words ...uint64) {
+		h := uint64(len(id))
+		for _, b := range []byte(id) {
+			h = mix(h, uint64(b))
+		}
+		sum += draw(h, words...)
+	}
+	bit := func(b bool) uint64 {
+		if b {
+			return 1
+		}
+		return 0
+	}
+	for id, v := range n.vms { // any order: the sum commutes
+		add(id, uint64(v.started), bit(v.run), bit(v.upAt <= n.sim.now), bit(v.goneAt != 0))
+	}
+	for id, p := range n.packs { // any order: the sum commutes
+		add(id, bit(p.at <= n.sim.now))
+	}
+	return sum + bit(n.draining)
+}
+
+func (n *node) vmStatus() map[string]plan.VMStatus {
+	out := make(map[string]plan.VMStatus, len(n.vms))
+	for id, v := range n.vms {
+		out[id] = v.status(n.sim.now)
+	}
+	return out
+}
+
+func (v *vm) status(now time.Duration) plan.VMStatus {
+	st := plan.VMStatus{
+		Incarnation: v.Incarnation, Restart: v.Restart, Phase: plan.VMLaunching, Accel: "kvm",
+		StartedAt: wall + int64(v.started/time.Second),
+	}
+	switch {
+	case !v.run:
+		st.Phase = plan.VMStopped
+	case v.goneAt != 0:
+		st.Phase = plan.VMStopping
+	case v.upAt <= now:
+		st.Phase, st.Booted, st.Ready = plan.VMRunning, true, true
+		st.ReadyAt = wall + int64(v.upAt/time.Second)
+	}
+	return st
+}
+
+// samePlan says whether two outputs are equal.
+func samePlan(a, b plan.Output) bool { return reflect.DeepEqual(a, b) }

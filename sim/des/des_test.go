@@ -1,0 +1,255 @@
+package des
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"testing"
+	"time"
+
+	"pgregory.net/rapid"
+
+	"github.com/formthefog/formation/crdt"
+	"github.com/formthefog/formation/fogvm/reconcile/plan"
+)
+
+// lossy is a network like a bad day of the real one.
+var lossy = NetConfig{Loss: 0.02, Duplicate: 0.01, Damage: 0.01}
+
+// twice runs a scenario two times and holds that both were the same, and that no
+// invariant broke. It returns the second.
+func twice(t *testing.T, cfg Config, run func(*Sim)) *Sim {
+	t.Helper()
+	var last *Sim
+	var hash string
+	for i := range 2 {
+		s := New(cfg)
+		run(s)
+		for _, b := range s.Bad {
+			t.Errorf("seed %d: %s", cfg.Seed, b)
+		}
+		if i == 1 && s.Hash() != hash {
+			t.Errorf("seed %d: two runs differ: %s and %s", cfg.Seed, hash, s.Hash())
+		}
+		last, hash = s, s.Hash()
+	}
+	t.Logf("seed=%d nodes=%d events=%d virtual=%v copies=%d hash=%s", cfg.Seed, last.Nodes(), last.Events(), last.Now(), last.Copies(), hash)
+	return last
+}
+
+func TestEventsComeInOrder(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		var q queue
+		var want []event
+		for i, at := range rapid.SliceOfN(rapid.Int64Range(0, 20), 1, 200).Draw(t, "times") {
+			e := event{at: time.Duration(at), seq: uint64(i)}
+			q.push(e)
+			want = append(want, e)
+		}
+		slices.SortStableFunc(want, func(a, b event) int { return int(a.at - b.at) })
+		for _, w := range want {
+			if got := q.pop(); got.at != w.at || got.seq != w.seq {
+				t.Fatalf("got %v/%d, want %v/%d", got.at, got.seq, w.at, w.seq)
+			}
+		}
+		if len(q) != 0 {
+			t.Fatalf("%d left", len(q))
+		}
+	})
+}
+
+// One more node changes neither whom the others gossip with nor what their links
+// draw.
+func TestANodeMoreShiftsNoStream(t *testing.T) {
+	a, b := New(Config{Seed: 7, Nodes: 20}), New(Config{Seed: 7, Nodes: 21})
+	for i := range int32(20) {
+		others := slices.DeleteFunc(slices.Clone(b.nodes[i].mesh), func(o int32) bool { return o == 20 })
+		if !slices.Equal(a.nodes[i].mesh, others) {
+			t.Errorf("node %d gossips with %v, and with %v beside one more", i, a.nodes[i].mesh, others)
+		}
+		if a.nodes[i].key != b.nodes[i].key || a.nodes[i].rng.Uint64() != b.nodes[i].rng.Uint64() {
+			t.Errorf("node %d draws otherwise", i)
+		}
+		for o := range int32(20) {
+			if a.net.way(i, o) != b.net.way(i, o) {
+				t.Errorf("the link %d-%d draws otherwise", i, o)
+			}
+		}
+	}
+}
+
+func TestSeedsDiffer(t *testing.T) {
+	hash := func(seed uint64) string {
+		s := New(Config{Seed: seed, Nodes: 5})
+		s.Boot(Workload{Instances: 4, Replicas: 1})
+		s.Run(5 * time.Second)
+		return s.Hash()
+	}
+	if hash(1) == hash(2) {
+		t.Error("two seeds give the same events")
+	}
+}
+
+// moved are the slots that run elsewhere than before.
+func moved(before, after map[plan.Slot][]int) (out []plan.Slot) {
+	for slot, on := range before {
+		if !slices.Equal(on, after[slot]) {
+			out = append(out, slot)
+		}
+	}
+	return out
+}
+
+func TestADeadNodeMovesOnlyItsReplicas(t *testing.T) {
+	for seed := range uint64(3) {
+		twice(t, Config{Seed: seed, Nodes: 10, Net: lossy}, func(s *Sim) {
+			s.Boot(Workload{Instances: 15, Replicas: 2})
+			s.Run(20 * time.Second)
+			before, victim := s.Placement(), int(seed)
+			own := 0
+			for _, on := range before {
+				if slices.Contains(on, victim) {
+					own++
+				}
+			}
+			s.Crash(victim, true)
+			took, ok := s.RunUntil(2*time.Minute, time.Second, func() bool { return len(s.Unserved()) == 0 })
+			if !ok {
+				t.Fatalf("seed %d: not served after %v: %v", seed, took, s.Unserved())
+			}
+			s.Run(time.Minute)
+			for _, slot := range moved(before, s.Placement()) {
+				if !slices.Contains(before[slot], victim) {
+					t.Errorf("seed %d: %v moved from %v to %v, and n%d died", seed, slot, before[slot], s.Placement()[slot], victim)
+				}
+			}
+			t.Logf("seed %d: %d of %d replicas back after %v, no other moved", seed, own, len(before), took)
+		})
+	}
+}
+
+func TestARestartWithinTheDelayMovesNothing(t *testing.T) {
+	for seed := range uint64(3) {
+		for _, machine := range []bool{false, true} {
+			twice(t, Config{Seed: seed, Nodes: 10, Net: lossy}, func(s *Sim) {
+				s.Boot(Workload{Instances: 15, Replicas: 2})
+				s.Run(20 * time.Second)
+				before, victim := s.Placement(), int(seed)
+				s.Crash(victim, machine)
+				s.Run(plan.DefaultTakeoverDelay - time.Second)
+				s.Start(victim)
+				s.Run(2 * time.Minute)
+				if m := moved(before, s.Placement()); len(m) > 0 {
+					t.Errorf("seed %d: %v moved", seed, m)
+				}
+				all, _ := s.Takeovers()
+				if all > 0 || len(s.Unserved()) > 0 || !s.Converged() {
+					t.Errorf("seed %d: %d takeovers, %v unserved, converged: %v", seed, all, s.Unserved(), s.Converged())
+				}
+			})
+		}
+	}
+}
+
+// A switch takes a third of the fleet away for a while.
+func TestASwitchRebootStaysWithinTheBudget(t *testing.T) {
+	const nodes = 15
+	s := twice(t, Config{Seed: 3, Nodes: nodes, Net: lossy}, func(s *Sim) {
+		s.Boot(Workload{Instances: 20, Replicas: 3})
+		s.Run(20 * time.Second)
+		var away, rest []int
+		for i := range nodes {
+			if i%3 == 0 {
+				away = append(away, i)
+			} else {
+				rest = append(rest, i)
+			}
+		}
+		s.Partition(rest, away)
+		s.Run(45 * time.Second)
+		s.Heal()
+		took, ok := s.RunUntil(5*time.Minute, time.Second, func() bool { return len(s.Unserved()) == 0 && s.Converged() })
+		if !ok {
+			t.Fatalf("after %v: converged %v, %v", took, s.Converged(), s.Unserved())
+		}
+		s.CheckEqualViews()
+		all, _ := s.Takeovers()
+		t.Logf("%d takeovers, at most %d of a node and minute; one runner each %v after", all, s.TakeoverPeak(), took)
+	})
+	if peak := s.TakeoverPeak(); peak > plan.TakeoverBudget {
+		t.Errorf("%d takeovers of one node in a minute, the budget is %d", peak, plan.TakeoverBudget)
+	}
+}
+
+// Statements in any order, lost, doubled and damaged, between nodes that crash,
+// sleep and lose sight of each other: in the end all views are equal bytes, every
+// replica runs once, and nothing that an owner was told is safe is lost.
+func TestChaosEndsInEqualViews(t *testing.T) {
+	for seed := range uint64(4) {
+		s := twice(t, Config{Seed: seed, Nodes: 12, Net: NetConfig{Loss: 0.2, Duplicate: 0.1, Damage: 0.05}}, func(s *Sim) {
+			s.Boot(Workload{Instances: 8, Replicas: 2})
+			rng := rand.New(rand.NewPCG(seed, 42))
+			for range 40 {
+				chaos(s, rng)
+				s.Run(time.Duration(rng.IntN(6000)) * time.Millisecond)
+			}
+			s.Heal()
+			s.Loss(0.02)
+			for i := range s.Nodes() {
+				s.Start(i)
+			}
+			took, ok := s.RunUntil(5*time.Minute, time.Second, func() bool { return len(s.Unserved()) == 0 && s.Converged() })
+			if !ok {
+				t.Errorf("seed %d: %v after healing: converged %v, %v", seed, took, s.Converged(), s.Unserved())
+			}
+			s.CheckEqualViews()
+			s.CheckAcknowledged()
+			t.Logf("seed %d: %v after healing all is well; %d statements acknowledged; seen %v", seed, took, s.Acknowledged(), s.Seen)
+		})
+		for _, what := range []string{"crash", "partition", "suspend", "a damaged message was refused", "statements repaired by anti-entropy"} {
+			if s.Seen[what] == 0 {
+				t.Errorf("seed %d: never: %s", seed, what)
+			}
+		}
+	}
+}
+
+// chaos does one thing to a swarm.
+func chaos(s *Sim, rng *rand.Rand) {
+	up := s.Reachable()
+	if len(up) == 0 {
+		return
+	}
+	i := up[rng.IntN(len(up))]
+	mine := s.Instances(0)
+	switch rng.IntN(10) {
+	case 0, 1:
+		s.Crash(i, rng.IntN(2) == 0)
+	case 2, 3:
+		s.Start(rng.IntN(s.Nodes()))
+	case 4:
+		var a, b []int
+		for n := range s.Nodes() {
+			if rng.IntN(2) == 0 {
+				a = append(a, n)
+			} else {
+				b = append(b, n)
+			}
+		}
+		s.Partition(a, b)
+	case 5:
+		s.Heal()
+	case 6:
+		s.Suspend(i, time.Duration(rng.IntN(20000))*time.Millisecond)
+	case 7:
+		s.Ship(0, i, crdt.Spec{Name: fmt.Sprint("new-", len(mine)), Pack: packName(900 + rng.IntN(9)), Replicas: 1 + rng.IntN(3)})
+	case 8:
+		if len(mine) > 0 {
+			s.Set(0, i, mine[rng.IntN(len(mine))].ID, func(spec *crdt.Spec) { spec.Replicas = 1 + rng.IntN(3) })
+		}
+	case 9:
+		if len(mine) > 2 {
+			s.Delete(0, i, mine[rng.IntN(len(mine))].ID)
+		}
+	}
+}

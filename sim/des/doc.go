@@ -1,0 +1,21 @@
+// Package des runs many nodes in virtual time: the steps that production runs
+// (crdt.State, crdt.Registers, live.Detector, plan.Plan) over a simulated
+// network, simulated disks and simulated virtual machines, as one sequence of
+// events. It has no clock, goroutine, socket or unseeded randomness.
+//
+// Guarantees:
+//
+//   - A seed and a sequence of calls give the same events, and so the same hash,
+//     on every machine. Every node and every link draws from a stream of its own:
+//     one more node does not change what the others draw.
+//   - Statements are signed and verified as in production, each once; every node
+//     merges them by itself. A message that the network damaged is verified anew.
+//   - Nodes hold equal states as one, copied when they part. What a node believes
+//     is never taken from another.
+//
+// What is a model, and so proves nothing about the real thing: the network
+// (delay, loss, duplication, damage, cuts), gossip (each message floods a fixed
+// random mesh; no repair by gossip itself), connections (who is reachable can be
+// spoken to), disks (what is not synced is lost by a crash), packs and virtual
+// machines (they take a drawn time).
+package des

@@ -1,0 +1,201 @@
+package des
+
+import (
+	"bytes"
+	"iter"
+	"time"
+
+	"github.com/formthefog/formation/crdt"
+	"github.com/formthefog/formation/crdt/stmt"
+)
+
+// gossipBatch is how many statements one message carries (crdt).
+const gossipBatch = 64
+
+// flood is a gossip message under way, and who has seen it.
+type flood struct {
+	batch
+	seen []uint64
+}
+
+// damaged is a flood of which one copy has a wrong bit.
+type damaged struct {
+	*flood
+	bit uint64
+}
+
+func (f *flood) mark(i int32) (first bool) {
+	w, bit := i/64, uint64(1)<<(i%64)
+	if f.seen[w]&bit != 0 {
+		return false
+	}
+	f.seen[w] |= bit
+	return true
+}
+
+func (n *node) publish(b batch) {
+	f := &flood{batch: b, seen: make([]uint64, (len(n.sim.nodes)+63)/64)}
+	f.mark(n.i)
+	n.relay(f, -1)
+}
+
+func (n *node) relay(f *flood, except int32) {
+	s := n.sim
+	for _, o := range n.mesh {
+		if o == except {
+			continue
+		}
+		e := event{kind: evGossip, node: o, from: n.i, a: int64(len(f.vs)), load: f}
+		if s.net.chance(s.net.Damage, n.i, o) {
+			e.load = damaged{f, s.net.roll(n.i, o)}
+		}
+		s.send(Gossip, f.size, e)
+	}
+}
+
+func (n *node) gossip(e *event) {
+	if d, ok := e.load.(damaged); ok {
+		n.spoilt(d)
+		return
+	}
+	f := e.load.(*flood)
+	if !f.mark(n.i) {
+		return
+	}
+	out := n.receive(f.batch)
+	for _, err := range out.errs {
+		if err != nil && !crdt.Transient(err) {
+			n.sim.violate("%v: an honest statement is refused: %v", n, err)
+			return
+		}
+	}
+	if len(out.news) > 0 {
+		n.relay(f, e.from)
+	}
+}
+
+// spoilt receives a message with one wrong bit: nothing of it may be believed.
+func (n *node) spoilt(d damaged) {
+	raw := bytes.Clone(d.vs[0].Statement().Raw)
+	bit := d.bit % uint64(8*len(raw))
+	raw[bit/8] ^= 1 << (bit % 8)
+	if v, err := stmt.Check(raw, n.sim.network); err == nil {
+		n.sim.violate("%v: believes a damaged %s statement", n, v.Statement().Kind)
+	}
+	n.sim.Seen["a damaged message was refused"]++
+}
+
+// given is what one side of an anti-entropy session got from the other.
+type given struct {
+	batch
+	done bool // the session is over, and was well
+}
+
+// synchronise holds a session with a peer: peer, or one of the mesh when it is
+// -1, which is then asked again after SyncInterval.
+func (n *node) synchronise(peer int32) {
+	s := n.sim
+	if peer < 0 {
+		n.after(s.cfg.SyncInterval/2+time.Duration(n.rng.Int64N(int64(s.cfg.SyncInterval))), evSync, -1, 0, nil)
+		if len(n.mesh) == 0 {
+			n.synced()
+			return
+		}
+		peer = n.mesh[n.rng.IntN(len(n.mesh))]
+	}
+	p := s.nodes[peer]
+	if !p.up || p.asleep(s.now) || !s.net.reaches(n.i, peer) || !s.net.reaches(peer, n.i) {
+		if alone := s.now - n.started; alone >= giveUpAfter || alone >= aloneAfter && n.alone() {
+			n.synced()
+		} else if !n.ready {
+			n.after(time.Second, evSync, int64(peer), 0, nil)
+		}
+		return
+	}
+	var toPeer, toUs []stmt.Verified
+	var way time.Duration
+	frames := func(size int, from, to int32) { way += s.streamed(AntiEntropy, size, from, to) }
+	if n.h == p.h {
+		// Equal states: what a session would find out, in its two frames.
+		frames(equalFrame, n.i, peer)
+		frames(equalFrame, peer, n.i)
+	} else {
+		toUs, toPeer = s.converse(n, p, frames)
+	}
+	if len(toPeer) > 0 {
+		s.push(event{at: s.now + way, node: peer, from: n.i, kind: evGive, a: int64(len(toPeer)), load: &given{batch: newBatch(toPeer)}})
+	}
+	s.push(event{at: s.now + way, node: n.i, from: peer, kind: evGive, a: int64(len(toUs)), load: &given{batch: newBatch(toUs), done: true}})
+}
+
+// equalFrame is a frame with a count and a digest.
+const equalFrame = 46
+
+// alone says whether nobody of the mesh can be reached.
+func (n *node) alone() bool {
+	for _, o := range n.mesh {
+		if n.sim.nodes[o].up && n.sim.net.reaches(n.i, o) {
+			return false
+		}
+	}
+	return true
+}
+
+func (n *node) synced() {
+	if !n.ready {
+		n.ready = true
+		n.plan()
+	}
+}
+
+// give receives what a session brought, in the messages' size already paid for.
+func (n *node) give(e *event) {
+	g := e.load.(*given)
+	if len(g.vs) > 0 {
+		out := n.receive(g.batch)
+		n.sim.Seen["statements repaired by anti-entropy"] += len(out.news)
+	}
+	if g.done {
+		n.synced()
+	}
+}
+
+// converse runs one anti-entropy session between what a and b hold, a being the
+// initiator, and says what each has for the other.
+func (s *Sim) converse(a, b *node, frame func(size int, from, to int32)) (forA, forB []stmt.Verified) {
+	collect := func(to *[]stmt.Verified) func([][]byte) error {
+		return func(raws [][]byte) error {
+			for _, raw := range raws {
+				v, err := s.pool.check(raw)
+				if err != nil {
+					return err
+				}
+				*to = append(*to, v)
+			}
+			return nil
+		}
+	}
+	var there, back bytes.Buffer
+	var answer error
+	over := false // a says no more
+	resume, stop := iter.Pull(func(yield func(struct{}) bool) {
+		rw := &side{in: &there, out: &back, wait: func() bool { return !over && yield(struct{}{}) }}
+		rw.sent = func(size int) { frame(size, b.i, a.i) }
+		_, answer = b.h.state.Converse(rw, false, collect(&forB))
+	})
+	defer stop()
+	rw := &side{in: &back, out: &there, wait: func() bool {
+		_, more := resume()
+		return more || back.Len() > 0
+	}}
+	rw.sent = func(size int) { frame(size, a.i, b.i) }
+	if _, err := a.h.state.Converse(rw, true, collect(&forA)); err != nil {
+		s.violate("anti-entropy of %v with %v: %v", a, b, err)
+	}
+	over = true
+	resume()
+	if answer != nil {
+		s.violate("anti-entropy of %v with %v: the answer: %v", a, b, answer)
+	}
+	return forA, forB
+}

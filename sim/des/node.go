@@ -1,0 +1,262 @@
+package des
+
+import (
+	"crypto/ed25519"
+	"math/rand/v2"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/formthefog/formation/crdt"
+	"github.com/formthefog/formation/crdt/live"
+	"github.com/formthefog/formation/crdt/stmt"
+	"github.com/formthefog/formation/fogvm/reconcile/plan"
+)
+
+// node is one machine and the daemon on it.
+type node struct {
+	sim  *Sim
+	i    int32
+	key  stmt.Key
+	priv ed25519.PrivateKey
+	rng  *rand.Rand
+	mesh []int32 // whom it gossips with
+
+	// The machine.
+	disk  disk
+	vms   map[string]*vm
+	packs map[string]*pack
+
+	// The daemon, while it is up.
+	up        bool
+	life      uint32        // counts its starts
+	started   time.Duration // of this life
+	paused    time.Duration // it does nothing before that
+	sleeps    bool          // paused with the machine: messages are lost
+	h         *held
+	regs      *crdt.Registers
+	detect    *live.Detector
+	dead      map[stmt.Key]time.Duration
+	deadVer   uint64 // raised when dead changes
+	interest  []stmt.Key
+	unwatched bool // the detector does not have the interest and the nodes yet
+	ticks     int
+	vias      map[int64]via
+	lastVia   int64
+	seen      knowledge // what the last decision was made on
+	ready     bool      // synchronised once
+	planning  bool      // an evPlan is due
+	busy      bool      // own statements are being written
+	again     bool      // plan after that
+	timers    plan.Timers
+	wake      time.Duration
+	draining  bool
+	refused   int
+}
+
+// disk is what outlives a crash: the log of statements, up to what is synced.
+type disk struct {
+	base   []stmt.Verified // shared; what the swarm began with
+	tail   []stmt.Verified
+	synced int // of tail
+	flush  bool
+	epoch  uint64
+}
+
+func (d *disk) log() []stmt.Verified { return slices.Concat(d.base, d.tail[:d.synced]) }
+
+// degree is how many others a node draws to gossip with; as many draw it, so
+// that meshes have twice as many on average.
+const degree = 3
+
+func (s *Sim) add() *node {
+	i := int32(len(s.nodes))
+	n := &node{
+		sim: s, i: i, priv: s.key("node", int(i)), rng: stream(s.cfg.Seed, useNode, uint64(i)),
+		vms: map[string]*vm{}, packs: map[string]*pack{},
+	}
+	n.key = stmt.KeyOf(n.priv)
+	s.index[n.key] = i
+	s.nodes = append(s.nodes, n)
+	s.net.add()
+	// It draws among those before it: who comes later changes nothing for them.
+	rng := stream(s.cfg.Seed, useMesh, uint64(i))
+	for range min(degree, int(i)) {
+		for {
+			o := int32(rng.IntN(int(i)))
+			if !slices.Contains(n.mesh, o) {
+				n.mesh = append(n.mesh, o)
+				s.nodes[o].mesh = append(s.nodes[o].mesh, i)
+				break
+			}
+		}
+	}
+	return n
+}
+
+func (n *node) asleep(now time.Duration) bool { return n.sleeps && n.paused > now }
+
+// after has something happen to n in this life.
+func (n *node) after(d time.Duration, k kind, a, b int64, load any) {
+	n.sim.push(event{at: n.sim.now + d, node: n.i, kind: k, life: n.life, a: a, b: b, load: load})
+}
+
+// start begins a life of the daemon from what is on disk.
+func (n *node) start(ready bool) {
+	s := n.sim
+	n.life++
+	n.up, n.started, n.paused, n.sleeps = true, s.now, 0, false
+	n.disk.tail = n.disk.tail[:n.disk.synced:n.disk.synced]
+	n.disk.flush = false
+	if n.regs == nil {
+		n.regs = crdt.NewRegisters(n.priv, s.network, n.disk.epoch)
+	}
+	n.detect = live.New(n.key, s.cfg.Live, draw(s.cfg.Seed, useDetector, uint64(n.i), uint64(n.life)))
+	n.dead, n.deadVer, n.interest = map[stmt.Key]time.Duration{}, n.deadVer+1, nil
+	n.ticks, n.vias, n.unwatched, n.seen = 0, map[int64]via{}, true, knowledge{}
+	n.ready, n.planning, n.busy, n.again, n.wake = ready, false, false, false, 0
+	n.timers = plan.Remember(n.world(), n.key, n.vmStatus())
+	n.after(time.Duration(n.rng.Int64N(int64(probeTick))), evTick, 0, 0, nil)
+	n.after(time.Duration(n.rng.Int64N(int64(s.cfg.SyncInterval))), evSync, -1, 0, nil)
+	n.after(time.Duration(n.rng.Int64N(int64(refresh))), evRefresh, 0, 0, nil)
+	n.plan()
+	if !ready {
+		for _, o := range n.mesh { // newcomers to each other
+			n.after(Range{200 * time.Millisecond, time.Second}.draw(n.rng), evSync, int64(o), 0, nil)
+		}
+	}
+}
+
+// stop ends the daemon; machine says whether the machine went down with it, and
+// so its virtual machines.
+func (n *node) stop(machine bool) {
+	n.up = false
+	n.sim.pool.release(n.h)
+	n.h, n.regs = nil, nil
+	if machine {
+		for _, v := range n.vms { // any order: all of them
+			v.run = false
+		}
+	}
+}
+
+func (n *node) handle(e *event) {
+	switch e.kind {
+	case evTick:
+		n.tick()
+	case evPlan:
+		n.decide()
+	case evCommitted:
+		n.committed(e.load.(*commit))
+	case evFlush:
+		n.disk.flush = false
+		n.disk.synced = len(n.disk.tail)
+	case evSync:
+		n.synchronise(int32(e.a))
+	case evWake:
+		if n.wake == e.at {
+			n.plan()
+		}
+	case evRefresh:
+		n.after(refresh, evRefresh, 0, 0, nil)
+		n.plan()
+	case evVM, evPack:
+		n.plan()
+	case evViaEnd:
+		n.viaEnd(e.a)
+	case evResume:
+	case evGossip:
+		n.gossip(e)
+	case evGive:
+		n.give(e)
+	case evPing, evEcho, evVia, evViaEcho:
+		n.probe(e)
+	}
+}
+
+// plan has the loop look soon.
+func (n *node) plan() {
+	if n.busy {
+		n.again = true
+		return
+	}
+	if !n.planning {
+		n.planning = true
+		n.after(planDelay, evPlan, 0, 0, nil)
+	}
+}
+
+// commit is own statements on their way to disk, and what waits for that.
+type commit struct {
+	news []stmt.Verified
+	upTo int
+	then func()
+}
+
+// commit applies statements that this node made or was brought, writes them to
+// disk, publishes what was news and then goes on.
+func (n *node) commit(vs []stmt.Verified, then func()) {
+	for _, v := range vs {
+		n.sim.pool.learn(v)
+	}
+	out := n.merge(newBatch(vs))
+	for i, err := range out.errs {
+		if err != nil && !crdt.Transient(err) {
+			n.sim.violate("%v: its own %s statement is refused: %v", n, vs[i].Statement().Kind, err)
+		}
+	}
+	n.disk.epoch = max(n.disk.epoch, n.regs.Epoch()) // on disk before the first statement of it
+	c := &commit{news: out.news, upTo: len(n.disk.tail), then: then}
+	n.after(n.sim.cfg.Fsync.draw(n.rng), evCommitted, int64(c.upTo), int64(len(vs)), c)
+}
+
+func (n *node) committed(c *commit) {
+	n.disk.synced = max(n.disk.synced, c.upTo)
+	for vs := range slices.Chunk(c.news, gossipBatch) {
+		n.publish(newBatch(vs))
+	}
+	if c.then != nil {
+		c.then()
+	}
+}
+
+// merge applies a batch and writes down what was news.
+func (n *node) merge(b batch) outcome {
+	before := n.h.id
+	h, out := n.sim.pool.apply(n.h, b)
+	n.h = h
+	n.disk.tail = append(n.disk.tail, out.news...)
+	for _, v := range out.news {
+		id := v.Statement().ID
+		n.sim.trace.note(id[:8])
+	}
+	if h.id != before {
+		n.plan()
+	}
+	return out
+}
+
+// receive merges what a peer sent.
+func (n *node) receive(b batch) outcome {
+	out := n.merge(b)
+	if len(out.news) > 0 && !n.disk.flush {
+		n.disk.flush = true
+		n.after(groupCommit, evFlush, 0, 0, nil)
+	}
+	for i, v := range b.vs {
+		if v.Statement().Author != n.key {
+			continue
+		}
+		vs, err := n.regs.Notice(n.h.state, v, out.errs[i])
+		if err != nil {
+			n.sim.violate("%v: registers: %v", n, err)
+		}
+		if len(vs) > 0 {
+			n.sim.Seen["a node found newer registers of itself"]++
+			n.commit(vs, nil)
+		}
+	}
+	return out
+}
+
+func (n *node) String() string { return "n" + strconv.Itoa(int(n.i)) }

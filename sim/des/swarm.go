@@ -1,0 +1,208 @@
+package des
+
+import (
+	"crypto/ed25519"
+	"encoding/base32"
+	"encoding/binary"
+	"fmt"
+	"math/rand/v2"
+	"time"
+
+	"github.com/formthefog/formation/crdt"
+	"github.com/formthefog/formation/crdt/place"
+	"github.com/formthefog/formation/crdt/stmt"
+	"github.com/formthefog/formation/fogvm/reconcile/plan"
+)
+
+// owner is somebody who ships.
+type owner struct {
+	key    ed25519.PrivateKey
+	author *crdt.Author
+}
+
+// perOwner is how many instances an owner has at most here.
+const perOwner = 128
+
+func (s *Sim) owner(i int) *owner {
+	for len(s.owners) <= i {
+		key := s.key("owner", len(s.owners))
+		a, err := crdt.NewAuthorFrom(key, s.network, nil, rand.NewChaCha8([32]byte(s.key("author", len(s.owners)).Seed())))
+		if err != nil {
+			s.violate("owner: %v", err)
+			return nil
+		}
+		a.Now = func() time.Time { return time.Unix(wall, 0) }
+		s.owners = append(s.owners, &owner{key, a})
+	}
+	return s.owners[i]
+}
+
+// Workload is what runs from the beginning: Instances of Replicas each, running
+// where they rank.
+type Workload struct {
+	Instances, Replicas int
+	// Need of one replica; zero fields are as in package place.
+	VCPU   int
+	Memory uint64
+}
+
+// packName is the CID of the n-th pack.
+func packName(n int) string {
+	cid := append([]byte{1, 0x71, 0x12, 0x20}, make([]byte, 32)...) // v1, DAG-CBOR, SHA-256
+	binary.BigEndian.PutUint64(cid[4:], uint64(n))
+	return "b" + base32.NewEncoding("abcdefghijklmnopqrstuvwxyz234567").WithPadding(base32.NoPadding).EncodeToString(cid)
+}
+
+// Boot starts every node with the same state: all are members and have published
+// their registers, and w runs. Of errors in making it Bad tells.
+func (s *Sim) Boot(w Workload) {
+	add := func(raw []byte, err error) {
+		if err == nil {
+			var v stmt.Verified
+			if v, err = s.pool.check(raw); err == nil {
+				s.genesis = append(s.genesis, v)
+				return
+			}
+		}
+		s.violate("genesis: %v", err)
+	}
+	for i, n := range s.nodes {
+		add(stmt.SignMember(s.rootKey, s.network, stmt.MemberBody{Key: n.key, Role: stmt.RoleNode}, nil, 0, uint64(i)))
+	}
+	add(stmt.SignMember(s.rootKey, s.network, stmt.MemberBody{Role: stmt.RoleOwner, AnyOwner: true}, nil, 1, 1))
+	for i := range w.Instances {
+		_, raws, err := s.owner(i / perOwner).author.Create(s.spec(w, i))
+		if err != nil {
+			s.violate("genesis: %v", err)
+		}
+		for _, raw := range raws {
+			add(raw, nil)
+		}
+	}
+	s.populate()
+	h := s.pool.hold(s.genesis)
+	for _, n := range s.nodes {
+		n.h = h
+		n.disk.base = s.genesis
+		n.start(true)
+	}
+	h.users = len(s.nodes)
+}
+
+func (s *Sim) spec(w Workload, i int) crdt.Spec {
+	return crdt.Spec{
+		Name: fmt.Sprint("app-", i), Pack: packName(i + 1), Replicas: w.Replicas, Phase: crdt.PhaseRunning,
+		VCPU: w.VCPU, MemoryBytes: w.Memory,
+	}
+}
+
+// populate has every node say who it is and run what it ranks for.
+func (s *Sim) populate() {
+	h := s.pool.hold(s.genesis)
+	view := h.state.View()
+	var cands []place.Candidate
+	for _, n := range s.nodes {
+		cands = append(cands, place.Candidate{Key: n.key, Total: s.cfg.Node, Labels: s.labels(n.i), Alive: true})
+	}
+	claims := map[int32][]crdt.Claim{}
+	free := make([]crdt.Resources, len(s.nodes))
+	for i := range free {
+		free[i] = s.cfg.Node
+	}
+	for _, spec := range view.Instances() {
+		slot, r := 0, place.Need(spec)
+		for _, k := range place.Order(spec, cands) {
+			i := s.index[k]
+			if f := &free[i]; slot < spec.Replicas && f.CPUs*plan.CPUOvercommit >= r.CPUs && f.Memory >= r.Memory && f.Disk >= r.Disk {
+				f.Memory, f.Disk = f.Memory-r.Memory, f.Disk-r.Disk
+				claims[i] = append(claims[i], s.nodes[i].runs(spec, slot))
+				slot++
+			}
+		}
+	}
+	for _, n := range s.nodes {
+		n.regs = crdt.NewRegisters(n.priv, s.network, 0)
+		node, err := n.regs.Node(h.state, n.register())
+		if err == nil {
+			var vs []stmt.Verified
+			vs, err = n.regs.Claims(h.state, claims[n.i])
+			node = append(node, vs...)
+		}
+		if err != nil {
+			s.violate("genesis: %v", err)
+		}
+		for _, v := range node {
+			s.pool.learn(v)
+			s.genesis = append(s.genesis, v)
+		}
+		n.disk.epoch = n.regs.Epoch()
+	}
+	s.pool.release(h)
+}
+
+// runs makes n run a replica, and is its claim.
+func (n *node) runs(spec crdt.Spec, slot int) crdt.Claim {
+	v := &vm{run: true, VM: plan.VM{
+		ID: plan.VMID(spec.ID, slot), Slot: plan.Slot{Instance: spec.ID, Slot: slot}, Pack: spec.Pack, Run: true,
+		Incarnation: plan.Incarnation(&spec, spec.Pack), Restart: plan.RestartToken(&spec),
+	}}
+	n.vms[v.ID] = v
+	n.packs[spec.Pack] = &pack{}
+	return crdt.Claim{
+		Instance: spec.ID, Owner: spec.Owner, Slot: slot, Generation: 1, Phase: crdt.ClaimRunning, Ready: true,
+		Pack: spec.Pack, Accel: "kvm", SpecGeneration: spec.Generation, StartedAt: wall, ReadyAt: wall,
+	}
+}
+
+// Ship has an owner bring a new instance to a node, which acknowledges it once it
+// is on disk. It returns the instance's ID.
+func (s *Sim) Ship(ownerNo, i int, spec crdt.Spec) string {
+	id, raws, err := s.owner(ownerNo).author.Create(spec)
+	if err != nil {
+		s.violate("ship: %v", err)
+		return ""
+	}
+	s.submit(i, raws)
+	return id
+}
+
+// Set has an owner change an instance at a node.
+func (s *Sim) Set(ownerNo, i int, id string, change func(*crdt.Spec)) {
+	raws, err := s.owner(ownerNo).author.Set(id, change)
+	if err != nil {
+		s.violate("set: %v", err)
+		return
+	}
+	s.submit(i, raws)
+}
+
+// Delete has an owner delete an instance at a node.
+func (s *Sim) Delete(ownerNo, i int, id string) {
+	raws, err := s.owner(ownerNo).author.Delete(id)
+	if err != nil {
+		s.violate("delete: %v", err)
+		return
+	}
+	s.submit(i, raws)
+}
+
+// Instances are those of an owner, as its own statements have them.
+func (s *Sim) Instances(ownerNo int) []crdt.Spec { return s.owner(ownerNo).author.Instances() }
+
+func (s *Sim) submit(i int, raws [][]byte) {
+	n := s.nodes[i]
+	if !n.up {
+		s.violate("statements are brought to %v, which is down", n)
+		return
+	}
+	var vs []stmt.Verified
+	for _, raw := range raws {
+		v, err := s.pool.check(raw)
+		if err != nil {
+			s.violate("submit: %v", err)
+			return
+		}
+		vs = append(vs, v)
+	}
+	n.commit(vs, func() { s.acked = append(s.acked, vs...) })
+}
