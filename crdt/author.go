@@ -82,7 +82,11 @@ func (a *Author) Create(spec Spec) (id string, raws [][]byte, err error) {
 	}
 	counter := a.counter
 	doc := InstanceID(a.owner, a.device, counter)
-	st, err := a.newRoot(&spec, a.device, counter, 1, 1, nil)
+	vals, err := spec.values()
+	if err != nil {
+		return "", nil, fmt.Errorf("create: %w", err)
+	}
+	st, err := a.newRoot(vals, a.device, counter, 1, 1, nil)
 	if err != nil {
 		return "", nil, fmt.Errorf("create: %w", err)
 	}
@@ -104,8 +108,8 @@ func (a *Author) Create(spec Spec) (id string, raws [][]byte, err error) {
 // Set changes instance id by what mutate does to a copy of its spec; ID, Owner,
 // Generation, Epoch, Term and Frozen are not for mutate to change. Keys that mutate
 // leaves alone keep what other devices set at the same time. A change of nothing
-// gives no statements. When the document's history has grown, or it is frozen,
-// the statement re-roots it; of two devices that do that at once only one is
+// gives no statements. When the document's history has grown or has been quiet for
+// some minutes, or it is frozen, the statement re-roots it; of two devices that do that at once only one is
 // heard, and the other's Submit fails with ErrStale: load again and repeat. Errors wrap ErrNotFound, ErrInvalid or
 // stmt.ErrTooLarge.
 func (a *Author) Set(id string, mutate func(*Spec)) (raws [][]byte, err error) {
@@ -133,7 +137,7 @@ func (a *Author) Set(id string, mutate func(*Spec)) (raws [][]byte, err error) {
 	if len(ops) == 0 {
 		return nil, nil
 	}
-	raw, err := a.signSet(id, &spec, old.Generation, ops)
+	raw, err := a.signSet(id, after, old.Generation, ops)
 	if err != nil {
 		return nil, fmt.Errorf("set %s: %w", id, err)
 	}
@@ -143,34 +147,31 @@ func (a *Author) Set(id string, mutate func(*Spec)) (raws [][]byte, err error) {
 	return [][]byte{raw}, nil
 }
 
-func (a *Author) signSet(id string, spec *Spec, generation uint64, ops map[string]stmt.Raw) ([]byte, error) {
+func (a *Author) signSet(id string, vals map[string][]byte, generation uint64, ops map[string]stmt.Raw) ([]byte, error) {
 	docID, err := ParseDocID(id)
 	if err != nil {
 		return nil, err
 	}
 	d := a.state.docs[docID]
-	device, counter, err := a.origin(d)
-	if err != nil {
-		return nil, err
-	}
 	heads := d.heads()
 	// A change that would not fit a root must not be signed either, or the
 	// document could never be re-rooted again.
-	root, err := a.newRoot(spec, device, counter, d.epoch+1, generation+1, heads[:min(len(heads), stmt.MaxDeps)])
+	root, err := a.newRoot(vals, d.device, d.counter, d.epoch+1, generation+1, heads[:min(len(heads), stmt.MaxDeps)])
 	if err == nil {
 		err = stmt.Fits(root)
 	}
 	if err != nil {
 		return nil, err
 	}
-	if d.proof != nil || len(d.order) >= RerootChanges || d.bytes >= RerootBytes || len(heads) > stmt.MaxDeps || len(ops) > MaxOps {
+	quiet := d.order[len(d.order)-1].time <= a.Now().Add(-rerootQuiet).Unix()
+	if quiet || d.proof != nil || len(d.order) >= RerootChanges || d.bytes >= RerootBytes || len(heads) > stmt.MaxDeps || len(ops) > MaxOps {
 		return stmt.Sign(a.key, root)
 	}
 	var seq uint64
 	for _, h := range heads {
 		seq = max(seq, d.find(h).seqOf(a.actor))
 	}
-	body, err := stmt.Marshal(specBody{Device: device, Counter: counter, Actor: a.actor, Root: d.root.id, Ops: ops})
+	body, err := stmt.Marshal(specBody{Device: d.device, Counter: d.counter, Actor: a.actor, Root: d.root.id, Ops: ops})
 	if err != nil {
 		return nil, err
 	}
@@ -180,23 +181,10 @@ func (a *Author) signSet(id string, spec *Spec, generation uint64, ops map[strin
 	})
 }
 
-// origin returns the device and counter that the document's ID is made of.
-func (a *Author) origin(d *document) (stmt.Key, uint64, error) {
-	st, err := stmt.Peek(d.root.raw, a.state.network)
-	if err != nil {
-		return stmt.Key{}, 0, err
-	}
-	b, _, err := decodeSpec(st)
-	if err != nil {
-		return stmt.Key{}, 0, err
-	}
-	return b.Device, b.Counter, nil
-}
-
-// newRoot is a root that says spec, to be signed.
-func (a *Author) newRoot(spec *Spec, device stmt.Key, counter, epoch, generation uint64, heads []stmt.ID) (stmt.Statement, error) {
+// newRoot is a root with the values of a spec, to be signed.
+func (a *Author) newRoot(vals map[string][]byte, device stmt.Key, counter, epoch, generation uint64, heads []stmt.ID) (stmt.Statement, error) {
 	none := stmt.Statement{}
-	vals, err := spec.values()
+	gen, err := stmt.Marshal(generation)
 	if err != nil {
 		return none, err
 	}
@@ -204,9 +192,7 @@ func (a *Author) newRoot(spec *Spec, device stmt.Key, counter, epoch, generation
 	for k, v := range vals {
 		ops[k] = v
 	}
-	if ops[keyGeneration], err = stmt.Marshal(generation); err != nil {
-		return none, err
-	}
+	ops[keyGeneration] = gen
 	if len(ops) > MaxOps {
 		return none, fmt.Errorf("%w: %d keys, at most %d (environment and labels count one each)", ErrInvalid, len(ops), MaxOps)
 	}

@@ -15,24 +15,31 @@ import (
 const maxDocs = MaxInstances + 64
 
 // document is the current epoch of one instance's spec. Most documents are a root
-// and nothing more: those are kept as its bytes, and the engine never hears of
-// them.
+// and nothing more, kept as its bytes, or a line of changes that each follow the
+// one before, so that the last op of a key counts: the engine hears of a document
+// when there is something to merge.
 type document struct {
 	id    DocID
 	owner stmt.Key
+	// device and counter are what the ID is made of.
+	device  stmt.Key
+	counter uint64
+
 	epoch uint64
 	root  *change
-	order []*change        // by (depth, ID): the root, and every change after its dependencies
-	seen  map[actorSeq]rec // changes in order, and within MaxDocBytes what else was verified; not the root
-	bytes int              // of order
-	noted int              // bytes of the root and of seen
-	proof []rec            // two statements by which the owner equivocated; frozen if not nil
+	order []*change         // by (depth, ID): the root, and every change after its dependencies
+	seen  map[actorSeq]rec  // changes in order, and within MaxDocBytes what else was verified; not the root
+	bytes int               // of order
+	noted int               // bytes of the root and of seen
+	proof []rec             // two statements by which the owner equivocated; frozen if not nil
+	line  map[string][]byte // merged values of a line of more than the root, else nil
 }
 
 type change struct {
 	rec
 	root  stmt.ID // its epoch's root; zero in a root
 	actor ActorID
+	time  int64 // display time
 	deps  []stmt.ID
 	depth int        // 0 for the root, else one more than its deepest dependency
 	past  []actorSeq // per actor the highest seq in its past, itself included
@@ -123,16 +130,16 @@ func (s *State) applySpec(st *stmt.Statement) (bool, error) {
 	if o := s.owners[st.Author]; o != nil && o.dead[id] {
 		return false, fmt.Errorf("%w: instance %s is deleted", ErrStale, id)
 	}
-	ch := &change{rec: recOf(st), root: b.Root, actor: b.Actor, deps: c.Deps}
+	ch := &change{rec: recOf(st), root: b.Root, actor: b.Actor, time: st.Time, deps: c.Deps}
 	if b.isRoot() {
-		return s.applyRoot(id, ch)
+		return s.applyRoot(id, ch, b)
 	}
 	return s.applyChange(id, st, ch, c)
 }
 
 // applyRoot starts a new epoch. Of one epoch's roots the one with the lowest ID
 // counts, so that concurrent re-roots end alike everywhere.
-func (s *State) applyRoot(id DocID, ch *change) (bool, error) {
+func (s *State) applyRoot(id DocID, ch *change, b *specBody) (bool, error) {
 	d := s.docs[id]
 	if d != nil {
 		if ch.epoch < d.epoch || (ch.epoch == d.epoch && ch.id.Compare(d.root.id) > 0) {
@@ -147,7 +154,8 @@ func (s *State) applyRoot(id DocID, ch *change) (bool, error) {
 	}
 	ch.past = []actorSeq{{ch.actor, 1}}
 	d = &document{
-		id: id, owner: ch.author, epoch: ch.epoch, root: ch, order: []*change{ch},
+		id: id, owner: ch.author, device: b.Device, counter: b.Counter,
+		epoch: ch.epoch, root: ch, order: []*change{ch},
 		bytes: len(ch.raw), noted: len(ch.raw),
 	}
 	s.docs[id] = d
@@ -231,12 +239,21 @@ func (s *State) insert(d *document, ch *change, c Change) error {
 	if at >= keep {
 		return fmt.Errorf("%w: more than %d bytes in one epoch of %s", ErrQuota, MaxDocBytes, d.id)
 	}
-	if keep < len(order) || len(d.order) == 1 {
+	switch lined := d.line != nil || len(d.order) == 1; {
+	case lined && len(ch.deps) == 1 && ch.deps[0] == d.order[len(d.order)-1].id:
+		// One more of a line: at its end, and within the bound, as at < keep.
+		if err := s.lengthen(d, c); err != nil {
+			return err
+		}
+	case lined || keep < len(order):
 		if err := s.replay(d, order[:keep]); err != nil {
 			return err
 		}
-	} else if err := s.engine.Apply(d.id, c); err != nil {
-		return fmt.Errorf("apply change to %s: %w", d.id, err)
+		d.line = nil
+	default:
+		if err := s.engine.Apply(d.id, c); err != nil {
+			return fmt.Errorf("apply change to %s: %w", d.id, err)
+		}
 	}
 	for _, out := range order[keep:] {
 		delete(s.ids, out.id)
@@ -252,31 +269,49 @@ func compareChanges(a, b *change) int {
 	return cmp.Or(cmp.Compare(a.depth, b.depth), a.id.Compare(b.id))
 }
 
-// values returns the merged keys of a document: of a root those it sets, else
-// what the engine makes of the changes.
+// values returns the merged keys of a document, not to be modified: of a root
+// those it sets, else what the changes make of them.
 func (s *State) values(d *document) (map[string][]byte, error) {
-	if len(d.order) > 1 {
-		return s.engine.Values(d.id)
+	switch {
+	case len(d.order) == 1:
+		c, err := s.decode(d.root)
+		return c.rootValues(), err
+	case d.line != nil:
+		return d.line, nil
 	}
-	st, err := stmt.Peek(d.root.raw, s.network)
+	return s.engine.Values(d.id)
+}
+
+// lengthen takes a change into a line.
+func (s *State) lengthen(d *document, c Change) error {
+	vals, err := s.values(d)
 	if err != nil {
-		return nil, fmt.Errorf("values of %s: %w", d.id, err)
+		return err
+	}
+	for _, op := range c.Ops {
+		vals[op.Key] = op.Value
+		if isNull(op.Value) {
+			delete(vals, op.Key)
+		}
+	}
+	d.line = vals
+	return nil
+}
+
+// decode returns what a held change says.
+func (s *State) decode(ch *change) (Change, error) {
+	st, err := stmt.Peek(ch.raw, s.network) // its signature was verified when it came
+	if err != nil {
+		return Change{}, err
 	}
 	_, c, err := decodeSpec(st)
-	if err != nil {
-		return nil, fmt.Errorf("values of %s: %w", d.id, err)
-	}
-	return c.rootValues(), nil
+	return c, err
 }
 
 // replay makes the engine hold just these changes, of which the first is the root.
 func (s *State) replay(d *document, order []*change) error {
 	for i, ch := range order {
-		st, err := stmt.Peek(ch.raw, s.network)
-		if err != nil {
-			return fmt.Errorf("replay %s: %w", d.id, err)
-		}
-		_, c, err := decodeSpec(st)
+		c, err := s.decode(ch)
 		if err != nil {
 			return fmt.Errorf("replay %s: %w", d.id, err)
 		}
@@ -302,7 +337,7 @@ func (s *State) freeze(d *document, a, b rec) (bool, error) {
 		proof = proof[1:]
 	}
 	d.proof = proof
-	d.order = []*change{d.root}
+	d.order, d.line = []*change{d.root}, nil
 	d.seen, d.bytes, d.noted = nil, len(d.root.raw), 0
 	for _, r := range d.held() {
 		s.ids[r.id] = struct{}{}

@@ -222,3 +222,72 @@ func TestRootReadsAsInTheModel(t *testing.T) {
 		}
 	})
 }
+
+// What a State reads, of a root, a line or what the engine merged, is what the
+// specification makes of the changes that count.
+func TestDocumentsReadAsInTheModel(t *testing.T) {
+	var roots, lines, merged int
+	rapid.Check(t, func(t *rapid.T) {
+		w := newWorld(t)
+		if rapid.Bool().Draw(t, "many devices at once") {
+			flood(t, w, rapid.IntRange(0, 12).Draw(t, "changes"))
+		} else {
+			w = history(t, false)
+		}
+		s := w.state()
+		applyAll(s, shuffled(t, w.raws))
+		for id, d := range s.docs {
+			m := &State{network: s.network, engine: NewModel()}
+			if err := m.replay(d, d.order); err != nil {
+				t.Fatal(err)
+			}
+			want, err := m.engine.Values(id)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got, err := s.values(d); err != nil || fmt.Sprint(got) != fmt.Sprint(want) {
+				t.Fatalf("%s, %d changes: %v (%v), in the model %v", id, len(d.order), got, err, want)
+			}
+			switch {
+			case len(d.order) == 1:
+				roots++
+			case d.line != nil:
+				lines++
+			default:
+				merged++
+			}
+		}
+	})
+	if roots == 0 || lines == 0 || merged == 0 {
+		t.Errorf("%d roots, %d lines, %d merged: not every way was taken", roots, lines, merged)
+	}
+}
+
+// A document at rest is re-rooted by its next change; one at work is not.
+func TestRerootsWhenQuiet(t *testing.T) {
+	w := newWorld(t)
+	w.admit("olga", stmt.RoleOwner)
+	a := w.author("olga", nil)
+	now := testNow
+	a.Now = func() time.Time { return now }
+	id, _, err := a.Create(Spec{Name: "hello"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		wait    time.Duration
+		epoch   uint64
+		changes int
+	}{{time.Minute, 1, 2}, {time.Minute, 1, 3}, {rerootQuiet, 2, 1}, {0, 2, 2}, {2 * rerootQuiet, 3, 1}} {
+		now = now.Add(tt.wait)
+		before, _ := a.state.View().Instance(id)
+		if _, err := a.Set(id, func(s *Spec) { s.Restart++ }); err != nil {
+			t.Fatal(err)
+		}
+		d := a.state.docs[mustDoc(t, id)]
+		after, _ := a.state.View().Instance(id)
+		if d.epoch != tt.epoch || len(d.order) != tt.changes || after.Restart != before.Restart+1 || after.Generation != before.Generation+1 {
+			t.Errorf("after %s: epoch %d with %d changes, want %d with %d; %+v", tt.wait, d.epoch, len(d.order), tt.epoch, tt.changes, after)
+		}
+	}
+}

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/formthefog/formation/crdt/stmt"
 )
@@ -40,6 +41,10 @@ const (
 	// RerootChanges and RerootBytes are when an Author re-roots a document.
 	RerootChanges = 64
 	RerootBytes   = 16 << 10
+	// rerootQuiet is how old the last change is, by its author's clock, when an
+	// Author re-roots a document anyway: whoever worked on it at the same time has
+	// been heard, and a document at rest is one statement.
+	rerootQuiet = 10 * time.Minute
 	// MaxDocBytes is how many bytes of statements of one epoch count before a
 	// replica takes no further change of it.
 	MaxDocBytes = 4 * RerootBytes

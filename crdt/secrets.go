@@ -262,9 +262,8 @@ func (a *Author) signSecret(id string, b secretBody) ([][]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	if b.Device, b.Counter, err = a.origin(a.state.docs[doc]); err != nil {
-		return nil, err
-	}
+	d := a.state.docs[doc]
+	b.Device, b.Counter = d.device, d.counter
 	if err := b.check(); err != nil {
 		return nil, err
 	}

@@ -50,10 +50,8 @@ func TestSecretsAgreeWithTheModel(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	dev, ctr, err := a.origin(a.state.docs[mustDoc(t, id)])
-	if err != nil {
-		t.Fatal(err)
-	}
+	d := a.state.docs[mustDoc(t, id)]
+	dev, ctr := d.device, d.counter
 	base := append(slices.Clone(w.raws), created...)
 	rapid.Check(t, func(rt *rapid.T) {
 		type held struct {
@@ -212,10 +210,8 @@ func TestSecretNamesAreBounded(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.raws = append(w.raws, created...)
-	dev, ctr, err := a.origin(a.state.docs[mustDoc(t, id)])
-	if err != nil {
-		t.Fatal(err)
-	}
+	d := a.state.docs[mustDoc(t, id)]
+	dev, ctr := d.device, d.counter
 	for i := range maxSecretNames + 40 {
 		w.signSecret("olga", 0, 1, secretBody{Device: dev, Counter: ctr, Name: fmt.Sprintf("n%03d", i), Sum: stmt.ID{1}, Box: []byte{1}})
 	}
