@@ -42,8 +42,8 @@ func (e entry) compare(o entry) int {
 	return cmp.Or(cmp.Compare(e.Subject, o.Subject), slices.Compare(e.ID[:], o.ID[:]))
 }
 
-// indexed is an entry with its statements: one, or a frozen document's root and
-// proof.
+// indexed is an entry with its statements: one, a frozen document's root and
+// proof, or none of a node that was forgotten.
 type indexed struct {
 	entry
 	raws [][]byte
@@ -86,10 +86,13 @@ func (s *State) index() *index {
 	}
 	x := &index{items: make([]indexed, 0, len(s.ids))}
 	add := func(subject uint64, class uint8, rank int, r rec) {
-		x.items = append(x.items, indexed{
-			entry: entry{Subject: subject, ID: shortID(r.id[:16]), Class: class, Epoch: r.epoch, Seq: r.seq},
-			raws:  [][]byte{r.raw}, rank: rank,
-		})
+		it := indexed{
+			entry: entry{Subject: subject, ID: shortID(r.id[:16]), Class: class, Epoch: r.epoch, Seq: r.seq}, rank: rank,
+		}
+		if r.raw != nil {
+			it.raws = [][]byte{r.raw}
+		}
+		x.items = append(x.items, it)
 	}
 	ms := &s.members
 	for key, as := range ms.admitted {
@@ -119,8 +122,9 @@ func (s *State) index() *index {
 		add(subjectOf(stmt.KindNode, key[:]), classRegister, rankNode, n.rec)
 	}
 	for k, c := range s.claims {
-		add(subjectOf(stmt.KindClaim, k.node[:], k.doc[:], k.owner[:], []byte{byte(k.slot)}), classRegister, rankClaim, c.rec)
+		add(claimSubject(k), classRegister, rankClaim, c.rec)
 	}
+	s.indexHusks(add)
 	slices.SortFunc(x.items, func(a, b indexed) int { return a.compare(b.entry) })
 	x.byID = make(map[shortID]int, len(x.items))
 	for i, it := range x.items {

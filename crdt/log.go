@@ -343,8 +343,7 @@ func (r *Replica) record() (news []*stmt.Statement) {
 	news = r.state.takeNews()
 	if len(news) > 0 {
 		r.stats.applied.Add(uint64(len(news)))
-		close(r.changed)
-		r.changed = make(chan struct{})
+		r.wake()
 	}
 	for _, st := range news {
 		r.backlog.add(st.Raw)
@@ -353,6 +352,12 @@ func (r *Replica) record() (news []*stmt.Statement) {
 		_, _ = r.catchUp() // it reports; nothing is acknowledged here
 	}
 	return news
+}
+
+// wake tells the watchers that there is a new View. Under mu.
+func (r *Replica) wake() {
+	close(r.changed)
+	r.changed = make(chan struct{})
 }
 
 // catchUp appends the backlog; pos is what to sync to. Under mu.

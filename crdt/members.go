@@ -284,6 +284,7 @@ func (s *State) demote(key stmt.Key) {
 		s.dirtyNode[key] = struct{}{}
 	}
 	if s.authorise(key, stmt.KindClaim) != nil {
+		s.Remember(key)                // whoever admits it again gets it from others
 		for k := range s.byNode[key] { // any order: sorted below
 			out = append(out, s.claims[k].raw)
 			s.dropClaim(k)

@@ -217,6 +217,12 @@ func (r *Replica) RevokeMember(ctx context.Context, key stmt.Key) error {
 	return r.signMember(ctx, stmt.MemberBody{Key: key, Revoked: true}, 0, 0)
 }
 
+// RevokeNode takes key out as a node for good by the root key, which this node
+// must hold; what else it is admitted to stays.
+func (r *Replica) RevokeNode(ctx context.Context, key stmt.Key) error {
+	return r.signMember(ctx, stmt.MemberBody{Key: key, Role: stmt.RoleNode, Revoked: true}, 0, 0)
+}
+
 // SetAnyOwner makes every key an owner by the root key, which this node must
 // hold, or ends that. What holds already is not said again.
 func (r *Replica) SetAnyOwner(ctx context.Context, on bool) error {

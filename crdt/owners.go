@@ -103,6 +103,7 @@ func (s *State) refreshOwner(owner stmt.Key, o *ownerState) {
 			s.dirtyInst[d] = struct{}{}
 		}
 	}
+	s.dropHusks(owner, o.dead)
 	for d := range o.dead { // any order: each is dropped by itself
 		if doc := s.docs[d]; doc != nil && doc.owner == owner {
 			s.dropDoc(doc)

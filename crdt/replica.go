@@ -71,6 +71,7 @@ type Replica struct {
 	mu       sync.Mutex // guards state, own and the order of log appends
 	state    *State
 	own      ownRegisters
+	ageing   ageing
 	log      *stateLog
 	backlog  backlog
 	changed  chan struct{} // closed and replaced at every change
@@ -182,6 +183,9 @@ func (r *Replica) load() (err error) {
 	})
 	read.finish()
 	if err != nil {
+		return err
+	}
+	if err := r.loadAgeing(); err != nil {
 		return err
 	}
 	r.state.collect = true

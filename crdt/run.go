@@ -278,7 +278,7 @@ func (r *Replica) session(ctx context.Context, p peer.ID) (again bool, err error
 		return false, err
 	}
 	defer context.AfterFunc(ctx, func() { _ = c.Close() })()
-	s := r.newSession(c)
+	s := r.newSession(p, c)
 	again, err = s.initiate()
 	r.account(s, err)
 	return again && s.news > 0, errors.Join(err, c.Close())
@@ -294,7 +294,7 @@ func (r *Replica) serve(ctx context.Context, from peer.ID, c net.Conn) {
 	ctx, cancel := context.WithTimeout(ctx, sessionTimeout)
 	defer cancel()
 	defer context.AfterFunc(ctx, func() { _ = c.Close() })()
-	s := r.newSession(c)
+	s := r.newSession(from, c)
 	err := s.respond()
 	r.account(s, err)
 	if err != nil {
@@ -311,8 +311,11 @@ func (r *Replica) account(s *aeSession, err error) {
 	}
 }
 
-func (r *Replica) newSession(c net.Conn) *aeSession {
+func (r *Replica) newSession(with peer.ID, c net.Conn) *aeSession {
 	r.mu.Lock()
+	if key, err := stmt.KeyOfPeerID(string(with)); err == nil {
+		r.remember(key)
+	}
 	idx := r.state.index()
 	r.mu.Unlock()
 	s := &aeSession{

@@ -30,6 +30,7 @@ type State struct {
 	byNode  map[stmt.Key]map[claimKey]struct{}
 	byDoc   map[DocID]map[claimKey]struct{}
 	bases   map[baseKey]*baseReg
+	husks   map[stmt.Key]*husk // of nodes this State has forgotten
 	pending pending
 	changes uint64 // raised by every change
 	collect bool   // append to news
@@ -79,7 +80,7 @@ func NewState(network stmt.NetworkID, root stmt.Key, engine SpecEngine) *State {
 		secrets: map[DocID]map[string]*secretReg{},
 		nodes:   map[stmt.Key]*nodeReg{}, claims: map[claimKey]*claimReg{},
 		byNode: map[stmt.Key]map[claimKey]struct{}{}, byDoc: map[DocID]map[claimKey]struct{}{},
-		bases: map[baseKey]*baseReg{}, dirtyInst: map[DocID]struct{}{}, dirtyNode: map[stmt.Key]struct{}{},
+		bases: map[baseKey]*baseReg{}, husks: map[stmt.Key]*husk{}, dirtyInst: map[DocID]struct{}{}, dirtyNode: map[stmt.Key]struct{}{},
 		dirty: true,
 	}
 	s.members.init(root.IsZero())
@@ -145,10 +146,16 @@ func (s *State) precheck(st *stmt.Statement) error {
 	r := recOf(st)
 	switch st.Kind {
 	case stmt.KindNode:
+		if err := s.outlived(r); err != nil {
+			return err
+		}
 		if old := s.nodes[st.Author]; old != nil && !r.beats(old.rec) {
 			return fmt.Errorf("%w: node register of %s", ErrStale, st.Author)
 		}
 	case stmt.KindClaim:
+		if err := s.outlived(r); err != nil {
+			return err
+		}
 		if n := s.nodes[st.Author]; n != nil && r.before(n.floor) {
 			return fmt.Errorf("%w: claim of %s below its floor", ErrStale, st.Author)
 		}
@@ -274,6 +281,10 @@ func (s *State) applyNode(st *stmt.Statement) (bool, error) {
 		return false, err
 	}
 	r := recOf(st)
+	if err := s.outlived(r); err != nil {
+		return false, err
+	}
+	s.Remember(st.Author)
 	old := s.nodes[st.Author]
 	if old != nil {
 		if !r.beats(old.rec) {
@@ -304,6 +315,10 @@ func (s *State) applyClaim(st *stmt.Statement) (bool, error) {
 	}
 	k := claimKey{st.Author, b.Instance, b.Owner, b.Slot}
 	r := recOf(st)
+	if err := s.outlived(r); err != nil {
+		return false, err
+	}
+	s.Remember(st.Author)
 	if n := s.nodes[st.Author]; n != nil && r.before(n.floor) {
 		return false, fmt.Errorf("%w: claim of %s below its floor", ErrStale, st.Author)
 	}

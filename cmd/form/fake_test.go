@@ -36,6 +36,7 @@ type daemon struct {
 	addrs        []string // of its libp2p node, if it has one
 	handler      http.Handler
 	invite       func(api.InviteRequest) (api.Invite, error)
+	forgot       []stmt.Key // nodes
 }
 
 func (d *daemon) Explain(*crdt.View, crdt.Spec) api.Explain { return api.Explain{} }
@@ -46,6 +47,11 @@ func (d *daemon) Doctor(context.Context) []api.Check        { return []api.Check
 func (d *daemon) Capacity() api.Capacity                    { return api.Capacity{} }
 func (d *daemon) Count() int                                { return 0 }
 func (d *daemon) Drain(context.Context, bool) error         { return nil }
+
+func (d *daemon) Forget(_ context.Context, k stmt.Key) error {
+	d.forgot = append(d.forgot, k)
+	return nil
+}
 
 func (d *daemon) Status(v *crdt.View, s crdt.Spec) (word, reason string) {
 	if d.status != nil {

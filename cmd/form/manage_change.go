@@ -311,20 +311,25 @@ func (a *app) findAll(ctx context.Context, c *swarm.Conn, hosts []host) ([]api.I
 }
 
 func (a *app) confirmDelete(ctx context.Context, list []api.Instance, o deleteOptions) (bool, error) {
-	if o.yes || !a.interactive() {
-		return true, nil
-	}
 	title := fmt.Sprintf("Delete %s and its disks?", list[0].Name)
 	if len(list) > 1 {
 		title = fmt.Sprintf("Delete %d instances and their disks?", len(list))
 	}
-	yes := false
-	q := huh.NewForm(huh.NewGroup(huh.NewConfirm().Title(title).Affirmative("Delete").Negative("Keep").Value(&yes)))
+	return a.confirm(ctx, title, "Delete", "Keep", o.yes)
+}
+
+// confirm asks whoever sits there whether to do what title says; with yes, and
+// when nobody does, the answer is that.
+func (a *app) confirm(ctx context.Context, title, do, leave string, yes bool) (bool, error) {
+	if yes || !a.interactive() {
+		return true, nil
+	}
+	q := huh.NewForm(huh.NewGroup(huh.NewConfirm().Title(title).Affirmative(do).Negative(leave).Value(&yes)))
 	if err := a.ask(ctx, q); err != nil {
 		return false, err
 	}
 	if !yes {
-		a.p.Note("nothing was deleted")
+		a.p.Note("nothing was done")
 	}
 	return yes, nil
 }

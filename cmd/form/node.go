@@ -14,12 +14,12 @@ import (
 	"github.com/formthefog/formation/cmd/form/internal/cli"
 	"github.com/formthefog/formation/cmd/form/internal/swarm"
 	"github.com/formthefog/formation/cmd/internal/api"
+	"github.com/formthefog/formation/crdt/stmt"
 )
 
 func newNode(a *app) *cobra.Command {
 	return group("node", "the machines of the swarm", newNodeLs(a), newNodeStatus(a), newDrain(a, true), newDrain(a, false),
-		later("forget", "forget a node that is gone for good", "statements that take a member out",
-			"a dead node's replicas run elsewhere, and it is counted no more: form node ls shows it as dead"))
+		newForget(a))
 }
 
 // withSwarm runs f on a connection.
@@ -169,6 +169,56 @@ func newDrain(a *app, on bool) *cobra.Command {
 			})
 		},
 	}
+}
+
+type forgetOptions struct {
+	yes, force bool
+}
+
+func newForget(a *app) *cobra.Command {
+	var o forgetOptions
+	c := &cobra.Command{
+		Use: "forget NODE", Short: "take a node that is gone for good out of the network",
+		Long: `Revokes a node: what it said of itself and of its replicas vanishes on every
+node, and nobody talks to it any more. This is for ever. The key of a forgotten
+node cannot come back: the machine needs a new one (an empty --data directory)
+and a ticket to join again.
+
+NODE is a peer ID, or the end of one. It works on a node that holds the network's
+root key, by its own socket. A node that is only dead need not be forgotten: its
+replicas run elsewhere, and after a week the others count it no more.`,
+		Args: argsBetween(1, 1, "one NODE"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.withSwarm(cmd.Context(), func(c *swarm.Conn) error { return a.runForget(cmd.Context(), c, args[0], o) })
+		},
+	}
+	c.Flags().BoolVarP(&o.yes, "yes", "y", false, "do not ask")
+	c.Flags().BoolVar(&o.force, "force", false, "also when the node is alive")
+	return c
+}
+
+func (a *app) runForget(ctx context.Context, c *swarm.Conn, name string, o forgetOptions) error {
+	n, err := a.nodeOf(ctx, c, name)
+	if err != nil {
+		// One that is dead for long is not listed any more.
+		key, perr := stmt.ParseKey(name)
+		if perr != nil {
+			return err
+		}
+		n = api.Node{Key: key, Live: "dead"}
+	}
+	if !o.force && (n.Self || n.Live == "alive") {
+		return cli.Errorf(api.ExitFailed, "node %s is alive", n.Key).
+			Hint("move its replicas first, there: form node drain").Hint("take it out all the same, for ever: --force")
+	}
+	if ok, err := a.confirm(ctx, fmt.Sprintf("Take %s out of the network for ever?", n.Key), "Forget", "Keep", o.yes); err != nil || !ok {
+		return err
+	}
+	done, err := c.API().Forget(ctx, n.Key)
+	if err != nil {
+		return err
+	}
+	return a.p.Answer(done, func(w io.Writer) { fmt.Fprintln(w, done.Node) })
 }
 
 func newPeers(a *app) *cobra.Command {

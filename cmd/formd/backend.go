@@ -270,6 +270,26 @@ func (o *operator) importCAR(ctx context.Context, path string) (cid.Cid, error) 
 }
 
 // Drain starts or ends the draining of this node.
+// Forget revokes a node for good by the root key.
+func (o *operator) Forget(ctx context.Context, node stmt.Key) error {
+	v := o.state.View()
+	switch {
+	case o.id.open():
+		return api.Problemf(api.ExitUsage, "the network %q is open: nobody can be kept out of it", o.id.Name).
+			WithHint("a node that is dead for a week counts no more by itself")
+	case node == o.id.self():
+		return api.Problemf(api.ExitUsage, "%s is the node that answers", node).WithHint("form node drain, then stop it; another node can forget it")
+	case v.Revoked(node):
+		return nil
+	case !v.IsMember(node, stmt.RoleNode):
+		return api.Problemf(api.ExitNotFound, "no node %s is a member of this network", node).WithHint("who is there: form node ls")
+	case o.id.RootKey == nil:
+		return api.Problemf(api.ExitNotAllowed, "this node does not hold the network's root key, which alone can take a member out").
+			WithHint("run the same on the node that made the network")
+	}
+	return o.state.RevokeNode(ctx, node)
+}
+
 func (o *operator) Drain(_ context.Context, draining bool) error { return o.rec.SetDraining(draining) }
 
 // invite makes a ticket that admits to roles until expires, by the root key.

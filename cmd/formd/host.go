@@ -5,11 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"math"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"time"
 
@@ -21,6 +23,7 @@ import (
 	"github.com/formthefog/formation/crdt"
 	"github.com/formthefog/formation/crdt/stmt"
 	"github.com/formthefog/formation/fogvm"
+	"github.com/formthefog/formation/fogvm/boottime"
 	"github.com/formthefog/formation/fogvm/reconcile"
 	"github.com/formthefog/formation/fogvm/reconcile/plan"
 	"github.com/formthefog/formation/p2p"
@@ -118,6 +121,10 @@ func (h *hostInfo) Doctor(context.Context) []api.Check {
 	default:
 		add("peers", "fail", fmt.Sprintf("no connection to any of %d other nodes", others), "check the network and that their ports are reachable")
 	}
+	if n := len(h.state.Forgotten()); n > 0 {
+		add("forgotten", "warn", fmt.Sprintf("%d member nodes have been dead for a week and count no more", n),
+			"if they are gone for good: form node forget KEY, on a node with the root key")
+	}
 	dead := h.prober.Dead()
 	if len(dead) > 0 {
 		add("nodes", "warn", fmt.Sprintf("%d nodes do not answer", len(dead)), "form node ls shows which")
@@ -136,6 +143,30 @@ func (h *hostInfo) Doctor(context.Context) []api.Check {
 		add("root key", "ok", "this node holds the network's root key in "+h.cfg.Data+"/root.key", "keep a copy of it in a safe place")
 	}
 	return out
+}
+
+// ageInterval is how often the state is told which nodes are dead.
+const ageInterval = 10 * time.Minute
+
+// age tells the state how long nodes have been dead, until ctx ends. Time asleep
+// counts no more than one interval: nobody was probed in it.
+func (d *formd) age(ctx context.Context) {
+	tick := time.NewTicker(ageInterval)
+	defer tick.Stop()
+	last := boottime.Now()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		now := boottime.Now()
+		dead := slices.SortedFunc(maps.Keys(d.prober.Dead()), stmt.Key.Compare)
+		if err := d.state.Age(dead, min(now-last, 2*ageInterval)); err != nil {
+			d.log.Warn("how long nodes have been dead is not kept over a restart", "err", err)
+		}
+		last = now
+	}
 }
 
 // stateCheck says whether the node may decide yet, and what its start lost.

@@ -398,6 +398,7 @@ func (d *formd) serve(ctx context.Context) error {
 	above, workCtx := errgroup.WithContext(ctx)
 	above.Go(func() error { return named("liveness", d.prober.Run(workCtx)) })
 	above.Go(func() error { return named("reconciler", d.rec.Run(workCtx)) })
+	above.Go(func() error { d.age(workCtx); return nil })
 	for _, s := range d.servers {
 		above.Go(func() error { return s.serve(workCtx) })
 	}

@@ -35,6 +35,7 @@ type fake struct {
 	fetched FetchRequest
 	fetch   error
 	word    string
+	forgot  []stmt.Key
 }
 
 func (f *fake) Status(*crdt.View, crdt.Spec) (string, string) { return f.word, "why" }
@@ -48,6 +49,10 @@ func (f *fake) Doctor(context.Context) []Check    { return []Check{} }
 func (f *fake) Capacity() Capacity                { return Capacity{} }
 func (f *fake) Count() int                        { return 0 }
 func (f *fake) Drain(context.Context, bool) error { return nil }
+func (f *fake) Forget(_ context.Context, k stmt.Key) error {
+	f.forgot = append(f.forgot, k)
+	return nil
+}
 func (f *fake) List(context.Context) ([]Pack, error) {
 	return []Pack{{CID: "bafyhere", Complete: true}}, nil
 }

@@ -208,6 +208,12 @@ func (c *Client) Drain(ctx context.Context, draining bool) error {
 	return err
 }
 
+// Forget takes a node out of the network for good. Unix socket of a node with the
+// root key only.
+func (c *Client) Forget(ctx context.Context, node stmt.Key) (Forgotten, error) {
+	return send[Forgotten](ctx, c, http.MethodPost, "/v1/nodes/"+node.String()+"/forget", struct{}{})
+}
+
 func get[T any](ctx context.Context, c *Client, path string) (T, error) {
 	return send[T](ctx, c, http.MethodGet, path, nil)
 }

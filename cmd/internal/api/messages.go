@@ -338,6 +338,11 @@ type Event struct {
 	Detail   string    `json:"detail,omitempty"`
 }
 
+// Forgotten is a node that was taken out of the network.
+type Forgotten struct {
+	Node stmt.Key `json:"node"`
+}
+
 // DrainRequest is POST /v1/node/drain. Unix socket only.
 type DrainRequest struct {
 	Draining bool `json:"draining"`

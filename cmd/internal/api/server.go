@@ -71,6 +71,8 @@ type Operator interface {
 	Invite(ctx context.Context, r InviteRequest) (Invite, error)
 	NameBase(ctx context.Context, r BaseRequest) (Base, error)
 	Drain(ctx context.Context, draining bool) error
+	// Forget takes a node out of the network for good.
+	Forget(ctx context.Context, node stmt.Key) error
 }
 
 // Config is what the handler serves. All fields but Metrics, Pprof and Logger
@@ -158,6 +160,7 @@ func (s *server) routes() []route {
 		{"GET", "/v1/node", public, s.node},
 		{"POST", "/v1/node/drain", local, s.drain},
 		{"GET", "/v1/nodes", public, s.nodes},
+		{"POST", "/v1/nodes/{key}/forget", local, s.forget},
 		{"GET", "/v1/peers", member, s.peers},
 		{"GET", "/v1/doctor", member, s.doctor},
 		{"GET", "/v1/instances", public, s.instances},

@@ -158,6 +158,17 @@ func (s *server) drain(w http.ResponseWriter, r *http.Request) error {
 	return reply(w, req)
 }
 
+func (s *server) forget(w http.ResponseWriter, r *http.Request) error {
+	key, err := stmt.ParseKey(r.PathValue("key"))
+	if err != nil {
+		return Problemf(ExitUsage, "%v", err)
+	}
+	if err := s.Operator.Forget(r.Context(), key); err != nil {
+		return err
+	}
+	return reply(w, Forgotten{Node: key})
+}
+
 // maxLogLine cuts longer log lines, in bytes.
 const maxLogLine = 16 << 10
 
