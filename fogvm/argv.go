@@ -62,6 +62,9 @@ func qemuArgv(qemu, accel string, vm VM, fd descriptors) []string {
 	q.SetCPUs(uint64(vm.VCPU))
 	q.SetDisplay("none")
 	args := q.Build()
+	if vm.Fenced {
+		args = append(args, "-S") // its shim sets it going
+	}
 	add := func(option string, parts ...string) { args = append(args, option, strings.Join(parts, ",")) }
 
 	add("-chardev", "socket", "id=qmp", fmt.Sprintf("fd=%d", fd.qmp))

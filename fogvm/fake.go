@@ -165,6 +165,7 @@ type fakeVM struct {
 	mu      sync.Mutex
 	status  Status
 	secrets []guest.Secret
+	held    Status        // what it will be when it may run; Phase is empty while it does
 	changed chan struct{} // closed and renewed at each change
 	once    sync.Once
 	onEnd   func()
@@ -172,6 +173,9 @@ type fakeVM struct {
 
 func (v *fakeVM) begin(onEnd func()) {
 	v.onEnd = onEnd
+	if v.vm.Fenced {
+		v.hold(0)
+	}
 	switch {
 	case v.run.Unhealthy != "":
 		v.set(func(s *Status) { s.Phase, s.Reason = Unhealthy, v.run.Unhealthy })
@@ -187,6 +191,9 @@ func (v *fakeVM) begin(onEnd func()) {
 
 func (v *fakeVM) ready() {
 	v.set(func(s *Status) {
+		if v.held.Phase != "" {
+			s = &v.held
+		}
 		if s.Phase == Launching {
 			s.Phase, s.Ready, s.ReadyAt = Running, true, time.Now()
 		}
@@ -205,7 +212,7 @@ func (v *fakeVM) set(change func(*Status)) {
 func (v *fakeVM) end(reason string) {
 	v.once.Do(func() {
 		v.set(func(s *Status) {
-			s.Phase, s.Ready, s.Reason, s.PID, s.ShimPID = Stopped, false, reason, 0, 0
+			s.Phase, s.Ready, s.Reason, s.PID, s.ShimPID, s.HeldUntil = Stopped, false, reason, 0, 0, 0
 			if reason != "" {
 				s.Phase = Failed
 			}
@@ -259,6 +266,10 @@ func (v *fakeVM) stop(ctx context.Context, _ bool) error {
 func (v *fakeVM) tell(_ context.Context, req shimRequest) error {
 	if err := v.f.faultOf(req.Op, v.vm.ID); err != nil {
 		return err
+	}
+	if req.Op == opHold {
+		v.hold(req.Until)
+		return nil
 	}
 	v.mu.Lock()
 	defer v.mu.Unlock()

@@ -38,6 +38,9 @@ type VM struct {
 	MemoryBytes uint64 `json:"memory_bytes"`
 	DiskBytes   uint64 `json:"disk_bytes"`
 
+	// Fenced: it runs only while Manager.RunUntil lets it, and starts paused.
+	Fenced bool `json:"fenced,omitempty"`
+
 	Guest guest.Config `json:"guest"`
 
 	// Secrets are what the guest finds in guest.SecretsDir before its entrypoint
@@ -83,6 +86,11 @@ type Status struct {
 	// AgentAt is when the guest's agent first answered in this run.
 	AgentAt time.Time `json:"agent_at,omitzero"`
 	ReadyAt time.Time `json:"ready_at,omitzero"`
+
+	// Fenced: the VM runs only before HeldUntil, which is counted from boot
+	// (package boottime) and 0 when nothing is held.
+	Fenced    bool          `json:"fenced,omitempty"`
+	HeldUntil time.Duration `json:"held_until,omitempty"`
 
 	SSHHostKey string `json:"ssh_host_key,omitempty"`
 	MeshKey    string `json:"mesh_key,omitempty"`

@@ -24,7 +24,7 @@ type instance interface {
 	watch(ctx context.Context) <-chan Status
 	// open starts a dial or exec stream.
 	open(ctx context.Context, req shimRequest) (net.Conn, error)
-	// tell carries out a request that is answered by a word: authorize, secrets.
+	// tell carries out a request that is answered by a word: authorize, secrets, hold.
 	tell(ctx context.Context, req shimRequest) error
 	// stop ends the VM in order, or at once when force is set, and returns when
 	// nothing of it runs.

@@ -27,11 +27,15 @@ type machine struct {
 	exited  <-chan error // delivers QEMU's exit once
 	stderr  *tailWriter
 
-	pauses chan struct{} // buffered: a value after each STOP event
+	pauses  chan struct{} // buffered: a value after each STOP event
+	greeted chan struct{} // closed when the monitor takes commands, or will not
+	may     func() error  // nil while the machine may run
 
 	mu       sync.Mutex
 	shutdown string // reason of QMP's SHUTDOWN event
 	paused   string // why; empty while it runs
+	held     bool   // started paused, and has not run yet
+	killed   string // why it was killed here
 	ioError  string // the last BLOCK_IO_ERROR event since it ran
 }
 
@@ -84,7 +88,10 @@ func startMachine(dir string, spec shimSpec, stderr io.Writer) (*machine, error)
 	if err != nil {
 		return nil, err
 	}
-	m := &machine{stderr: &tailWriter{to: stderr}, pauses: make(chan struct{}, 1)}
+	m := &machine{
+		stderr: &tailWriter{to: stderr}, pauses: make(chan struct{}, 1), greeted: make(chan struct{}),
+		may: func() error { return nil }, held: spec.VM.Fenced,
+	}
 	conns := make([]net.Conn, len(ours))
 	for i, f := range ours {
 		if conns[i], err = net.FileConn(f); err != nil {
@@ -104,6 +111,7 @@ func startMachine(dir string, spec shimSpec, stderr io.Writer) (*machine, error)
 
 // greet opens the monitor for commands; QEMU runs whether or not it succeeds.
 func (m *machine) greet() {
+	defer close(m.greeted)
 	go m.qmp.run()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()

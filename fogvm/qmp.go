@@ -95,7 +95,17 @@ var errQMPGone = errors.New("qmp: QEMU is gone")
 
 // execute runs one command without arguments.
 func (q *qmpClient) execute(ctx context.Context, name string) error {
+	return q.executeIf(ctx, name, func() error { return nil })
+}
+
+// executeIf runs a command unless check, which is asked at the moment of sending,
+// has an error. QEMU carries commands out in the order in which they are sent.
+func (q *qmpClient) executeIf(ctx context.Context, name string, check func() error) error {
 	q.mu.Lock()
+	if err := check(); err != nil {
+		q.mu.Unlock()
+		return err
+	}
 	if q.waiting == nil {
 		q.mu.Unlock()
 		return errQMPGone
@@ -104,7 +114,11 @@ func (q *qmpClient) execute(ctx context.Context, name string) error {
 	id, reply := q.lastID, make(chan qmpReply, 1)
 	q.waiting[id] = reply
 	line := fmt.Sprintf("{\"execute\":%q,\"id\":%d}\n", name, id)
-	_, err := q.conn.Write([]byte(line))
+	deadline, _ := ctx.Deadline() // none is the zero time
+	err := q.conn.SetWriteDeadline(deadline)
+	if err == nil {
+		_, err = q.conn.Write([]byte(line))
+	}
 	q.mu.Unlock()
 	if err != nil {
 		return fmt.Errorf("qmp %s: %w", name, err)

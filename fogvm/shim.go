@@ -41,6 +41,8 @@ type shim struct {
 	keys     []string    // the owner's, as last authorised
 	rebooted bool        // this run's end was asked for as a reboot
 
+	fence fence
+
 	giving  sync.Mutex     // orders what is sent of secrets; before mu
 	secrets []guest.Secret // as last given; never written down
 	given   chan struct{}  // closed when they were given; nil: they are not waited for
@@ -73,7 +75,7 @@ func RunShim(ctx context.Context, dir string) error {
 	tellParent(nil)
 	reason := s.run(ctx)
 	s.update(func(st *Status) {
-		st.Phase, st.Ready, st.Reason, st.PID, st.ShimPID = Stopped, false, reason, 0, 0
+		st.Phase, st.Ready, st.Reason, st.PID, st.ShimPID, st.HeldUntil = Stopped, false, reason, 0, 0, 0
 		if reason != "" {
 			st.Phase = Failed
 		}
@@ -134,6 +136,7 @@ func openShimFiles(dir string) (*shim, func(), error) {
 	}
 	s.log = slog.New(slog.NewTextHandler(logFile, nil))
 	s.keys = s.spec.VM.Guest.SSHKeys
+	s.fence.on, s.fence.news = s.spec.VM.Fenced, make(chan struct{}, 1)
 	if s.spec.AwaitSecrets {
 		s.given = make(chan struct{})
 	}
@@ -153,6 +156,7 @@ func (s *shim) run(ctx context.Context) (reason string) {
 		s.update(func(st *Status) {
 			*st = Status{ID: st.ID, Incarnation: st.Incarnation, Restart: st.Restart, Accel: st.Accel, ShimPID: st.ShimPID,
 				Phase: Launching, StartedAt: time.Now()}
+			s.showFence(st)
 		})
 		again, reason := s.boot(ctx)
 		if !again {
@@ -183,6 +187,7 @@ func (s *shim) boot(ctx context.Context) (again bool, reason string) {
 	if err := group.enter(m.pid); err != nil {
 		s.log.Warn("VM runs outside its cgroup", "error", err)
 	}
+	m.may = s.fence.check
 	s.mu.Lock()
 	s.net, s.rebooted = vn, false
 	s.mu.Unlock()
@@ -199,6 +204,7 @@ func (s *shim) boot(ctx context.Context) (again bool, reason string) {
 	})
 	parts.Go(func() { s.talk(runCtx, m.agent) })
 	parts.Go(func() { m.keepRunning(runCtx, resumeInterval, s.showPause) })
+	parts.Go(func() { s.guard(runCtx, m) })
 	asked, hung, exit := s.await(ctx, m)
 	s.mu.Lock()
 	s.net = nil
@@ -320,6 +326,8 @@ func panicked(console string) bool { return strings.Contains(console, "Kernel pa
 // exitReason puts into words why a VM ended that was not asked to.
 func exitReason(m *machine, exit error, console string) string {
 	switch reason := m.shutdownReason(); {
+	case m.killReason() != "":
+		return m.killReason()
 	case panicked(console):
 		return "the guest's kernel panicked: " + lastLine(console, "Kernel panic")
 	case reason == "guest-shutdown":

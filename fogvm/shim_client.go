@@ -354,7 +354,7 @@ func (i *shimInstance) watch(ctx context.Context) <-chan Status {
 			if saved.ShimPID == 0 {
 				last = saved
 			} else {
-				saved.Phase, saved.Ready, saved.Reason = Failed, false, last.Reason
+				saved.Phase, saved.Ready, saved.Reason, saved.HeldUntil = Failed, false, last.Reason, 0
 				last = saved
 			}
 		}

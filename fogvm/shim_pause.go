@@ -32,7 +32,7 @@ func (m *machine) onEvent(e qmp.Event) {
 		default:
 		}
 	case "RESUME":
-		m.paused, m.ioError = "", ""
+		m.paused, m.ioError, m.held = "", "", false
 	}
 }
 
@@ -60,8 +60,12 @@ func (m *machine) keepRunning(ctx context.Context, every time.Duration, tell fun
 			due = true
 		}
 		reason := m.pauseReason()
+		may := m.may() == nil
+		if reason != "" && !may {
+			reason = pausedReason
+		}
 		switch {
-		case reason != "" && due:
+		case reason != "" && due && may:
 			if err := m.resume(ctx, every); err != nil {
 				reason += "; " + err.Error()
 			}
@@ -79,7 +83,7 @@ func (m *machine) keepRunning(ctx context.Context, every time.Duration, tell fun
 func (m *machine) resume(ctx context.Context, limit time.Duration) error {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	return m.qmp.execute(ctx, "cont")
+	return m.qmp.executeIf(ctx, "cont", m.may)
 }
 
 // showPause shows why the machine is paused. How it does when it is not is the

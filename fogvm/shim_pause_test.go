@@ -28,7 +28,7 @@ const (
 func TestPausedMachineIsResumed(t *testing.T) {
 	ours, theirs := net.Pipe()
 	defer theirs.Close()
-	m := &machine{pauses: make(chan struct{}, 1)}
+	m := &machine{pauses: make(chan struct{}, 1), may: func() error { return nil }}
 	m.qmp = newQMP(ours, m.onEvent)
 	go m.qmp.run()
 	say := func(line string) {

@@ -68,6 +68,8 @@ func (s *shim) answer(ctx context.Context, c *lineConn) {
 		s.reply(c, s.authorize(req.Keys))
 	case opSecrets:
 		s.reply(c, s.takeSecrets(req.Secrets))
+	case opHold:
+		s.reply(c, s.hold(req.Until))
 	default:
 		s.reply(c, fmt.Errorf("unknown operation %q", req.Op))
 	}

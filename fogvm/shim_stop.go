@@ -22,6 +22,9 @@ func (s *shim) stopMachine(m *machine, force bool) error {
 	s.mu.Lock()
 	agent := s.agent
 	s.mu.Unlock()
+	if s.fence.check() != nil {
+		force = true // a guest that is paused does nothing for its end
+	}
 	var ladder []rung
 	if !force && agent != nil {
 		grace := guest.Power{GraceSeconds: max(1, int(limit.Seconds()/2))}

@@ -72,6 +72,8 @@ type shimRequest struct {
 	Keys []string           `json:"keys,omitempty"`
 	// Secrets is the whole set.
 	Secrets []guest.Secret `json:"secrets,omitempty"`
+	// Until is when the VM must be paused unless its lease is renewed.
+	Until time.Duration `json:"until,omitempty"`
 	// Force skips the guest's part of a stop.
 	Force bool `json:"force,omitempty"`
 }
@@ -84,6 +86,7 @@ const (
 	opReboot    = "reboot"    // as stop, for the guest; the shim boots it again
 	opAuthorize = "authorize" // replaces the owner's SSH keys in the guest
 	opSecrets   = "secrets"   // replaces the guest's secrets
+	opHold      = "hold"      // lets a fenced VM run until Until
 )
 
 type shimReply struct {

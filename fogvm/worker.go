@@ -253,7 +253,7 @@ func (w *worker) failed(reason string) time.Duration {
 		reason = "the VM ended"
 	}
 	w.set(func(st *Status) {
-		st.Phase, st.Ready, st.PID, st.ShimPID = Failed, false, 0, 0
+		st.Phase, st.Ready, st.PID, st.ShimPID, st.HeldUntil = Failed, false, 0, 0, 0
 		st.Reason = reason
 	})
 	return delay
