@@ -131,6 +131,7 @@ type Reconciler struct {
 	world    plan.World
 
 	// Owned by the loop.
+	ranks  plan.Ranks
 	timers plan.Timers
 	woke   time.Duration // as of the vigil, when what is decided on was held
 	node   string        // the register as last published, rendered
@@ -328,12 +329,14 @@ func (r *Reconciler) step(ctx context.Context, view *crdt.View) (time.Duration, 
 	r.mu.Lock()
 	r.world = w
 	r.mu.Unlock()
-	r.cfg.Liveness.SetInterest(plan.Interest(w, r.cfg.Self))
+	ranked := w
+	ranked.Ranks = &r.ranks // for this loop alone
+	r.cfg.Liveness.SetInterest(plan.Interest(ranked, r.cfg.Self))
 	if !r.Deciding() {
 		return 0, errors.Join(nodeErr, r.isolated(ctx, w))
 	}
 	out := plan.Plan(plan.Input{
-		Now: r.cfg.Now(), Self: r.cfg.Self, World: w, VMs: r.vmStatus(),
+		Now: r.cfg.Now(), Self: r.cfg.Self, World: ranked, VMs: r.vmStatus(),
 		Packs: r.packs.status(relevant(w, r.cfg.Self)), Accepts: r.cfg.Accepts,
 		TakeoverDelay: r.cfg.TakeoverDelay, Hysteresis: r.cfg.Hysteresis, Timers: r.timers,
 	})

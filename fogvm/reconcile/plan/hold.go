@@ -2,7 +2,6 @@ package plan
 
 import (
 	"github.com/formthefog/formation/crdt"
-	"github.com/formthefog/formation/crdt/place"
 	"github.com/formthefog/formation/crdt/stmt"
 )
 
@@ -40,13 +39,8 @@ func (p *planner) spare(pack string) {
 func (w World) spares(s *crdt.Spec, claims []crdt.Claim) []stmt.Key {
 	// Nodes that are away count: else a spare would let go of the pack at the
 	// moment it is needed.
-	eligible := 0
-	for i := range w.Nodes {
-		if w.barred(&w.Nodes[i], s) == "" {
-			eligible++
-		}
-	}
-	n := min(s.Replicas, eligible-s.Replicas)
+	everybody := w.order(s, func(*crdt.Node) bool { return true })
+	n := len(firstOf(everybody, 2*s.Replicas)) - s.Replicas
 	if n <= 0 {
 		return nil
 	}
@@ -57,14 +51,12 @@ func (w World) spares(s *crdt.Spec, claims []crdt.Claim) []stmt.Key {
 		}
 	}
 	var out []stmt.Key
-	byPack := *s
-	byPack.ID = s.Pack
-	for _, k := range place.Order(byPack, w.candidates(s)) {
+	for i := range w.orderBy(s.Pack, s, w.present) {
+		if k := w.Nodes[i].Key; !runs[k] {
+			out = append(out, k)
+		}
 		if len(out) == n {
 			break
-		}
-		if !runs[k] {
-			out = append(out, k)
 		}
 	}
 	return out

@@ -3,7 +3,6 @@ package plan
 import (
 	"slices"
 
-	"github.com/formthefog/formation/crdt/place"
 	"github.com/formthefog/formation/crdt/stmt"
 )
 
@@ -19,6 +18,9 @@ const interestDepth = 3
 // such an instance or on one that runs here. In a small swarm that is everybody.
 func Interest(w World, self stmt.Key) []stmt.Key {
 	set := map[stmt.Key]bool{}
+	if w.Ranks == nil {
+		w.Ranks = &Ranks{}
+	}
 	if len(w.Nodes) <= smallSwarm {
 		for i := range w.Nodes {
 			set[w.Nodes[i].Key] = true
@@ -26,8 +28,7 @@ func Interest(w World, self stmt.Key) []stmt.Key {
 	} else {
 		for i := range w.Instances {
 			s := &w.Instances[i]
-			order := place.Order(*s, w.candidates(s))
-			ranks := slices.Contains(order[:min(len(order), interestDepth+s.Replicas)], self)
+			ranks := w.among(firstOf(w.order(s, w.present), interestDepth+s.Replicas), self)
 			if counts(s) && (ranks || w.claimed(s, self)) {
 				for _, k := range s.Voters {
 					set[k] = true

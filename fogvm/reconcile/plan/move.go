@@ -5,7 +5,6 @@ import (
 	"time"
 
 	"github.com/formthefog/formation/crdt"
-	"github.com/formthefog/formation/crdt/place"
 	"github.com/formthefog/formation/crdt/stmt"
 )
 
@@ -63,19 +62,23 @@ func (p *planner) better(s *crdt.Spec, claims []crdt.Claim) (to stmt.Key, from c
 	if !steady {
 		return to, from, false
 	}
-	var able []place.Candidate
-	for _, c := range p.World.candidates(s) {
-		if _, has := holds[c.Key]; has || full(p.World.nodeOf(c.Key), p.used[c.Key], s) == "" {
-			able = append(able, c)
-		}
+	able := func(n *crdt.Node) bool {
+		_, has := holds[n.Key]
+		return p.World.present(n) && (has || full(n, p.used[n.Key], s) == "")
 	}
-	for i, k := range place.Order(*s, able) {
+	ranked := 0
+	for i := range p.World.order(s, able) {
+		k := p.World.Nodes[i].Key
 		c, has := holds[k]
 		switch {
 		case has:
 			from = c // the worst is the last
-		case i < s.Replicas && !ok:
+			delete(holds, k)
+		case ranked < s.Replicas && !ok:
 			to, ok = k, true
+		}
+		if ranked++; len(holds) == 0 || ranked >= s.Replicas && !ok {
+			break
 		}
 	}
 	return to, from, ok

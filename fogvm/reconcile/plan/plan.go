@@ -170,6 +170,9 @@ func Plan(in Input) Output {
 	if in.Hysteresis == 0 {
 		in.Hysteresis = DefaultHysteresis
 	}
+	if in.World.Ranks == nil {
+		in.World.Ranks = &Ranks{}
+	}
 	p := &planner{
 		Input: in,
 		used:  in.World.usage(),

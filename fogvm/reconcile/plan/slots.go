@@ -55,8 +55,8 @@ func (w World) holders(s *crdt.Spec, claims []crdt.Claim, slot int) []crdt.Claim
 		return out
 	}
 	rank := map[stmt.Key]int{}
-	for i, k := range place.Order(*s, w.candidates(s)) {
-		rank[k] = i + 1
+	for i := range w.order(s, w.present) {
+		rank[w.Nodes[i].Key] = len(rank) + 1
 	}
 	position := func(c crdt.Claim) int {
 		if r, ok := rank[c.Node]; ok {

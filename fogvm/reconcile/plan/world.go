@@ -51,6 +51,8 @@ type World struct {
 	// Claims by instance, in any order; only claims that count (crdt.View
 	// leaves the others out). Claims on unknown instances are in it too.
 	Claims map[string][]crdt.Claim
+	// Ranks, when not nil, is kept from one decision to the next.
+	Ranks *Ranks
 	// MayRun says whether a node is a member on the spec's operators list.
 	MayRun func(s *crdt.Spec, node stmt.Key) bool
 	// Quota bounds what an owner may have. nil bounds nobody.
