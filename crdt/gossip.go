@@ -38,6 +38,10 @@ const (
 	topicShards     = 1
 	peerRate        = 1000 // messages a second one neighbour may pass on
 	peerBurst       = 4000
+	stmtRate        = 2000 // and statements in them
+	stmtBurst       = 10000
+	pairRate        = 100 // and of these by one author
+	pairBurst       = 1000
 	authorRate      = 50 // statements a second of one author that are passed on
 	authorBurst     = 500
 	maxRateCounters = 4096
@@ -118,8 +122,8 @@ func newRates[K comparable](rate, burst float64) *rates[K] {
 	return &rates[K]{rate: rate, burst: burst, tokens: map[K]bucket{}}
 }
 
-// take takes one token of k and says whether there was one.
-func (r *rates[K]) take(k K, now time.Time) bool {
+// take takes n tokens of k and says whether there were so many.
+func (r *rates[K]) take(k K, n int, now time.Time) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	b, ok := r.tokens[k]
@@ -131,9 +135,9 @@ func (r *rates[K]) take(k K, now time.Time) bool {
 	}
 	b.left = min(r.burst, b.left+max(0, now.Sub(b.at).Seconds())*r.rate)
 	b.at = now
-	ok = b.left >= 1
+	ok = b.left >= float64(n)
 	if ok {
-		b.left--
+		b.left -= float64(n)
 	}
 	r.tokens[k] = b
 	return ok
@@ -146,36 +150,51 @@ func (r *Replica) validate(_ context.Context, from peer.ID, msg []byte) bool {
 		return true // published here; the state has it
 	}
 	now := r.cfg.Now()
-	if len(msg) > MaxGossip || !r.peerRates.take(from, now) {
-		r.stats.refused.Add(1)
+	if !r.limits.messages.take(from, 1, now) {
+		r.refuse(from, RefusedRate, errRate)
 		return false
 	}
 	if !r.isPeer(from) {
-		r.refuse(from, ErrNotMember)
+		r.refuse(from, RefusedSender, ErrNotMember)
 		return false
 	}
 	raws, err := decodeGossip(msg)
 	if err != nil {
-		r.refuse(from, err)
+		r.refuse(from, reasonOf(err), err)
 		return false
 	}
-	news, err := r.merge(raws, now)
+	within := r.withinRates(from, raws, now)
+	if len(within) < len(raws) {
+		r.refuse(from, RefusedRate, fmt.Errorf("%w: %d statements", errRate, len(raws)-len(within)))
+	}
+	news, err := r.merge(from, within, now)
 	if err != nil {
-		r.refuse(from, err)
 		return false
 	}
 	for _, st := range news {
-		if !r.authorRates.take(st.Author, now) {
-			r.stats.refused.Add(1)
+		if !r.limits.spread.take(st.Author, 1, now) {
 			return false // held here, but not spread faster than this
 		}
 	}
-	return len(news) > 0
+	return len(news) > 0 && len(within) == len(raws)
 }
 
-func (r *Replica) refuse(from peer.ID, err error) {
-	r.stats.refused.Add(1)
-	r.cfg.Logger.Debug("statement refused", "peer", from, "err", err)
+// withinRates leaves out the statements that are too many: before signatures are
+// looked at, so the author may be a lie. It counts for the neighbour who says it
+// alone, and takes nothing from what others may say of the same author.
+func (r *Replica) withinRates(from peer.ID, raws [][]byte, now time.Time) [][]byte {
+	if !r.limits.statements.take(from, len(raws), now) {
+		return nil
+	}
+	out := make([][]byte, 0, len(raws))
+	for _, raw := range raws {
+		st, err := stmt.Peek(raw, r.cfg.Network)
+		// merge judges what cannot be read.
+		if err != nil || r.limits.pairs.take(pair{from, st.Author}, 1, now) {
+			out = append(out, raw)
+		}
+	}
+	return out
 }
 
 // benign says whether an error in a peer's statement may happen between honest

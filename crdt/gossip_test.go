@@ -78,21 +78,21 @@ func TestRates(t *testing.T) {
 	r := newRates[string](10, 5)
 	now := testNow
 	for i := range 5 {
-		if !r.take("a", now) {
+		if !r.take("a", 1, now) {
 			t.Fatalf("burst ends after %d", i)
 		}
 	}
-	if r.take("a", now) {
+	if r.take("a", 1, now) {
 		t.Error("more than the burst")
 	}
-	if !r.take("b", now) {
+	if !r.take("b", 1, now) {
 		t.Error("one neighbour spends another's tokens")
 	}
-	if now = now.Add(100 * time.Millisecond); !r.take("a", now) || r.take("a", now) {
+	if now = now.Add(100 * time.Millisecond); !r.take("a", 1, now) || r.take("a", 1, now) {
 		t.Error("a tenth of a second does not give one token of ten a second")
 	}
 	for i := range 2 * maxRateCounters {
-		r.take(string(rune(i)), now)
+		r.take(string(rune(i)), 1, now)
 	}
 	if len(r.tokens) > maxRateCounters {
 		t.Errorf("%d counters", len(r.tokens))

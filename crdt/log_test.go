@@ -38,7 +38,7 @@ func TestCompactsOverRestarts(t *testing.T) {
 	most := int64(0)
 	for range 8 {
 		r := w.open(t, fsys, false)
-		if _, err := r.merge(append([][]byte{admit}, w.nodes(100)...), testNow); err != nil {
+		if _, err := r.merge("", append([][]byte{admit}, w.nodes(100)...), testNow); err != nil {
 			t.Fatal(err)
 		}
 		if err := r.flush(); err != nil {
@@ -70,7 +70,7 @@ func TestDiskFull(t *testing.T) {
 		if much {
 			n = 2 * maxBacklog / 6000
 		}
-		if _, err := r.merge(w.nodes(n), testNow); err != nil {
+		if _, err := r.merge("", w.nodes(n), testNow); err != nil {
 			t.Fatal(err)
 		}
 		if _, err := r.Submit(ctx, w.admit("n2", stmt.RoleNode)); err == nil {

@@ -2,6 +2,7 @@ package crdt
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -88,6 +89,10 @@ func (s *State) applyMember(st *stmt.Statement, now time.Time) (bool, error) {
 		return false, fmt.Errorf("%w: an open network has no members", ErrInvalid)
 	}
 	m, err := stmt.MemberOf(st, s.root)
+	if errors.Is(err, stmt.ErrShape) || errors.Is(err, stmt.ErrEncoding) {
+		// Only its body: a later version may know more forms and roles.
+		return false, fmt.Errorf("%w: %w", ErrInvalid, err)
+	}
 	if err != nil {
 		return false, err
 	}

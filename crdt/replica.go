@@ -50,6 +50,9 @@ type ReplicaConfig struct {
 	// in Dir is a lost log. Leave it false at the first start, and no peer is
 	// waited for.
 	Returning bool
+	// Offence is told, if not nil, of each thing a peer said that no honest one
+	// says. It must not call back into the Replica.
+	Offence func(p peer.ID, reason Reason)
 	// Logger defaults to discarding.
 	Logger *slog.Logger
 }
@@ -81,24 +84,25 @@ type Replica struct {
 	recovery Recovery    // how Open found the log
 	mustSync atomic.Bool // what was lost has not been made good by a session yet
 
-	fresh       freshness
-	readopt     chan struct{} // someone holds a newer register of this node
-	peerRates   *rates[peer.ID]
-	authorRates *rates[stmt.Key]
-	asking      dialogues // anti-entropy sessions this node began
-	serving     dialogues // and those others began
-	stats       counters
+	fresh   freshness
+	readopt chan struct{} // someone holds a newer register of this node
+	limits  limits        // of what peers say
+	asking  dialogues     // anti-entropy sessions this node began
+	serving dialogues     // and those others began
+	stats   counters
 }
 
 // counters are what Stats returns.
 type counters struct {
-	applied, refused, sessions, failedSessions, sent, received atomic.Uint64
+	applied, sessions, failedSessions, sent, received atomic.Uint64
+	refusals                                          refusals
 }
 
 // Stats are counts since Open, and sizes now.
 type Stats struct {
 	Applied        uint64 // statements merged
-	Refused        uint64 // gossip messages refused: malformed, forged, too many
+	Refused        uint64 // of what peers said: statements, whole messages, and sessions
+	RefusedBy      map[Reason]uint64
 	Sessions       uint64 // anti-entropy sessions ended well, both sides
 	FailedSessions uint64
 	Sent, Received uint64 // statements moved by anti-entropy
@@ -148,9 +152,8 @@ func openReplica(cfg ReplicaConfig, fsys fileSystem) (*Replica, error) {
 		cfg: cfg, key: key, self: peer.ID(key.PeerID()), fsys: fsys,
 		state:   NewState(cfg.Network, cfg.Root, cfg.Engine),
 		changed: make(chan struct{}), readopt: make(chan struct{}, 1),
-		fresh:       freshness{resync: make(chan struct{}, 1)},
-		peerRates:   newRates[peer.ID](peerRate, peerBurst),
-		authorRates: newRates[stmt.Key](authorRate, authorBurst),
+		fresh:  freshness{resync: make(chan struct{}, 1)},
+		limits: newLimits(),
 	}
 	if err := r.load(); err != nil {
 		return nil, fmt.Errorf("open replica: %w", err)
@@ -304,8 +307,9 @@ func (r *Replica) Stats() Stats {
 	r.mu.Lock()
 	held, pending := len(r.state.ids), r.state.Pending()
 	r.mu.Unlock()
+	by, refused := r.stats.refusals.counts()
 	return Stats{
-		Applied: r.stats.applied.Load(), Refused: r.stats.refused.Load(),
+		Applied: r.stats.applied.Load(), Refused: refused, RefusedBy: by,
 		Sessions: r.stats.sessions.Load(), FailedSessions: r.stats.failedSessions.Load(),
 		Sent: r.stats.sent.Load(), Received: r.stats.received.Load(),
 		Held: held, Pending: pending, LogBytes: r.log.bytes(),
@@ -323,10 +327,19 @@ func (r *Replica) OwnerStatements(owner stmt.Key) [][]byte {
 // merge applies statements from a peer and appends the news to the log, to be
 // synced in a group. news are those that changed the state, and those that had
 // waited for them; err is the first error that is more than a difference of
-// knowledge. The rest is applied anyway.
-func (r *Replica) merge(raws [][]byte, now time.Time) (news []*stmt.Statement, err error) {
+// knowledge. The rest is applied anyway, and the peer named for what is refused.
+func (r *Replica) merge(from peer.ID, raws [][]byte, now time.Time) (news []*stmt.Statement, err error) {
+	var refused [reasons]error
 	note := func(e error) {
-		if e != nil && err == nil && !transient(e) {
+		if e == nil {
+			return
+		}
+		reason := reasonOf(e)
+		r.stats.refusals[reason].Add(1)
+		if refused[reason] == nil {
+			refused[reason] = e
+		}
+		if err == nil && !transient(e) {
 			err = e
 		}
 	}
@@ -354,11 +367,17 @@ func (r *Replica) merge(raws [][]byte, now time.Time) (news []*stmt.Statement, e
 		return serr != nil
 	})
 	r.mu.Lock()
-	defer r.mu.Unlock()
 	for _, st := range sts {
 		note(r.apply(st, now))
 	}
-	return r.record(), err
+	news = r.record()
+	r.mu.Unlock()
+	for reason, rerr := range refused {
+		if rerr != nil {
+			r.accuse(from, Reason(reason), rerr)
+		}
+	}
+	return news, err
 }
 
 // apply applies one verified statement; under mu.

@@ -382,7 +382,7 @@ func TestCompaction(t *testing.T) {
 			t.Fatal(err)
 		}
 		raw := w.register("n1", stmt.KindNode, 1, uint64(i+1), body, nil)
-		if _, err := r.merge([][]byte{raw}, testNow); err != nil {
+		if _, err := r.merge("", [][]byte{raw}, testNow); err != nil {
 			t.Fatal(err)
 		}
 	}

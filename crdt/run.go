@@ -27,6 +27,8 @@ const (
 	giveUpAfter    = 30 * time.Second       // nobody who answers
 	frameTimeout   = 20 * time.Second
 	sessionTimeout = time.Minute // all rounds with one peer; what came by then is held
+	sessionRate    = 0.5         // sessions a second that one peer may begin
+	sessionBurst   = 64          // a peer far behind needs one after the other
 )
 
 // Run replicates until ctx ends, then flushes, closes the Replica and returns
@@ -241,8 +243,7 @@ func (r *Replica) jitter() time.Duration {
 func (r *Replica) ask(ctx context.Context, p peer.ID) {
 	began := r.cfg.Boot()
 	if err := r.syncWith(ctx, p); err != nil {
-		r.stats.failedSessions.Add(1)
-		r.cfg.Logger.Debug("anti-entropy", "peer", p, "err", err)
+		r.failed(p, err)
 		return
 	}
 	r.recovered()
@@ -287,7 +288,15 @@ func (r *Replica) session(ctx context.Context, p peer.ID) (again bool, err error
 // serve answers a peer's session, if the peer is a member still.
 func (r *Replica) serve(ctx context.Context, from peer.ID, c net.Conn) {
 	defer c.Close()
-	if !r.isPeer(from) || !r.serving.begin(from, maxSessions) {
+	if !r.isPeer(from) {
+		r.refuse(from, RefusedSender, ErrNotMember)
+		return
+	}
+	if !r.limits.sessions.take(from, 1, r.cfg.Now()) {
+		r.refuse(from, RefusedRate, fmt.Errorf("%w: sessions", errRate))
+		return
+	}
+	if !r.serving.begin(from, maxSessions) {
 		return // busy: the peer tries somebody else
 	}
 	defer r.serving.end(from)
@@ -298,9 +307,18 @@ func (r *Replica) serve(ctx context.Context, from peer.ID, c net.Conn) {
 	err := s.respond()
 	r.account(s, err)
 	if err != nil {
-		r.stats.failedSessions.Add(1)
-		r.cfg.Logger.Debug("anti-entropy", "peer", from, "err", err)
+		r.failed(from, err)
 	}
+}
+
+// failed counts a session that ended badly, and names a peer whose fault it was.
+func (r *Replica) failed(p peer.ID, err error) {
+	r.stats.failedSessions.Add(1)
+	if errors.Is(err, errAEProtocol) {
+		r.refuse(p, RefusedProtocol, err)
+		return
+	}
+	r.cfg.Logger.Debug("anti-entropy", "peer", p, "err", err)
 }
 
 func (r *Replica) account(s *aeSession, err error) {
@@ -324,7 +342,7 @@ func (r *Replica) newSession(with peer.ID, c net.Conn) *aeSession {
 	}
 	s.apply = func(raws [][]byte) error {
 		// The first acceptance of an invite was decided by whoever relays it.
-		news, err := r.merge(raws, time.Time{})
+		news, err := r.merge(with, raws, time.Time{})
 		s.news += len(news)
 		if err != nil && !benign(err) {
 			return fmt.Errorf("%w: %w", errAEProtocol, err)

@@ -25,11 +25,12 @@ const (
 
 // gossip is pubsub with this network's rules.
 type gossip struct {
-	ps     *pubsub.PubSub
-	host   *gossipHost
-	self   peer.ID
-	short  string
-	repute *repute
+	ps      *pubsub.PubSub
+	host    *gossipHost
+	self    peer.ID
+	short   string
+	repute  *repute
+	offence func(p peer.ID, what string)
 
 	mu     sync.Mutex
 	topics map[string]*pubsub.Topic
@@ -47,9 +48,9 @@ func (g *gossip) followed() []string {
 	return out
 }
 
-func newGossip(ctx context.Context, h *gossipHost, short string, now func() time.Time) (*gossip, error) {
+func newGossip(ctx context.Context, h *gossipHost, short string, now func() time.Time, offence func(p peer.ID, what string)) (*gossip, error) {
 	g := &gossip{
-		host: h, self: h.ID(), short: short, repute: newRepute(now),
+		host: h, self: h.ID(), short: short, repute: newRepute(now), offence: offence,
 		topics: make(map[string]*pubsub.Topic), subbed: make(map[string]bool),
 	}
 	ours := regexp.MustCompile("^" + regexp.QuoteMeta("/formd/") + ".+" + regexp.QuoteMeta("/"+short) + "$")
@@ -150,6 +151,7 @@ func (g *gossip) subscribe(topic string, validate func(context.Context, peer.ID,
 			return pubsub.ValidationAccept
 		}
 		if len(m.Data) > MaxGossip {
+			g.offence(from, "size")
 			return pubsub.ValidationReject
 		}
 		ok := validate(ctx, from, m.Data)

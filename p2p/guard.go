@@ -190,12 +190,16 @@ func (s *lazyStream) CloseWrite() error {
 // of its own (relay, hole punching, reachability) on the unguarded host.
 type gatedResources struct {
 	network.ResourceManager
-	gate  *gate
-	hello protocol.ID
+	gate    *gate
+	refused func(p peer.ID, err error)
+	hello   protocol.ID
 }
 
 func (r *gatedResources) OpenStream(p peer.ID, dir network.Direction) (network.StreamManagementScope, error) {
 	s, err := r.ResourceManager.OpenStream(p, dir)
+	if err != nil && dir == network.DirInbound {
+		r.refused(p, err)
+	}
 	if err != nil || dir == network.DirOutbound {
 		return s, err
 	}
@@ -216,5 +220,9 @@ func (s *gatedScope) SetProtocol(pid protocol.ID) error {
 			return fmt.Errorf("protocol %s for %s: %w", pid, s.peer, ErrRefused)
 		}
 	}
-	return s.StreamManagementScope.SetProtocol(pid)
+	err := s.StreamManagementScope.SetProtocol(pid)
+	if err != nil {
+		s.r.refused(s.peer, err)
+	}
+	return err
 }

@@ -247,6 +247,9 @@ func (n *Node) judge(ctx context.Context, s network.Stream, c network.Conn) (cli
 		return false, err
 	}
 	p := c.RemotePeer()
+	if err := n.refusedFor(p); err != nil {
+		return false, err
+	}
 	gp := n.gate.ref(p)
 	defer n.gate.unref(p)
 	gp.admit.Lock()

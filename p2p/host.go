@@ -46,10 +46,11 @@ const (
 
 // hostOptions is what newHost needs beyond the configuration.
 type hostOptions struct {
-	gate   *gate
-	gater  *connGater
-	bytes  metrics.Reporter
-	relays autorelay.PeerSource
+	gate    *gate
+	gater   *connGater
+	bytes   metrics.Reporter
+	relays  autorelay.PeerSource
+	refused func(p peer.ID, err error) // is told of streams over a limit
 }
 
 // newHost makes a libp2p host that listens on nothing yet.
@@ -58,7 +59,7 @@ func newHost(cfg *Config, p parsed, o hostOptions) (host.Host, error) {
 	if err != nil {
 		return nil, fmt.Errorf("p2p: key: %w", err)
 	}
-	resources, err := newResources(cfg, o.gate)
+	resources, err := newResources(cfg, o)
 	if err != nil {
 		return nil, err
 	}
@@ -103,7 +104,7 @@ func newHost(cfg *Config, p parsed, o hostOptions) (host.Host, error) {
 
 // newResources scales the library's limits to this machine and lifts those that
 // make the block exchange lose blocks.
-func newResources(cfg *Config, g *gate) (network.ResourceManager, error) {
+func newResources(cfg *Config, o hostOptions) (network.ResourceManager, error) {
 	scaling := rcmgr.DefaultLimits
 	libp2p.SetDefaultServiceLimits(&scaling)
 	var partial rcmgr.PartialLimitConfig
@@ -130,7 +131,7 @@ func newResources(cfg *Config, g *gate) (network.ResourceManager, error) {
 	if err != nil {
 		return nil, fmt.Errorf("p2p: resource manager: %w", err)
 	}
-	return &gatedResources{ResourceManager: rm, gate: g, hello: helloID(cfg.Network)}, nil
+	return &gatedResources{ResourceManager: rm, gate: o.gate, refused: o.refused, hello: helloID(cfg.Network)}, nil
 }
 
 // relayResources: circuits are not limited in time and bytes, as the library's
@@ -200,10 +201,11 @@ func supportsRelay(h host.Host, p peer.ID) bool {
 // address that is about to be dialled or has been accepted.
 type connGater struct {
 	open    func() bool
+	refused func(p peer.ID) time.Duration                      // for how long; such a peer is not dialled
 	allowed func(p peer.ID, a ma.Multiaddr, inbound bool) bool // nil: all are
 }
 
-func (g *connGater) InterceptPeerDial(peer.ID) bool { return g.open() }
+func (g *connGater) InterceptPeerDial(p peer.ID) bool { return g.open() && g.refused(p) == 0 }
 
 func (g *connGater) InterceptAddrDial(p peer.ID, a ma.Multiaddr) bool {
 	return g.allowed == nil || g.allowed(p, a, false)

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -34,14 +35,18 @@ type Node struct {
 	ready  chan struct{}
 	tasks  *tasks
 
-	gate   *gate
-	inner  host.Host    // used by libp2p itself, and for the hello only
-	host   *guardedHost // used for everything else
-	bytes  *metrics.BandwidthCounter
-	dht    *dht.IpfsDHT
-	gossip *gossip            // nil on a client
-	blocks *exchange.Exchange // nil without Blocks
-	redial *redialer
+	gate           *gate
+	penalties      *penalties
+	streamsRefused atomic.Uint64
+	tellMu         sync.Mutex
+	tellAt         map[peer.ID]time.Time // when the log last named a peer; guarded by tellMu
+	inner          host.Host             // used by libp2p itself, and for the hello only
+	host           *guardedHost          // used for everything else
+	bytes          *metrics.BandwidthCounter
+	dht            *dht.IpfsDHT
+	gossip         *gossip            // nil on a client
+	blocks         *exchange.Exchange // nil without Blocks
+	redial         *redialer
 }
 
 const (
@@ -76,14 +81,15 @@ func New(cfg Config) (*Node, error) {
 	}
 	n := &Node{
 		cfg: cfg, tune: cfg.tune.withDefaults(), log: cfg.Logger,
-		ready: make(chan struct{}), tasks: newTasks(), gate: newGate(), bytes: metrics.NewBandwidthCounter(),
+		ready: make(chan struct{}), tasks: newTasks(), gate: newGate(), penalties: newPenalties(time.Now), tellAt: make(map[peer.ID]time.Time), bytes: metrics.NewBandwidthCounter(),
 	}
 	n.ctx, n.cancel = context.WithCancel(context.Background())
 	n.inner, err = newHost(&cfg, parsed, hostOptions{
-		gate:   n.gate,
-		gater:  &connGater{open: n.isOpen, allowed: cfg.allowed},
-		bytes:  n.bytes,
-		relays: n.relayCandidates,
+		gate:    n.gate,
+		gater:   &connGater{open: n.isOpen, refused: n.penalties.left, allowed: cfg.allowed},
+		bytes:   n.bytes,
+		relays:  n.relayCandidates,
+		refused: n.streamRefused,
 	})
 	if err != nil {
 		n.cancel()
@@ -121,7 +127,7 @@ func (n *Node) assemble(p parsed) (err error) {
 		return fmt.Errorf("p2p: start DHT: %w", err)
 	}
 	if !n.cfg.ClientOnly {
-		if n.gossip, err = newGossip(n.ctx, n.newGossipHost(), n.cfg.Network, time.Now); err != nil {
+		if n.gossip, err = newGossip(n.ctx, n.newGossipHost(), n.cfg.Network, time.Now, n.Offence); err != nil {
 			return err
 		}
 	}

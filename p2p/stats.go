@@ -9,17 +9,21 @@ type Bytes struct{ In, Out int64 }
 
 // Stats is a snapshot for metrics.
 type Stats struct {
-	Peers     int              // admitted, without clients
-	Clients   int              // admitted clients
-	Known     int              // peers remembered or configured
-	Total     Bytes            // of all protocols
-	Protocols map[string]Bytes // by full protocol ID; idle ones are forgotten after an hour
-	Exchange  exchange.Stats   // zero without Blocks
+	Peers          int               // admitted, without clients
+	Clients        int               // admitted clients
+	Known          int               // peers remembered or configured
+	Refused        int               // peers kept out for repeated offences
+	Offences       map[string]uint64 // what peers did that no honest one does
+	StreamsRefused uint64            // streams of peers over a limit of the host
+	Total          Bytes             // of all protocols
+	Protocols      map[string]Bytes  // by full protocol ID; idle ones are forgotten after an hour
+	Exchange       exchange.Stats    // zero without Blocks
 }
 
 // Stats returns a snapshot. Byte counts lag by about a second.
 func (n *Node) Stats() Stats {
-	st := Stats{Protocols: make(map[string]Bytes)}
+	st := Stats{Protocols: make(map[string]Bytes), StreamsRefused: n.streamsRefused.Load()}
+	st.Refused, st.Offences = n.penalties.count()
 	for _, a := range n.gate.admitted() {
 		if a.client {
 			st.Clients++

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"sync"
 	"time"
 
@@ -35,6 +36,7 @@ type admission struct {
 	state    memberState
 	mu       sync.Mutex
 	sessions map[peer.ID]session
+	refused  map[string]uint64 // connections, by reason
 }
 
 type session struct {
@@ -48,7 +50,7 @@ func newAdmission(id *identity, state memberState, now func() time.Time) (*admis
 		return nil, fmt.Errorf("admission: %w", err)
 	}
 	return &admission{
-		network: id.network(), self: id.self(), hello: hello, state: state, now: now, sessions: map[peer.ID]session{},
+		network: id.network(), self: id.self(), hello: hello, state: state, now: now, sessions: map[peer.ID]session{}, refused: map[string]uint64{},
 		vouched: id.vouched(),
 	}, nil
 }
@@ -59,6 +61,38 @@ func (a *admission) Hello(peer.ID) ([]byte, error) { return a.hello, nil }
 // Admit judges a peer: whoever presents a session is a client, also if its key
 // is a node's. The text of its error is told to the peer.
 func (a *admission) Admit(ctx context.Context, from peer.ID, hello []byte) (client bool, err error) {
+	if client, err = a.judge(ctx, from, hello); err != nil {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		a.refused[admissionReason(err)]++
+	}
+	return client, err
+}
+
+// refusals counts the connections that were not admitted, by a few reasons.
+func (a *admission) refusals() map[string]uint64 {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return maps.Clone(a.refused)
+}
+
+// admissionReason is one word.
+func admissionReason(err error) string {
+	for _, c := range []struct {
+		err  error
+		word string
+	}{
+		{stmt.ErrTooLarge, "size"}, {stmt.ErrEncoding, "shape"}, {stmt.ErrShape, "shape"}, {stmt.ErrNetwork, "network"},
+		{stmt.ErrSignature, "signature"}, {stmt.ErrExpired, "expired"}, {stmt.ErrAuthority, "authority"}, {crdt.ErrQuota, "quota"},
+	} {
+		if errors.Is(err, c.err) {
+			return c.word
+		}
+	}
+	return "stranger"
+}
+
+func (a *admission) judge(ctx context.Context, from peer.ID, hello []byte) (client bool, err error) {
 	state := a.state
 	h, err := stmt.DecodeHello(hello)
 	if err != nil {

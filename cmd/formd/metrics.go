@@ -19,11 +19,12 @@ type collector struct {
 	state     *crdt.Replica
 	placement api.Placement
 	guests    guests
+	refused   func() map[string]uint64 // connections, by reason
 	descs     map[string]*prometheus.Desc
 }
 
-func newCollector(node *p2p.Node, state *crdt.Replica, placement api.Placement, g guests) *collector {
-	c := &collector{node: node, state: state, placement: placement, guests: g, descs: map[string]*prometheus.Desc{}}
+func newCollector(node *p2p.Node, state *crdt.Replica, placement api.Placement, g guests, refused func() map[string]uint64) *collector {
+	c := &collector{node: node, state: state, placement: placement, guests: g, refused: refused, descs: map[string]*prometheus.Desc{}}
 	for name, d := range map[string]struct {
 		help   string
 		labels []string
@@ -36,7 +37,11 @@ func newCollector(node *p2p.Node, state *crdt.Replica, placement api.Placement, 
 		"statements_held":              {"Signed statements held.", nil},
 		"statements_pending":           {"Statements that wait for others.", nil},
 		"statements_applied_total":     {"Statements merged since the start.", nil},
-		"statements_refused_total":     {"Gossip messages refused since the start.", nil},
+		"statements_refused_total":     {"What peers said and was refused since the start: statements, whole messages, sessions.", []string{"reason"}},
+		"peers_refused":                {"Peers kept out for repeated offences.", nil},
+		"peer_offences_total":          {"What peers did that no honest one does, since the start.", []string{"reason"}},
+		"streams_refused_total":        {"Streams of peers over a limit of this node, since the start.", nil},
+		"admissions_refused_total":     {"Connections not admitted since the start.", []string{"reason"}},
 		"sync_sessions_total":          {"Anti-entropy sessions since the start.", []string{"result"}},
 		"state_log_bytes":              {"Size of the state log.", nil},
 		"network_received_bytes_total": {"Bytes received from peers.", nil},
@@ -65,6 +70,14 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	net := c.node.Stats()
 	gauge("peers", float64(net.Peers))
 	gauge("clients", float64(net.Clients))
+	gauge("peers_refused", float64(net.Refused))
+	count("streams_refused_total", float64(net.StreamsRefused))
+	for what, n := range net.Offences {
+		count("peer_offences_total", float64(n), what)
+	}
+	for reason, n := range c.refused() {
+		count("admissions_refused_total", float64(n), reason)
+	}
 	count("network_received_bytes_total", float64(net.Total.In))
 	count("network_sent_bytes_total", float64(net.Total.Out))
 
@@ -72,7 +85,9 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	gauge("statements_held", float64(s.Held))
 	gauge("statements_pending", float64(s.Pending))
 	count("statements_applied_total", float64(s.Applied))
-	count("statements_refused_total", float64(s.Refused))
+	for reason, n := range s.RefusedBy {
+		count("statements_refused_total", float64(n), reason.String())
+	}
 	count("sync_sessions_total", float64(s.Sessions), "ok")
 	count("sync_sessions_total", float64(s.FailedSessions), "failed")
 	gauge("state_log_bytes", float64(s.LogBytes))

@@ -178,6 +178,8 @@ func (d *formd) openState() (err error) {
 	d.state, err = crdt.Open(crdt.ReplicaConfig{
 		Dir: d.path("state"), Key: d.id.Key, Network: d.id.network(), Root: d.id.Root, RootKey: d.id.RootKey,
 		Engine: automerge.New(), Returning: returning, Now: d.now, Boot: boottime.Now, Logger: d.log.With("part", "crdt"),
+		// Nothing is heard of peers before the node is there.
+		Offence: func(p peer.ID, reason crdt.Reason) { d.node.Offence(p, reason.String()) },
 	})
 	if err != nil {
 		return err
@@ -330,7 +332,7 @@ func (d *formd) openAPI() error {
 	}
 	place := &placement{self: d.id.self(), rec: d.rec, prober: d.prober}
 	vms := guests{d.vms}
-	metrics := metricsHandler(newCollector(d.node, d.state, place, vms))
+	metrics := metricsHandler(newCollector(d.node, d.state, place, vms, d.admission.refusals))
 	h := api.NewHandler(api.Config{
 		State:     &submitter{Replica: d.state, id: d.id, accept: d.accept, now: d.now, log: d.log},
 		Signed:    d.state,
