@@ -1,6 +1,7 @@
 package live
 
 import (
+	"cmp"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -50,8 +51,10 @@ type Config struct {
 	Timeout      time.Duration // after which a round has failed; default 2 s
 	DeadRounds   int           // failed rounds that make a peer dead; default 3
 	DoubtFactor  int           // times as many while in self-doubt; default 3
+	TellRounds   int           // failed rounds after which others are told; default 2
 	Helpers      int           // peers asked for an indirect ping; default 3
-	MaxInterest  int           // peers of the interest set probed per Interval; default 16
+	MaxInterest  int           // peers of the interest set probed per Interval; default 32
+	MaxSuspects  int           // suspects probed per Interval; default 16
 	DeadInterval time.Duration // between rounds of a dead peer; default 10 s
 	Stall        time.Duration // a step later than this after the last voids open rounds; default 1.5 s
 	Sleep        time.Duration // a step later than this after the last voids all verdicts; default 5 s
@@ -72,14 +75,14 @@ func (c *Config) setDefaults() {
 	for _, f := range []struct {
 		n *int
 		v int
-	}{{&c.DeadRounds, 3}, {&c.DoubtFactor, 3}, {&c.Helpers, 3}, {&c.MaxInterest, 16}} {
+	}{{&c.DeadRounds, 3}, {&c.DoubtFactor, 3}, {&c.TellRounds, 2}, {&c.Helpers, 3}, {&c.MaxInterest, 32}, {&c.MaxSuspects, 16}} {
 		if *f.n <= 0 {
 			*f.n = f.v
 		}
 	}
 }
 
-// Event is something that happened: Tick, Peers or Contact.
+// Event is something that happened: Tick, Peers, Contact or Heard.
 type Event interface{ event() }
 
 type (
@@ -88,17 +91,46 @@ type (
 	// Peers sets who there is, and of those who matters: see the package
 	// documentation. Keys of neither list are forgotten. The detector itself may
 	// be among them.
-	Peers struct{ All, Interest []stmt.Key }
+	Peers struct {
+		All, Interest []stmt.Key
+		// Epochs are the boot epochs that nodes have published, the detector's own
+		// among them; who is not in it has 0, and without its own a detector does
+		// not speak for itself.
+		Epochs map[stmt.Key]uint64
+	}
 	// Contact: an authenticated message of any kind came from Key, or a helper
 	// says that it answered a ping. Early or late makes no difference.
 	Contact struct{ Key stmt.Key }
+	// Heard is a verified hint that its author From, a member, has not said before.
+	Heard struct {
+		From stmt.Key
+		Hint
+	}
 )
 
 func (Tick) event()    {}
 func (Peers) event()   {}
 func (Contact) event() {}
+func (Heard) event()   {}
 
-// Effect is something for the driver to do: Ping, PingReq or Changed.
+// Hint is what nodes tell each other of Peer: that it is suspected as it was in
+// Incarnation, or, which only Peer itself may say, that it is alive in it.
+type Hint struct {
+	Peer  stmt.Key
+	Alive bool
+	Incarnation
+}
+
+// Incarnation orders what a node says of itself: by the boot epoch of its
+// registers, and in one of these by how often it has contradicted a suspicion.
+type Incarnation struct{ Epoch, Count uint64 }
+
+// Compare orders incarnations.
+func (i Incarnation) Compare(o Incarnation) int {
+	return cmp.Or(cmp.Compare(i.Epoch, o.Epoch), cmp.Compare(i.Count, o.Count))
+}
+
+// Effect is something for the driver to do: Ping, PingReq, Tell or Changed.
 type Effect interface{ effect() }
 
 type (
@@ -110,6 +142,8 @@ type (
 		Via    []stmt.Key
 		Target stmt.Key
 	}
+	// Tell signs a hint and spreads it to everybody.
+	Tell struct{ Hint }
 	// Changed tells of a new state.
 	Changed struct {
 		Key stmt.Key
@@ -119,6 +153,7 @@ type (
 
 func (Ping) effect()    {}
 func (PingReq) effect() {}
+func (Tell) effect()    {}
 func (Changed) effect() {}
 
 // Detector is the state machine. It is not safe for concurrent use.
@@ -129,20 +164,24 @@ type Detector struct {
 
 	peers    []*peer // by key
 	interest []*peer // by key
-	turn     int     // next in interest
+	close    []*peer // probed every Interval: failing or urged, and not dead; by key
 	other    []stmt.Key
 	rounds   []round // open ones, oldest first
 	last     time.Duration
 	next     time.Duration // of the next rounds
+	contact  time.Duration // the last one with anybody since a sleep; zero: none
 	started  bool
+	voice    voice
 }
 
 type peer struct {
 	key      stmt.Key
 	status   Status
+	matters  bool          // in interest
 	failed   int           // rounds since the last contact
 	probed   time.Duration // start of the last round
 	wasAsked bool
+	rumour
 }
 
 type round struct {
@@ -195,10 +234,13 @@ func (d *Detector) Step(now time.Duration, ev Event) []Effect {
 		d.setPeers(now, ev)
 	case Contact:
 		if p := d.find(ev.Key); p != nil {
-			out = d.contact(out, now, p)
+			out = d.touch(out, now, p)
 		}
+	case Heard:
+		out = d.heard(out, now, ev)
 	case Tick:
 		out = d.expire(out, now)
+		out = d.speak(out, now)
 		if now >= d.next {
 			d.next = now + d.cfg.Interval
 			out = d.probe(out, now)
@@ -212,15 +254,20 @@ func (d *Detector) Step(now time.Duration, ev Event) []Effect {
 func (d *Detector) stalled(out []Effect, now time.Duration) []Effect {
 	slept := now-d.last > d.cfg.Sleep
 	d.rounds, d.next = nil, now
+	if slept {
+		d.contact = 0
+	}
 	for _, p := range d.peers {
 		if slept {
 			p.wasAsked, p.status.Contact = false, 0
 			out = d.enter(out, now, p, Alive)
 		}
 		if p.status.State != Dead {
-			p.failed = 0
+			p.failed, p.urged = 0, false
 		}
 	}
+	// Suspects stay ones to be asked.
+	d.close = slices.DeleteFunc(d.close, func(p *peer) bool { return p.status.State != Suspect })
 	return out
 }
 
@@ -228,28 +275,35 @@ func (d *Detector) setPeers(now time.Duration, ev Peers) {
 	all := slices.Concat(ev.All, ev.Interest)
 	slices.SortFunc(all, stmt.Key.Compare)
 	all = slices.DeleteFunc(slices.Compact(all), func(k stmt.Key) bool { return k == d.self })
+	matters := slices.SortedFunc(slices.Values(ev.Interest), stmt.Key.Compare)
 	peers := make([]*peer, 0, len(all))
+	d.interest = nil
 	for _, k := range all {
 		p := d.find(k)
 		if p == nil {
 			p = &peer{key: k, status: Status{State: Alive, Since: now}}
 		}
+		_, p.matters = slices.BinarySearchFunc(matters, k, stmt.Key.Compare)
+		if p.matters {
+			d.interest = append(d.interest, p)
+		}
+		p.reborn(ev.Epochs[k])
 		peers = append(peers, p)
 	}
 	d.peers = peers
-	d.interest = nil
-	for _, p := range peers {
-		if slices.Contains(ev.Interest, p.key) {
-			d.interest = append(d.interest, p)
-		}
-	}
-	d.rounds = slices.DeleteFunc(d.rounds, func(r round) bool { return d.find(r.peer.key) != r.peer })
+	d.voice.reborn(ev.Epochs[d.self])
+	gone := func(p *peer) bool { return d.find(p.key) != p }
+	d.rounds = slices.DeleteFunc(d.rounds, func(r round) bool { return gone(r.peer) })
+	d.close = slices.DeleteFunc(d.close, gone)
 	d.other = slices.DeleteFunc(d.other, func(k stmt.Key) bool { return d.find(k) == nil })
 }
 
-func (d *Detector) contact(out []Effect, now time.Duration, p *peer) []Effect {
-	p.status.Contact, p.failed = now, 0
+// touch: p was heard of.
+func (d *Detector) touch(out []Effect, now time.Duration, p *peer) []Effect {
+	p.status.Contact, d.contact = now, now
+	p.failed, p.urged, p.accusers = 0, false, nil
 	d.rounds = slices.DeleteFunc(d.rounds, func(r round) bool { return r.peer == p })
+	d.close = slices.DeleteFunc(d.close, func(o *peer) bool { return o == p })
 	return d.enter(out, now, p, Alive)
 }
 
@@ -259,110 +313,4 @@ func (d *Detector) enter(out []Effect, now time.Duration, p *peer, s State) []Ef
 	}
 	p.status.State, p.status.Since = s, now
 	return append(out, Changed{p.key, p.status})
-}
-
-// expire asks helpers for rounds unanswered for a while, and ends those that have
-// failed.
-func (d *Detector) expire(out []Effect, now time.Duration) []Effect {
-	var open []round
-	for _, r := range d.rounds {
-		if now-r.start < d.cfg.Timeout {
-			if !r.indirect && now-r.start >= d.cfg.Indirect {
-				r.indirect = true
-				if via := d.helpers(r.peer); len(via) > 0 {
-					out = append(out, PingReq{via, r.peer.key})
-				}
-			}
-			open = append(open, r)
-			continue
-		}
-		r.peer.failed++
-	}
-	d.rounds = open
-	need := d.cfg.DeadRounds
-	if d.doubts(now) {
-		need *= d.cfg.DoubtFactor
-	}
-	for _, p := range d.peers {
-		switch {
-		case p.failed >= need:
-			out = d.enter(out, now, p, Dead)
-		case p.failed > 0 && p.status.State == Alive:
-			out = d.enter(out, now, p, Suspect)
-		}
-	}
-	return out
-}
-
-// doubts says whether probes of several peers fail and none is answered.
-func (d *Detector) doubts(now time.Duration) bool {
-	window := d.cfg.Timeout + d.cfg.Interval
-	failing := 0
-	for _, p := range d.peers {
-		if p.status.Contact > 0 && now-p.status.Contact <= window {
-			return false
-		}
-		if p.failed > 0 && p.status.State != Dead {
-			failing++
-		}
-	}
-	return failing > 1
-}
-
-// helpers draws peers, not dead or suspect, to ask for an indirect ping.
-func (d *Detector) helpers(target *peer) []stmt.Key {
-	var from []stmt.Key
-	for _, p := range d.peers {
-		if p != target && p.status.State == Alive {
-			from = append(from, p.key)
-		}
-	}
-	d.rng.Shuffle(len(from), func(i, j int) { from[i], from[j] = from[j], from[i] })
-	from = from[:min(len(from), d.cfg.Helpers)]
-	slices.SortFunc(from, stmt.Key.Compare)
-	return from
-}
-
-// probe starts this second's rounds.
-func (d *Detector) probe(out []Effect, now time.Duration) []Effect {
-	begin := func(p *peer) {
-		if p.wasAsked && (p.probed == now || (p.status.State == Dead && now-p.probed < d.cfg.DeadInterval)) {
-			return
-		}
-		p.probed, p.wasAsked = now, true
-		d.rounds = append(d.rounds, round{peer: p, start: now})
-		out = append(out, Ping{p.key})
-	}
-	suspects := 0
-	for _, p := range d.peers {
-		if p.status.State == Suspect && suspects < d.cfg.MaxInterest {
-			suspects++
-			begin(p)
-		}
-	}
-	for range min(len(d.interest), d.cfg.MaxInterest) {
-		d.turn = (d.turn + 1) % len(d.interest)
-		begin(d.interest[d.turn])
-	}
-	if p := d.nextOther(); p != nil {
-		begin(p)
-	}
-	return out
-}
-
-// nextOther goes through all peers in a random order that is drawn anew each time
-// round, so that every peer is probed within a bounded time.
-func (d *Detector) nextOther() *peer {
-	if len(d.other) == 0 {
-		for _, p := range d.peers {
-			d.other = append(d.other, p.key)
-		}
-		d.rng.Shuffle(len(d.other), func(i, j int) { d.other[i], d.other[j] = d.other[j], d.other[i] })
-	}
-	if len(d.other) == 0 {
-		return nil
-	}
-	k := d.other[0]
-	d.other = d.other[1:]
-	return d.find(k)
 }

@@ -58,6 +58,12 @@ func (b *bench) step(ev Event, pings bool) {
 		switch e := e.(type) {
 		case Changed:
 			fmt.Fprintf(&b.out, "%6.2fs %s is %s\n", b.now.Seconds(), name(e.Key), e.State)
+		case Tell:
+			what := "suspected"
+			if e.Alive {
+				what = "alive"
+			}
+			fmt.Fprintf(&b.out, "%6.2fs tells that %s is %s in %d.%d\n", b.now.Seconds(), name(e.Peer), what, e.Epoch, e.Count)
 		case Ping:
 			if pings {
 				fmt.Fprintf(&b.out, "%6.2fs ping %s\n", b.now.Seconds(), name(e.To))
@@ -92,11 +98,14 @@ func names(ks []stmt.Key) string {
 // run executes one command:
 //
 //	peers ALL [INTEREST]   who there is, and who matters
+//	epochs NAMES NAMES     the same, and all are in boot epoch 7, this node too
 //	answers NAMES          who is up
 //	direct NAMES           whose answers reach us without a helper
 //	run DURATION           ticks; "trace DURATION" shows pings too
 //	stall DURATION         no step for so long
 //	contact NAME           a message of NAME arrives
+//	hint NAME NAME WORD E C  the first says that the second is suspected or alive
+//	                       in incarnation E.C; pings that follow are shown
 //	status                 what is held of every peer
 func (b *bench) run(t *testing.T, line string) {
 	t.Helper()
@@ -110,6 +119,19 @@ func (b *bench) run(t *testing.T, line string) {
 	switch f[0] {
 	case "peers":
 		b.step(Peers{All: keys(arg(1)), Interest: keys(arg(2))}, false)
+	case "epochs":
+		epochs := map[stmt.Key]uint64{}
+		for _, k := range keys(arg(1)) {
+			epochs[k] = 7
+		}
+		epochs[b.d.self] = 7
+		b.step(Peers{All: keys(arg(1)), Interest: keys(arg(2)), Epochs: epochs}, false)
+	case "hint":
+		var inc Incarnation
+		if _, err := fmt.Sscan(arg(4)+" "+arg(5), &inc.Epoch, &inc.Count); err != nil {
+			t.Fatalf("%q: %v", line, err)
+		}
+		b.step(Heard{keys(arg(1))[0], Hint{Peer: keys(arg(2))[0], Alive: arg(3) == "alive", Incarnation: inc}}, true)
 	case "answers":
 		b.answers = set(keys(arg(1)))
 	case "direct":

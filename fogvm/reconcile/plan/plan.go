@@ -289,10 +289,10 @@ func Remember(w World, self stmt.Key, vms map[string]VMStatus) Timers {
 	return Timers{Known: Timers{}.known(w, self, vms)}
 }
 
-// Awake are the timers of a node that slept: how long slots are vacant counts from
+// Awake are the timers of a node that slept: how long slots are as they are counts from
 // when it sees that anew.
 func (t Timers) Awake() Timers {
-	t.Empty, t.Failed = nil, nil
+	t.Empty, t.Failed, t.Preferred, t.Trials = nil, nil, nil, nil
 	return t
 }
 
