@@ -43,6 +43,8 @@ type VM struct {
 
 	Guest guest.Config `json:"guest"`
 
+	// AwaitSecrets: the guest is not configured before it was given its secrets.
+	AwaitSecrets bool `json:"await_secrets,omitempty"`
 	// Secrets are what the guest finds in guest.SecretsDir before its entrypoint
 	// starts, by name, and whenever they change. They are held in memory only, here
 	// and in the shim. nil: not known, and a guest that runs keeps those it has.

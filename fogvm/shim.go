@@ -137,7 +137,7 @@ func openShimFiles(dir string) (*shim, func(), error) {
 	s.log = slog.New(slog.NewTextHandler(logFile, nil))
 	s.keys = s.spec.VM.Guest.SSHKeys
 	s.fence.on, s.fence.news = s.spec.VM.Fenced, make(chan struct{}, 1)
-	if s.spec.AwaitSecrets {
+	if s.spec.VM.AwaitSecrets {
 		s.given = make(chan struct{})
 	}
 	s.status = Status{ID: s.spec.VM.ID, Incarnation: s.spec.VM.Incarnation, Restart: s.spec.VM.Restart,

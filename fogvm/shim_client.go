@@ -71,8 +71,7 @@ func (q *qemuHypervisor) start(ctx context.Context, dir string, vm VM) (instance
 	if err != nil {
 		return nil, err
 	}
-	spec := shimSpec{VM: vm, QEMU: binary, Accel: q.accels, Initramfs: image, UID: uid, GID: gid, StopTimeout: q.cfg.StopTimeout,
-		AwaitSecrets: len(vm.Secrets) > 0}
+	spec := shimSpec{VM: vm, QEMU: binary, Accel: q.accels, Initramfs: image, UID: uid, GID: gid, StopTimeout: q.cfg.StopTimeout}
 	if err := saveJSONFile(filepath.Join(dir, specFile), spec); err != nil {
 		return nil, err
 	}

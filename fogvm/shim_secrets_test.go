@@ -97,7 +97,7 @@ const hunter = "aHVudGVyMg==" // "hunter2", as it would be in a file of JSON
 // again when it boots again, and they are in no file of the run directory.
 func TestSecretsComeBeforeTheConfiguration(t *testing.T) {
 	s := &shim{dir: t.TempDir(), log: testLogger(t), given: make(chan struct{})}
-	s.spec = shimSpec{VM: VM{ID: "web-0", Secrets: []guest.Secret{{Name: "DB", Value: []byte("hunter2")}}}, AwaitSecrets: true}
+	s.spec = shimSpec{VM: VM{ID: "web-0", AwaitSecrets: true, Secrets: []guest.Secret{{Name: "DB", Value: []byte("hunter2")}}}}
 	if err := saveJSONFile(filepath.Join(s.dir, specFile), s.spec); err != nil {
 		t.Fatal(err)
 	}

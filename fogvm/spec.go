@@ -30,8 +30,6 @@ type shimSpec struct {
 	UID         uint32        `json:"uid,omitempty"` // QEMU's; 0: as the shim
 	GID         uint32        `json:"gid,omitempty"`
 	StopTimeout time.Duration `json:"stop_timeout"`
-	// AwaitSecrets: the guest is not configured before it was given secrets.
-	AwaitSecrets bool `json:"await_secrets,omitempty"`
 }
 
 // writeJSONFile replaces a file atomically for who reads it. It is not durable:

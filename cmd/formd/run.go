@@ -31,6 +31,7 @@ import (
 	"github.com/formthefog/formation/fogvm"
 	"github.com/formthefog/formation/fogvm/boottime"
 	"github.com/formthefog/formation/fogvm/reconcile"
+	"github.com/formthefog/formation/fogvm/reconcile/plan"
 	"github.com/formthefog/formation/p2p"
 	"github.com/formthefog/formation/store"
 )
@@ -113,6 +114,7 @@ type formd struct {
 	node      *p2p.Node
 	vms       *fogvm.Manager
 	prober    *reconcile.Prober
+	vault     *reconcile.Vault
 	rec       *reconcile.Reconciler
 	register  crdt.Node
 	warnings  []string
@@ -297,8 +299,13 @@ func (d *formd) openReconciler() error {
 	d.prober = reconcile.NewProber(reconcile.ProberConfig{
 		Self: d.id.self(), Streams: d.node, View: d.state.View, Logger: d.log.With("part", "live"),
 	})
+	d.vault = reconcile.NewVault(reconcile.VaultConfig{
+		Key: d.id.Key, Streams: d.node, View: d.state.View,
+		World:  func() plan.World { return d.rec.WorldOf(d.state.View()) },
+		Logger: d.log.With("part", "secrets"),
+	})
 	d.rec, err = reconcile.New(reconcile.Config{
-		Self: d.id.self(), State: d.state, Loaded: d.state.View(), Content: d.store, Keeper: d.store, VMs: d.vms, Liveness: d.prober,
+		Self: d.id.self(), State: d.state, Loaded: d.state.View(), Content: d.store, Keeper: d.store, VMs: d.vms, Liveness: d.prober, Vault: d.vault,
 		Dir: d.path("reconcile"), Node: d.register, Addrs: d.node.Addrs, Accepts: d.accept.accepts,
 		AcceptLabel: d.accept.label, TakeoverDelay: time.Duration(d.cfg.TakeoverDelay),
 		Hysteresis: hysteresis(d.cfg),
@@ -399,6 +406,7 @@ func (d *formd) serve(ctx context.Context) error {
 
 	above, workCtx := errgroup.WithContext(ctx)
 	above.Go(func() error { return named("liveness", d.prober.Run(workCtx)) })
+	above.Go(func() error { return named("secrets", d.vault.Run(workCtx)) })
 	above.Go(func() error { return named("reconciler", d.rec.Run(workCtx)) })
 	above.Go(func() error { d.age(workCtx); return nil })
 	for _, s := range d.servers {

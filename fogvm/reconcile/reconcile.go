@@ -21,6 +21,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -96,6 +97,9 @@ type Config struct {
 	// are filled in.
 	Node  crdt.Node
 	Addrs func() []string
+
+	// Vault has the secrets of instances; without one, what has secrets waits.
+	Vault *Vault
 
 	// Accepts says whose instances may run here; nil accepts everybody. Kick
 	// makes a change of its answer take effect.
@@ -245,6 +249,10 @@ func (r *Reconciler) loop(ctx context.Context) error {
 	timer := time.NewTimer(refresh)
 	defer timer.Stop()
 	synced := r.cfg.State.Synced(0)
+	var secrets <-chan struct{}
+	if r.cfg.Vault != nil {
+		secrets = r.cfg.Vault.Changed()
+	}
 	var view *crdt.View
 	for {
 		if r.slept() {
@@ -277,6 +285,7 @@ func (r *Reconciler) loop(ctx context.Context) error {
 			r.setDeciding(true)
 		case <-r.vigil.Changed():
 		case <-r.cfg.VMs.Changed():
+		case <-secrets:
 		case <-r.cfg.Liveness.Changed():
 		case <-r.kick:
 		case <-timer.C:
@@ -337,7 +346,7 @@ func (r *Reconciler) step(ctx context.Context, view *crdt.View) (time.Duration, 
 	}
 	out := plan.Plan(plan.Input{
 		Now: r.cfg.Now(), Self: r.cfg.Self, World: ranked, VMs: r.vmStatus(),
-		Packs: r.packs.status(relevant(w, r.cfg.Self)), Accepts: r.cfg.Accepts,
+		Packs: r.packs.status(relevant(w, r.cfg.Self)), Accepts: r.cfg.Accepts, Secrets: r.wantSecrets(view, w),
 		TakeoverDelay: r.cfg.TakeoverDelay, Hysteresis: r.cfg.Hysteresis, Timers: r.timers,
 	})
 	if !r.awake() {
@@ -356,6 +365,29 @@ func (r *Reconciler) step(ctx context.Context, view *crdt.View) (time.Duration, 
 		out.VMs = r.present(out.VMs)
 	}
 	return out.Wake, errors.Join(nodeErr, claimErr, r.sync(ctx, w, out.VMs))
+}
+
+// wantSecrets has the vault get the secrets of the instances that this node has
+// claims on. It says which instances' secrets are not all here.
+func (r *Reconciler) wantSecrets(view *crdt.View, w plan.World) map[string]string {
+	var own []string
+	for _, c := range w.Own(r.cfg.Self) {
+		own = append(own, c.Instance)
+	}
+	own = slices.Compact(own)
+	out := map[string]string{}
+	for i := range w.Instances {
+		if id := w.Instances[i].ID; len(view.Secrets(id)) > 0 {
+			out[id] = crdt.AwaitsSecrets
+			if _, ours := slices.BinarySearch(own, id); ours && r.cfg.Vault != nil {
+				delete(out, id)
+			}
+		}
+	}
+	if r.cfg.Vault != nil {
+		maps.Copy(out, r.cfg.Vault.Want(view, w, own))
+	}
+	return out
 }
 
 // isolated stops what must not run where most of its voters do not answer.

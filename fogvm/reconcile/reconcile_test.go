@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -49,6 +50,9 @@ type machine struct {
 	counted *counters
 	rec     *Reconciler
 	prober  *Prober
+	vault   *Vault
+	fake    *fogvm.Fake
+	forged  atomic.Pointer[plan.World] // what the vault is told instead of the truth
 	stop    context.CancelFunc
 	stopped chan error
 }
@@ -76,20 +80,28 @@ func (m *machine) start() {
 	})
 	must(err)
 	m.gate = &gate{State: m.state}
+	m.fake = &fogvm.Fake{Script: func(fogvm.VM) fogvm.FakeRun { return fogvm.FakeRun{ReadyAfter: 50 * time.Millisecond} }}
 	m.vms, err = fogvm.New(fogvm.Config{
-		Dir: filepath.Join(m.dir, "vms"), Driver: fogvm.DriverFake, Logger: slog.New(slog.DiscardHandler),
-		Fake: &fogvm.Fake{Script: func(fogvm.VM) fogvm.FakeRun { return fogvm.FakeRun{ReadyAfter: 50 * time.Millisecond} }},
+		Dir: filepath.Join(m.dir, "vms"), Driver: fogvm.DriverFake, Logger: slog.New(slog.DiscardHandler), Fake: m.fake,
 	})
 	must(err)
 	m.prober = NewProber(ProberConfig{
 		Self: m.key, Streams: m.end, View: m.state.View, Now: m.clock.now,
 		Times: live.Config{Interval: 100 * time.Millisecond, Indirect: 250 * time.Millisecond, Timeout: 500 * time.Millisecond},
 	})
+	m.vault = NewVault(VaultConfig{
+		Key: keyOf(m.n), Now: m.clock.now, Streams: m.end, View: m.state.View, World: func() plan.World {
+			if w := m.forged.Load(); w != nil {
+				return *w
+			}
+			return m.rec.WorldOf(m.state.View())
+		},
+	})
 	m.counted = &counters{VMs: m.vms, Liveness: m.prober}
 	m.rec, err = New(Config{
 		Now:  m.clock.now,
 		Self: m.key, State: m.gate, Loaded: m.state.View(), Content: m.shelf, Keeper: m.shelf,
-		VMs: countedVMs{m.counted}, Liveness: countedLiveness{m.counted},
+		VMs: countedVMs{m.counted}, Liveness: countedLiveness{m.counted}, Vault: m.vault,
 		Dir: filepath.Join(m.dir, "reconcile"), Addrs: func() []string { return nil }, TakeoverDelay: 300 * time.Millisecond,
 		Node: crdt.Node{Total: crdt.Resources{CPUs: 4, Memory: 8 << 30, Disk: 100 << 30}},
 	})
@@ -100,6 +112,7 @@ func (m *machine) start() {
 	g.Go(func() error { return m.state.Run(ctx) })
 	g.Go(func() error { return m.vms.Run(ctx) })
 	g.Go(func() error { return m.prober.Run(ctx) })
+	g.Go(func() error { return m.vault.Run(ctx) })
 	g.Go(func() error { return m.rec.Run(ctx) })
 	go func() { m.stopped <- g.Wait() }()
 }

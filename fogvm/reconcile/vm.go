@@ -90,6 +90,9 @@ func (r *Reconciler) sync(ctx context.Context, w plan.World, want []plan.VM) err
 			}
 		}
 		vm.Run = v.Run
+		if r.cfg.Vault != nil && v.Instance != "" {
+			vm.Secrets, vm.AwaitSecrets = r.cfg.Vault.Secrets(v.Instance)
+		}
 		desired = append(desired, vm)
 	}
 	applied := map[string]fogvm.VM{}

@@ -47,6 +47,9 @@ type Input struct {
 	VMs map[string]VMStatus
 	// Packs are the packs this node has or fetches; an absent entry is Absent.
 	Packs map[string]PackStatus
+	// Secrets says, by instance, why its secrets are not all known here as they
+	// are now; an absent entry: they are, or it has none.
+	Secrets map[string]string
 	// Accepts says whose instances may run here. nil accepts everybody.
 	Accepts func(owner stmt.Key) bool
 	// TakeoverDelay of zero is DefaultTakeoverDelay.

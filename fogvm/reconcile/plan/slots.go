@@ -70,6 +70,19 @@ func (w World) holders(s *crdt.Spec, claims []crdt.Claim, slot int) []crdt.Claim
 	return out
 }
 
+// Keeps says whether a node is the keeper of a slot of s, for all who hold this
+// World's view.
+func (w World) Keeps(s *crdt.Spec, node stmt.Key) bool {
+	claims := w.Claims[s.ID]
+	return slices.ContainsFunc(claims, func(c crdt.Claim) bool {
+		if c.Node != node || c.Slot >= s.Replicas {
+			return false
+		}
+		h := w.holders(s, claims, c.Slot)
+		return len(h) > 0 && h[0].Node == node
+	})
+}
+
 // candidates are the nodes that may run s whatever they have free.
 func (w World) candidates(s *crdt.Spec) []place.Candidate {
 	out := make([]place.Candidate, 0, len(w.Nodes))

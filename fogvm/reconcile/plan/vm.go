@@ -58,12 +58,17 @@ func (p *planner) run(s *crdt.Spec, claims []crdt.Claim, c crdt.Claim) {
 	if p.Packs[s.Pack].State != Complete {
 		p.fetch(s.Pack, true)
 	}
+	if p.Secrets[s.ID] != "" && (!current || vm.Phase == VMStopped) {
+		p.awaitSecrets(s, c, id, vm, there)
+		return
+	}
 	c.Pack, c.SpecGeneration = s.Pack, s.Generation
 	p.out.VMs = append(p.out.VMs, VM{
 		ID: id, Slot: Slot{c.Instance, c.Slot}, Pack: s.Pack, Run: true, Incarnation: incarnation, Restart: restart,
 	})
 	if current {
 		p.observeVM(&c, vm)
+		c.Reason = orElse(c.Reason, p.Secrets[s.ID])
 	} else {
 		c.Phase, c.Ready, c.Reason, c.StartedAt, c.ReadyAt = crdt.ClaimLaunching, false, "", 0, 0
 		c.SSHHostKey, c.MeshKey = "", ""
@@ -114,6 +119,25 @@ func (p *planner) awaitPack(s *crdt.Spec, c crdt.Claim, id string, vm VMStatus, 
 	if pack.Attempts >= fetchAttempts {
 		c.Phase = crdt.ClaimFailed
 	}
+	p.out.Claims = append(p.out.Claims, c)
+}
+
+// awaitSecrets starts nothing while the instance's secrets are not known; a VM
+// that has them runs on meanwhile.
+func (p *planner) awaitSecrets(s *crdt.Spec, c crdt.Claim, id string, vm VMStatus, there bool) {
+	if there && vm.Phase != VMStopped {
+		p.retain(c, id, vm, p.Secrets[s.ID])
+		return
+	}
+	if there {
+		p.out.VMs = append(p.out.VMs, VM{
+			ID: id, Slot: Slot{c.Instance, c.Slot}, Pack: c.Pack, Incarnation: vm.Incarnation, Restart: vm.Restart, Keep: true,
+		})
+	} else {
+		c.Pack = s.Pack
+	}
+	c.Phase, c.Ready, c.Reason, c.StartedAt, c.ReadyAt = crdt.ClaimClaimed, false, p.Secrets[s.ID], 0, 0
+	c.SpecGeneration, c.SSHHostKey, c.MeshKey = s.Generation, "", ""
 	p.out.Claims = append(p.out.Claims, c)
 }
 
