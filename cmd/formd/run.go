@@ -301,7 +301,12 @@ func (d *formd) openReconciler() error {
 	})
 	d.vault = reconcile.NewVault(reconcile.VaultConfig{
 		Key: d.id.Key, Streams: d.node, View: d.state.View,
-		World:  func() plan.World { return d.rec.WorldOf(d.state.View()) },
+		World: func() plan.World {
+			if !d.rec.Deciding() {
+				return plan.World{} // who keeps what is not known
+			}
+			return d.rec.WorldOf(d.state.View())
+		},
 		Logger: d.log.With("part", "secrets"),
 	})
 	d.rec, err = reconcile.New(reconcile.Config{
