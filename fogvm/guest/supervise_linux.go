@@ -14,7 +14,7 @@ import (
 type entrypoint struct {
 	procs  *processes
 	cmd    command
-	env    func() []string // the environment of the next start
+	env    func() []string // the environment of the next start; nil: cmd has it
 	policy string
 	out    io.Writer // entrypoint output, both streams; writes never fail
 	tail   *ring     // for the end of the output in a reason
@@ -73,7 +73,9 @@ func (e *entrypoint) once(ctx context.Context, grace func() time.Duration, start
 		return 0, err
 	}
 	cmd := e.cmd
-	cmd.env = e.env()
+	if e.env != nil {
+		cmd.env = e.env()
+	}
 	cmd.files = []*os.File{null, w, w}
 	pid, exited, err := e.procs.start(cmd)
 	null.Close()
