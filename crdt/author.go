@@ -3,6 +3,7 @@ package crdt
 import (
 	"crypto/ed25519"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -35,12 +36,19 @@ type Author struct {
 // the owner's statements; statements of others and stale ones are ignored, a
 // malformed or forged one is an error.
 func NewAuthor(key ed25519.PrivateKey, network stmt.NetworkID, raws [][]byte) (*Author, error) {
-	return newAuthor(key, network, raws, rand.Reader)
+	return newAuthor(key, stmt.KeyOf(key), network, raws, rand.Reader)
 }
 
-func newAuthor(key ed25519.PrivateKey, network stmt.NetworkID, raws [][]byte, random io.Reader) (*Author, error) {
+// NewDelegate is NewAuthor for another key than the owner's. It can Set those
+// instances that name the key as a delegate, until they have to be re-rooted; all
+// else is ErrNotOwner.
+func NewDelegate(key ed25519.PrivateKey, owner stmt.Key, network stmt.NetworkID, raws [][]byte) (*Author, error) {
+	return newAuthor(key, owner, network, raws, rand.Reader)
+}
+
+func newAuthor(key ed25519.PrivateKey, owner stmt.Key, network stmt.NetworkID, raws [][]byte, random io.Reader) (*Author, error) {
 	a := &Author{
-		Now: time.Now, key: key, owner: stmt.KeyOf(key),
+		Now: time.Now, key: key, owner: owner,
 		// A state of an open network: membership is for the peers to judge.
 		state: NewState(network, stmt.Key{}, NewModel()),
 	}
@@ -55,7 +63,7 @@ func newAuthor(key ed25519.PrivateKey, network stmt.NetworkID, raws [][]byte, ra
 		if err != nil {
 			return nil, fmt.Errorf("author: statement %d: %w", i, err)
 		}
-		if st.Author == a.owner && (st.Kind == stmt.KindOwner || st.Kind == stmt.KindSpec || st.Kind == stmt.KindSecret) {
+		if OwnerOf(st) == a.owner && (st.Kind == stmt.KindOwner || st.Kind == stmt.KindSpec || st.Kind == stmt.KindSecret) {
 			// Stale or early ones are no error: peers hold different sets.
 			_, _ = a.state.applyVerified(st, time.Time{})
 		}
@@ -66,6 +74,17 @@ func newAuthor(key ed25519.PrivateKey, network stmt.NetworkID, raws [][]byte, ra
 // Owner returns the owner's public key.
 func (a *Author) Owner() stmt.Key { return a.owner }
 
+// ErrNotOwner: it takes the owner's key, and the Author has a delegate's.
+var ErrNotOwner = errors.New("crdt: this needs the owner's key")
+
+// asOwner is an error unless the Author has the owner's key.
+func (a *Author) asOwner() error {
+	if key := stmt.KeyOf(a.key); key != a.owner {
+		return fmt.Errorf("%w: %s is not %s", ErrNotOwner, key, a.owner)
+	}
+	return nil
+}
+
 // Instances returns the owner's live instances by ID, as the statements known
 // to this Author have them.
 func (a *Author) Instances() []Spec { return a.state.View().InstancesOf(a.owner) }
@@ -74,6 +93,9 @@ func (a *Author) Instances() []Spec { return a.state.View().InstancesOf(a.owner)
 // ignored. The statements belong together: submit all of them. Errors wrap
 // ErrInvalid, ErrQuota or stmt.ErrTooLarge.
 func (a *Author) Create(spec Spec) (id string, raws [][]byte, err error) {
+	if err := a.asOwner(); err != nil {
+		return "", nil, fmt.Errorf("create: %w", err)
+	}
 	if err := spec.validate(); err != nil {
 		return "", nil, fmt.Errorf("create: %w", err)
 	}
@@ -86,7 +108,7 @@ func (a *Author) Create(spec Spec) (id string, raws [][]byte, err error) {
 	if err != nil {
 		return "", nil, fmt.Errorf("create: %w", err)
 	}
-	st, err := a.newRoot(vals, a.device, counter, 1, 1, nil)
+	st, err := a.newRoot(vals, sortedKeys(spec.Delegates), a.device, counter, 1, 1, nil)
 	if err != nil {
 		return "", nil, fmt.Errorf("create: %w", err)
 	}
@@ -110,8 +132,10 @@ func (a *Author) Create(spec Spec) (id string, raws [][]byte, err error) {
 // leaves alone keep what other devices set at the same time. A change of nothing
 // gives no statements. When the document's history has grown or has been quiet for
 // some minutes, or it is frozen, the statement re-roots it; of two devices that do that at once only one is
-// heard, and the other's Submit fails with ErrStale: load again and repeat. Errors wrap ErrNotFound, ErrInvalid or
-// stmt.ErrTooLarge.
+// heard, and the other's Submit fails with ErrStale: load again and repeat. A
+// delegate cannot re-root: when the document takes no more, and when Delegates are
+// to change, it is told ErrNotOwner. Errors wrap ErrNotFound, ErrInvalid,
+// ErrNotOwner or stmt.ErrTooLarge.
 func (a *Author) Set(id string, mutate func(*Spec)) (raws [][]byte, err error) {
 	old, ok := a.state.View().Instance(id)
 	if !ok || old.Owner != a.owner {
@@ -134,10 +158,11 @@ func (a *Author) Set(id string, mutate func(*Spec)) (raws [][]byte, err error) {
 		return nil, fmt.Errorf("set %s: %w", id, err)
 	}
 	ops := diffValues(before, after)
-	if len(ops) == 0 {
+	spec.Delegates = sortedKeys(spec.Delegates)
+	if len(ops) == 0 && slices.Equal(spec.Delegates, old.Delegates) {
 		return nil, nil
 	}
-	raw, err := a.signSet(id, after, old.Generation, ops)
+	raw, err := a.signSet(id, after, spec.Delegates, old.Generation, ops)
 	if err != nil {
 		return nil, fmt.Errorf("set %s: %w", id, err)
 	}
@@ -147,7 +172,14 @@ func (a *Author) Set(id string, mutate func(*Spec)) (raws [][]byte, err error) {
 	return [][]byte{raw}, nil
 }
 
-func (a *Author) signSet(id string, vals map[string][]byte, generation uint64, ops map[string]stmt.Raw) ([]byte, error) {
+// sortedKeys returns keys ascending, each once.
+func sortedKeys(keys []stmt.Key) []stmt.Key {
+	out := slices.Clone(keys)
+	slices.SortFunc(out, stmt.Key.Compare)
+	return slices.Compact(out)
+}
+
+func (a *Author) signSet(id string, vals map[string][]byte, delegates []stmt.Key, generation uint64, ops map[string]stmt.Raw) ([]byte, error) {
 	docID, err := ParseDocID(id)
 	if err != nil {
 		return nil, err
@@ -156,22 +188,34 @@ func (a *Author) signSet(id string, vals map[string][]byte, generation uint64, o
 	heads := d.heads()
 	// A change that would not fit a root must not be signed either, or the
 	// document could never be re-rooted again.
-	root, err := a.newRoot(vals, d.device, d.counter, d.epoch+1, generation+1, heads[:min(len(heads), stmt.MaxDeps)])
+	root, err := a.newRoot(vals, delegates, d.device, d.counter, d.epoch+1, generation+1, heads[:min(len(heads), stmt.MaxDeps)])
 	if err == nil {
 		err = stmt.Fits(root)
 	}
 	if err != nil {
 		return nil, err
 	}
+	must := d.proof != nil || len(heads) > stmt.MaxDeps || len(ops) > MaxOps || !slices.Equal(delegates, d.delegates)
 	quiet := d.order[len(d.order)-1].time <= a.Now().Add(-rerootQuiet).Unix()
-	if quiet || d.proof != nil || len(d.order) >= RerootChanges || d.bytes >= RerootBytes || len(heads) > stmt.MaxDeps || len(ops) > MaxOps {
+	switch err := a.asOwner(); {
+	case err == nil && (must || quiet || len(d.order) >= RerootChanges || d.bytes >= RerootBytes):
 		return stmt.Sign(a.key, root)
+	case err != nil && (must || d.bytes > MaxDocBytes):
+		return nil, fmt.Errorf("%w: only it can begin the document anew, which now has to be", err)
+	case err != nil:
+		if err := d.allows(stmt.KeyOf(a.key)); err != nil {
+			return nil, err
+		}
 	}
 	var seq uint64
 	for _, h := range heads {
 		seq = max(seq, d.find(h).seqOf(a.actor))
 	}
-	body, err := stmt.Marshal(specBody{Device: d.device, Counter: d.counter, Actor: a.actor, Root: d.root.id, Ops: ops})
+	b := specBody{Device: d.device, Counter: d.counter, Actor: a.actor, Root: d.root.id, Ops: ops}
+	if a.asOwner() != nil {
+		b.Owner = a.owner
+	}
+	body, err := stmt.Marshal(b)
 	if err != nil {
 		return nil, err
 	}
@@ -182,7 +226,7 @@ func (a *Author) signSet(id string, vals map[string][]byte, generation uint64, o
 }
 
 // newRoot is a root with the values of a spec, to be signed.
-func (a *Author) newRoot(vals map[string][]byte, device stmt.Key, counter, epoch, generation uint64, heads []stmt.ID) (stmt.Statement, error) {
+func (a *Author) newRoot(vals map[string][]byte, delegates []stmt.Key, device stmt.Key, counter, epoch, generation uint64, heads []stmt.ID) (stmt.Statement, error) {
 	none := stmt.Statement{}
 	gen, err := stmt.Marshal(generation)
 	if err != nil {
@@ -196,7 +240,10 @@ func (a *Author) newRoot(vals map[string][]byte, device stmt.Key, counter, epoch
 	if len(ops) > MaxOps {
 		return none, fmt.Errorf("%w: %d keys, at most %d (environment and labels count one each)", ErrInvalid, len(ops), MaxOps)
 	}
-	body, err := stmt.Marshal(specBody{Device: device, Counter: counter, Actor: a.actor, Ops: ops})
+	if err := checkDelegates(a.owner, delegates); err != nil {
+		return none, err
+	}
+	body, err := stmt.Marshal(specBody{Device: device, Counter: counter, Actor: a.actor, Ops: ops, Delegates: delegates})
 	if err != nil {
 		return none, err
 	}
@@ -206,8 +253,11 @@ func (a *Author) newRoot(vals map[string][]byte, device stmt.Key, counter, epoch
 	}, nil
 }
 
-// Delete deletes instance id for good. Errors wrap ErrNotFound.
+// Delete deletes instance id for good. Errors wrap ErrNotFound or ErrNotOwner.
 func (a *Author) Delete(id string) (raws [][]byte, err error) {
+	if err := a.asOwner(); err != nil {
+		return nil, fmt.Errorf("delete %s: %w", id, err)
+	}
 	doc, err := ParseDocID(id)
 	if err != nil {
 		return nil, fmt.Errorf("delete %s: %w", id, ErrNotFound)

@@ -93,7 +93,7 @@ func (s *State) buildSpec(d *document) *Spec {
 	if err != nil {
 		return nil
 	}
-	spec := &Spec{ID: d.id.String(), Owner: d.owner, Frozen: d.proof != nil, Epoch: d.epoch}
+	spec := &Spec{ID: d.id.String(), Owner: d.owner, Frozen: d.proof != nil, Epoch: d.epoch, Delegates: d.delegates}
 	spec.setValues(vals)
 	spec.Generation += uint64(len(d.order) - 1)
 	return spec

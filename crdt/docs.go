@@ -25,14 +25,15 @@ type document struct {
 	device  stmt.Key
 	counter uint64
 
-	epoch uint64
-	root  *change
-	order []*change         // by (depth, ID): the root, and every change after its dependencies
-	seen  map[actorSeq]rec  // changes in order, and within MaxDocBytes what else was verified; not the root
-	bytes int               // of order
-	noted int               // bytes of the root and of seen
-	proof []rec             // two statements by which the owner equivocated; frozen if not nil
-	line  map[string][]byte // merged values of a line of more than the root, else nil
+	epoch     uint64
+	root      *change
+	delegates []stmt.Key        // of the root
+	order     []*change         // by (depth, ID): the root, and every change after its dependencies
+	seen      map[actorSeq]rec  // changes in order, and within MaxDocBytes what else was verified; not the root
+	bytes     int               // of order
+	noted     int               // bytes of the root and of seen
+	proof     []rec             // two statements by which the owner equivocated; frozen if not nil
+	line      map[string][]byte // merged values of a line of more than the root, else nil
 }
 
 type change struct {
@@ -118,16 +119,25 @@ func (d *document) held() []rec {
 	return append(out, d.proof...)
 }
 
-func (s *State) applySpec(st *stmt.Statement) (bool, error) {
-	if err := s.authorise(st.Author, st.Kind); err != nil {
-		return false, err
+// allows says whether author may change the document in its epoch.
+func (d *document) allows(author stmt.Key) error {
+	if author == d.owner || slices.Contains(d.delegates, author) {
+		return nil
 	}
+	return fmt.Errorf("%w: %s is no delegate of %s", stmt.ErrAuthority, author, d.id)
+}
+
+func (s *State) applySpec(st *stmt.Statement) (bool, error) {
 	b, c, err := decodeSpec(st)
 	if err != nil {
 		return false, err
 	}
-	id := InstanceID(st.Author, b.Device, b.Counter)
-	if o := s.owners[st.Author]; o != nil && o.dead[id] {
+	owner := ownerOf(st.Author, b.Owner)
+	if err := s.authorise(owner, st.Kind); err != nil {
+		return false, err
+	}
+	id := b.instance(st.Author)
+	if o := s.owners[owner]; o != nil && o.dead[id] {
 		return false, fmt.Errorf("%w: instance %s is deleted", ErrStale, id)
 	}
 	ch := &change{rec: recOf(st), root: b.Root, actor: b.Actor, time: st.Time, deps: c.Deps}
@@ -155,7 +165,7 @@ func (s *State) applyRoot(id DocID, ch *change, b *specBody) (bool, error) {
 	ch.past = []actorSeq{{ch.actor, 1}}
 	d = &document{
 		id: id, owner: ch.author, device: b.Device, counter: b.Counter,
-		epoch: ch.epoch, root: ch, order: []*change{ch},
+		epoch: ch.epoch, root: ch, delegates: b.Delegates, order: []*change{ch},
 		bytes: len(ch.raw), noted: len(ch.raw),
 	}
 	s.docs[id] = d
@@ -168,7 +178,7 @@ func (s *State) applyRoot(id DocID, ch *change, b *specBody) (bool, error) {
 func (s *State) applyChange(id DocID, st *stmt.Statement, ch *change, c Change) (bool, error) {
 	d := s.docs[id]
 	wait := func(what string) (bool, error) {
-		s.pending.add(waitDoc(id), st)
+		s.pending.add(waitDoc(id), st, OwnerOf(st) != st.Author)
 		return false, fmt.Errorf("%w: change of %s: %s", ErrPending, id, what)
 	}
 	switch {
@@ -178,6 +188,9 @@ func (s *State) applyChange(id DocID, st *stmt.Statement, ch *change, c Change) 
 		return false, fmt.Errorf("%w: change of another root of %s", ErrStale, id)
 	case d.proof != nil:
 		return false, fmt.Errorf("%w: %s", ErrFrozen, id)
+	}
+	if err := d.allows(ch.author); err != nil {
+		return false, err
 	}
 	// Two contents for one change are equivocation whether or not either could
 	// be accepted: that way it does not matter which arrives first, or whether

@@ -312,7 +312,7 @@ func (s *State) demote(key stmt.Key) {
 	for _, raw := range out {
 		st, err := stmt.Peek(raw, s.network) // its signature was verified when it came
 		if err == nil && !s.members.isRevoked(key, roleOf(st.Kind)) {
-			s.pending.add(waitAuthor(key), st)
+			s.pending.add(waitAuthor(key), st, st.Author != key)
 		}
 	}
 }

@@ -14,6 +14,9 @@ import (
 const (
 	maxPending       = 4096
 	maxPendingPerKey = 256
+	// maxPendingGuests of a key are by who names another as the owner, which
+	// anybody can: they must not keep out the owner's own.
+	maxPendingGuests = maxPendingPerKey / 2
 )
 
 // waitKey is what a statement waits for: an author's membership or a document.
@@ -36,9 +39,10 @@ type pending struct {
 }
 
 type waiting struct {
-	key waitKey
-	st  *stmt.Statement
-	n   uint64 // arrival number
+	key   waitKey
+	st    *stmt.Statement
+	n     uint64 // arrival number
+	guest bool
 }
 
 func (p *pending) init() {
@@ -46,7 +50,7 @@ func (p *pending) init() {
 	p.order = list.New()
 }
 
-func (p *pending) add(key waitKey, st *stmt.Statement) {
+func (p *pending) add(key waitKey, st *stmt.Statement, guest bool) {
 	m := p.byKey[key]
 	if m == nil {
 		m = map[stmt.ID]*list.Element{}
@@ -55,12 +59,25 @@ func (p *pending) add(key waitKey, st *stmt.Statement) {
 	if _, have := m[st.ID]; have || len(m) >= maxPendingPerKey {
 		return
 	}
+	if guest && len(m) >= maxPendingGuests && p.guests(m) >= maxPendingGuests {
+		return
+	}
 	p.added++
-	m[st.ID] = p.order.PushBack(&waiting{key, st, p.added})
+	m[st.ID] = p.order.PushBack(&waiting{key, st, p.added, guest})
 	p.count++
 	if p.count > maxPending {
 		p.remove(p.order.Front())
 	}
+}
+
+func (p *pending) guests(m map[stmt.ID]*list.Element) int {
+	n := 0
+	for _, e := range m { // any order: only counted
+		if e.Value.(*waiting).guest {
+			n++
+		}
+	}
+	return n
 }
 
 func (p *pending) remove(e *list.Element) {

@@ -25,6 +25,8 @@ const (
 	// Tombstones of dropped claims count until their instance is deleted, or the
 	// node raises the floor over them.
 	MaxClaimsPerNode = 4096
+	// MaxDelegates is how many keys beside its owner's may change one instance.
+	MaxDelegates = 8
 	// MaxBasesPerPublisher is how many base names one key may publish.
 	MaxBasesPerPublisher = 64
 	// MaxReplicas bounds a slot number and Spec.Replicas (CONTRACT, Formfile).
@@ -138,6 +140,10 @@ type Spec struct {
 	// raises it with every change of Voters.
 	Term uint64
 	GPU  string // "model[:n]"; "" = none
+
+	// Delegates are keys beside the owner's that may change the instance, but not
+	// delete it, nor say who its delegates are. An Author sorts them.
+	Delegates []stmt.Key
 
 	// Unknown holds the keys this version does not know, as canonical CBOR.
 	// An Author keeps them.

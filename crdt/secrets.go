@@ -132,7 +132,7 @@ func (s *State) applySecret(st *stmt.Statement) (bool, error) {
 		return false, fmt.Errorf("%w: instance %s is deleted", ErrStale, id)
 	}
 	if s.docs[id] == nil {
-		s.pending.add(waitDoc(id), st)
+		s.pending.add(waitDoc(id), st, false)
 		return false, fmt.Errorf("%w: secret %s of %s", ErrPending, b.Name, id)
 	}
 	held := s.secrets[id]
@@ -255,6 +255,9 @@ func (a *Author) RemoveSecret(id, name string) (raws [][]byte, err error) {
 
 func (a *Author) signSecret(id string, b secretBody) ([][]byte, error) {
 	spec, ok := a.state.View().Instance(id)
+	if err := a.asOwner(); err != nil {
+		return nil, fmt.Errorf("secret %s of %s: %w", b.Name, id, err)
+	}
 	if !ok || spec.Owner != a.owner {
 		return nil, ErrNotFound
 	}

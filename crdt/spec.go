@@ -47,21 +47,95 @@ type specBody struct {
 	Actor   ActorID             `cbor:"act"`
 	Root    stmt.ID             `cbor:"root,omitzero"` // the epoch's root; absent in a root
 	Ops     map[string]stmt.Raw `cbor:"ops"`
+	// Delegates are the keys beside the owner's that may change the document in
+	// the epoch of this root, ascending; only in a root, and so signed by the owner.
+	Delegates []stmt.Key `cbor:"delegates,omitempty"`
+	// Owner is whose instance a delegate changes; absent in what the owner signs.
+	Owner stmt.Key `cbor:"own,omitzero"`
 }
 
 func (b *specBody) isRoot() bool { return b.Root == stmt.ID{} }
 
-// specSubject returns which instance a spec statement is about; what it says of
-// it is looked at when its signature was.
-func specSubject(st *stmt.Statement) (DocID, error) {
+func (b *specBody) instance(author stmt.Key) DocID {
+	return InstanceID(ownerOf(author, b.Owner), b.Device, b.Counter)
+}
+
+// ownerOf is whose statement one by author is that names own.
+func ownerOf(author, own stmt.Key) stmt.Key {
+	if own.IsZero() {
+		return author
+	}
+	return own
+}
+
+// OwnerOf returns whose desired state an owner, spec or secret statement is about:
+// its author's, or that of the owner whom a delegate names.
+func OwnerOf(st *stmt.Statement) stmt.Key {
+	if st.Kind != stmt.KindSpec {
+		return st.Author
+	}
+	var b struct {
+		Owner stmt.Key `cbor:"own"`
+	}
+	if stmt.Unmarshal(st.Body, &b) != nil {
+		return st.Author // refused for that later
+	}
+	return ownerOf(st.Author, b.Owner)
+}
+
+func (b *specBody) check(st *stmt.Statement) error {
+	switch {
+	case st.Epoch < 1 || st.Seq < 1:
+		return fmt.Errorf("%w: epoch %d, seq %d", ErrInvalid, st.Epoch, st.Seq)
+	case b.isRoot() && st.Seq != 1:
+		return fmt.Errorf("%w: root with seq %d", ErrInvalid, st.Seq)
+	case b.isRoot() && !b.Owner.IsZero():
+		return fmt.Errorf("%w: root by a delegate", ErrInvalid)
+	case b.Owner == st.Author:
+		return fmt.Errorf("%w: the owner is its own delegate", ErrInvalid)
+	case !b.isRoot() && len(st.Deps) == 0:
+		return fmt.Errorf("%w: change without dependencies", ErrInvalid)
+	case !b.isRoot() && len(b.Delegates) > 0:
+		return fmt.Errorf("%w: delegates in a change", ErrInvalid)
+	case len(b.Ops) == 0 || len(b.Ops) > MaxOps:
+		return fmt.Errorf("%w: %d ops", ErrInvalid, len(b.Ops))
+	}
+	return checkDelegates(st.Author, b.Delegates)
+}
+
+func checkDelegates(owner stmt.Key, keys []stmt.Key) error {
+	if len(keys) > MaxDelegates {
+		return fmt.Errorf("%w: %d delegates, at most %d", ErrInvalid, len(keys), MaxDelegates)
+	}
+	for i, k := range keys {
+		if k.IsZero() || k == owner || i > 0 && keys[i-1].Compare(k) >= 0 {
+			return fmt.Errorf("%w: delegates out of order, repeated, or the owner", ErrInvalid)
+		}
+	}
+	return nil
+}
+
+// precheckSpec looks at which instance and epoch a spec statement is about; what
+// it says of it is looked at when its signature was.
+func (s *State) precheckSpec(st *stmt.Statement) error {
 	var b struct {
 		Device  stmt.Key `cbor:"dev"`
 		Counter uint64   `cbor:"ctr"`
+		Root    stmt.ID  `cbor:"root"`
+		Owner   stmt.Key `cbor:"own"`
 	}
 	if err := stmt.Unmarshal(st.Body, &b); err != nil {
-		return DocID{}, fmt.Errorf("%w: %w", ErrInvalid, err)
+		return fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
-	return InstanceID(st.Author, b.Device, b.Counter), nil
+	d := s.docs[InstanceID(ownerOf(st.Author, b.Owner), b.Device, b.Counter)]
+	switch {
+	case d == nil:
+	case st.Epoch < d.epoch:
+		return fmt.Errorf("%w: epoch %d of %s", ErrStale, st.Epoch, d.id)
+	case st.Epoch == d.epoch && b.Root == d.root.id:
+		return d.allows(st.Author)
+	}
+	return nil
 }
 
 // decodeSpec checks everything about a spec statement that needs no state.
@@ -70,15 +144,8 @@ func decodeSpec(st *stmt.Statement) (*specBody, Change, error) {
 	if err := stmt.Unmarshal(st.Body, &b); err != nil {
 		return nil, Change{}, fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
-	switch {
-	case st.Epoch < 1 || st.Seq < 1:
-		return nil, Change{}, fmt.Errorf("%w: epoch %d, seq %d", ErrInvalid, st.Epoch, st.Seq)
-	case b.isRoot() && st.Seq != 1:
-		return nil, Change{}, fmt.Errorf("%w: root with seq %d", ErrInvalid, st.Seq)
-	case !b.isRoot() && len(st.Deps) == 0:
-		return nil, Change{}, fmt.Errorf("%w: change without dependencies", ErrInvalid)
-	case len(b.Ops) == 0 || len(b.Ops) > MaxOps:
-		return nil, Change{}, fmt.Errorf("%w: %d ops", ErrInvalid, len(b.Ops))
+	if err := b.check(st); err != nil {
+		return nil, Change{}, err
 	}
 	c := Change{ID: st.ID, Actor: b.Actor, Seq: st.Seq, Time: st.Time}
 	if !b.isRoot() {
@@ -222,6 +289,7 @@ func setText(m *map[string]string, key string, raw []byte, good func(k, v string
 func (s *Spec) clone() Spec {
 	c := *s
 	c.Env, c.Labels, c.Unknown = maps.Clone(s.Env), maps.Clone(s.Labels), maps.Clone(s.Unknown)
+	c.Delegates = slices.Clone(s.Delegates)
 	c.SSHKeys, c.Expose, c.Operators = slices.Clone(s.SSHKeys), slices.Clone(s.Expose), slices.Clone(s.Operators)
 	c.Voters = slices.Clone(s.Voters)
 	return c

@@ -167,13 +167,7 @@ func (s *State) precheck(st *stmt.Statement) error {
 			return fmt.Errorf("%w: claim of %s", ErrStale, st.Author)
 		}
 	case stmt.KindSpec:
-		id, err := specSubject(st)
-		if err != nil {
-			return err
-		}
-		if d := s.docs[id]; d != nil && st.Epoch < d.epoch {
-			return fmt.Errorf("%w: epoch %d of %s", ErrStale, st.Epoch, id)
-		}
+		return s.precheckSpec(st)
 	case stmt.KindSecret:
 		return s.precheckSecret(st)
 	case stmt.KindMember, stmt.KindOwner, stmt.KindBase:
@@ -241,7 +235,7 @@ func (s *State) applyOne(st *stmt.Statement, now time.Time) (changed bool, err e
 		return false, fmt.Errorf("%w: %q is not a kind of state", ErrInvalid, st.Kind)
 	}
 	if errors.Is(err, ErrNotMember) {
-		s.pending.add(waitAuthor(st.Author), st)
+		s.pending.add(waitAuthor(OwnerOf(st)), st, OwnerOf(st) != st.Author)
 	}
 	return changed, err
 }

@@ -244,7 +244,7 @@ func TestEquivocationFreezes(t *testing.T) {
 	}
 	// Two authors with one actor: a device restored from a backup.
 	twin := func(replicas int) [][]byte {
-		b, err := newAuthor(keyOf("olga"), w.net, created, seeded(99))
+		b, err := newAuthor(keyOf("olga"), pub("olga"), w.net, created, seeded(99))
 		if err != nil {
 			t.Fatal(err)
 		}

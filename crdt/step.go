@@ -56,5 +56,5 @@ func (s *State) Converse(rw io.ReadWriter, initiator bool, got func(raws [][]byt
 // NewAuthorFrom is [NewAuthor] with the randomness, for its device and actor,
 // handed in. Whoever draws the same twice for one owner equivocates.
 func NewAuthorFrom(key ed25519.PrivateKey, network stmt.NetworkID, raws [][]byte, random io.Reader) (*Author, error) {
-	return newAuthor(key, network, raws, random)
+	return newAuthor(key, stmt.KeyOf(key), network, raws, random)
 }

@@ -102,6 +102,17 @@ func makeVectors(t *testing.T) vectorFile {
 		t.Fatal(err)
 	}
 	add("spec change", "olga", set[0])
+	dw := newWorld(t)
+	_, droot, err := dw.author("olga", nil).Create(Spec{Name: "shared", Delegates: []stmt.Key{pub("dee")}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	dset, err := dw.delegate("dee", "olga", droot).Set(mustInstance(t, droot, dw), func(s *Spec) { s.Replicas = 2 })
+	if err != nil {
+		t.Fatal(err)
+	}
+	add("spec root with a delegate", "olga", droot[1])
+	add("spec change by a delegate", "dee", dset[0])
 	secret, err := a.SetSecret(id, Secret{Name: "DB_PASSWORD", Env: true, Sum: [32]byte{1}, Box: []byte("age ciphertext"), To: []stmt.Key{pub("n1")}})
 	if err != nil {
 		t.Fatal(err)
@@ -132,6 +143,20 @@ func makeVectors(t *testing.T) vectorFile {
 		plain([]string{"anti-entropy, initiator says", "anti-entropy, responder says"}[i], b)
 	}
 	return f
+}
+
+// mustInstance is the instance of a root, the second of two statements.
+func mustInstance(t *testing.T, raws [][]byte, w *world) string {
+	t.Helper()
+	st, err := stmt.Peek(raws[1], w.net)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, _, err := decodeSpec(st)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b.instance(st.Author).String()
 }
 
 // transcript holds one session and returns what each side said.

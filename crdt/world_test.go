@@ -3,6 +3,7 @@ package crdt
 import (
 	"crypto/ed25519"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -65,9 +66,12 @@ func (w *world) admit(name string, role stmt.Role) []byte {
 	return w.member(stmt.MemberBody{Key: pub(name), Role: role})
 }
 
-func (w *world) author(name string, raws [][]byte) *Author {
+func (w *world) author(name string, raws [][]byte) *Author { return w.delegate(name, name, raws) }
+
+// delegate is an author of owner's with the key of name.
+func (w *world) delegate(name, owner string, raws [][]byte) *Author {
 	w.authors++
-	a, err := newAuthor(keyOf(name), w.net, raws, seeded(w.authors))
+	a, err := newAuthor(keyOf(name), pub(owner), w.net, raws, seeded(w.authors))
 	if err != nil {
 		w.t.Fatalf("author: %v", err)
 	}
@@ -168,19 +172,22 @@ func history(t *rapid.T, withdraw bool) *world {
 	}
 	authors := map[string][]*Author{}
 	for _, o := range owners {
-		authors[o] = []*Author{w.author(o, nil), w.author(o, nil)}
+		authors[o] = []*Author{w.author(o, nil), w.author(o, nil), w.delegate("dee", o, nil)}
 	}
 	var ids []string
 	epoch, floors := map[string]uint64{}, map[string]mark{}
 	for range rapid.IntRange(1, 40).Draw(t, "steps") {
 		owner := rapid.SampledFrom(owners).Draw(t, "owner")
 		node := rapid.SampledFrom(nodes).Draw(t, "node")
-		dev := rapid.IntRange(0, 1).Draw(t, "device")
+		dev := rapid.IntRange(0, 2).Draw(t, "device")
 		a := authors[owner][dev]
 		w.seq++
 		switch rapid.IntRange(0, 15).Draw(t, "what") {
 		case 0, 1:
-			id, raws, err := a.Create(Spec{Name: fmt.Sprintf("app-%d", len(ids)), Replicas: 2})
+			id, raws, err := a.Create(Spec{Name: fmt.Sprintf("app-%d", len(ids)), Replicas: 2, Delegates: []stmt.Key{pub("dee")}})
+			if dev == 2 && errors.Is(err, ErrNotOwner) {
+				continue
+			}
 			if err != nil {
 				t.Fatalf("create: %v", err)
 			}
@@ -197,13 +204,19 @@ func history(t *rapid.T, withdraw bool) *world {
 				if n > 2 {
 					s.Env = map[string]string{fmt.Sprint("K", n): fmt.Sprint(n)}
 				}
+				if n == 4 && dev < 2 {
+					s.Delegates = []stmt.Key{pub("dan"), pub("dee")}[n%2+dev:]
+				}
 			})
+			if dev == 2 && (errors.Is(err, ErrNotOwner) || errors.Is(err, stmt.ErrAuthority)) {
+				continue
+			}
 			if err != nil {
 				t.Fatalf("set: %v", err)
 			}
 			w.raws = append(w.raws, raws...)
 		case 6:
-			if mine := a.Instances(); len(mine) > 0 {
+			if mine := a.Instances(); len(mine) > 0 && dev < 2 {
 				raws, err := a.Delete(mine[rapid.IntRange(0, len(mine)-1).Draw(t, "instance")].ID)
 				if err != nil {
 					t.Fatalf("delete: %v", err)
@@ -211,7 +224,7 @@ func history(t *rapid.T, withdraw bool) *world {
 				w.raws = append(w.raws, raws...)
 			}
 		case 7, 8: // the device sees all there is, as a new run of the CLI
-			authors[owner][dev] = w.author(owner, w.raws)
+			authors[owner][dev] = w.delegate([]string{owner, owner, "dee"}[dev], owner, w.raws)
 		case 9:
 			if rapid.Bool().Draw(t, "reboot") {
 				epoch[node]++
@@ -244,7 +257,7 @@ func history(t *rapid.T, withdraw bool) *world {
 				w.member(stmt.MemberBody{Key: pub(node), Role: stmt.RoleNode, Operator: pub("op")})
 			}
 		case 14, 15:
-			if mine := a.Instances(); len(mine) > 0 {
+			if mine := a.Instances(); len(mine) > 0 && dev < 2 {
 				w.drawSecret(t, a, mine[rapid.IntRange(0, len(mine)-1).Draw(t, "instance")].ID)
 			}
 		case 13:

@@ -31,7 +31,7 @@ func (s *submitter) Submit(ctx context.Context, raws ...[]byte) ([]stmt.ID, erro
 		}
 		switch st.Kind {
 		case stmt.KindOwner, stmt.KindSpec, stmt.KindSecret:
-			if api.CallerOf(ctx).Local {
+			if api.CallerOf(ctx).Local && crdt.OwnerOf(st) == st.Author { // a delegate operates nothing
 				if err := s.adopt(ctx, st.Author); err != nil {
 					return nil, err
 				}
