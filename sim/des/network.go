@@ -19,12 +19,13 @@ type Class uint8
 // The classes of messages.
 const (
 	Probes Class = iota
+	Hints
 	Gossip
 	AntiEntropy
 	Classes // how many there are
 )
 
-func (c Class) String() string { return [...]string{"probes", "gossip", "anti-entropy"}[c] }
+func (c Class) String() string { return [...]string{"probes", "hints", "gossip", "anti-entropy"}[c] }
 
 // Traffic is what was sent.
 type Traffic struct{ Messages, Bytes uint64 }

@@ -167,6 +167,8 @@ func (n *node) handle(e *event) {
 	case evResume:
 	case evGossip:
 		n.gossip(e)
+	case evHint:
+		n.hint(e)
 	case evGive:
 		n.give(e)
 	case evPing, evEcho, evVia, evViaEcho:

@@ -31,7 +31,7 @@ func (n *node) tick() {
 	n.after(probeTick, evTick, 0, 0, nil)
 	if n.ticks%peersEvery == 0 && n.unwatched {
 		n.unwatched = false
-		n.step(live.Peers{All: n.keys(), Interest: n.interest})
+		n.step(live.Peers{All: n.keys(), Interest: n.interest, Epochs: n.view().epochs})
 		for k := range n.dead { // any order: each by itself
 			if n.detect.Status(k).State != live.Dead {
 				delete(n.dead, k)
@@ -55,6 +55,8 @@ func (n *node) step(ev live.Event) {
 			for _, k := range e.Via {
 				n.tell(Probes, viaSize, evVia, n.sim.index[k], int64(n.sim.index[e.Target]), int64(n.sim.now))
 			}
+		case live.Tell:
+			n.spread(e.Hint)
 		case live.Changed:
 			n.note(e)
 		default:

@@ -18,6 +18,7 @@ const (
 	evViaEnd                // a helper gives up; a: nonce
 	evResume                // a paused node goes on
 	evGossip                // message: statements
+	evHint                  // message; a: of whom, b: what
 	evGive                  // message: statements by anti-entropy
 	evPing                  // message; a: nonce
 	evEcho                  // message; a: nonce
@@ -28,7 +29,7 @@ const (
 
 var kindNames = [...]string{
 	"tick", "plan", "committed", "flush", "sync", "wake", "refresh", "vm", "pack", "via-end", "resume",
-	"gossip", "give", "ping", "echo", "via", "via-echo", "do",
+	"gossip", "hint", "give", "ping", "echo", "via", "via-echo", "do",
 }
 
 func (k kind) String() string { return kindNames[k] }

@@ -12,10 +12,11 @@ import (
 // worldView is what decisions read of one View, made once for all nodes that
 // hold its state.
 type worldView struct {
-	view  *crdt.View
-	world plan.World
-	keys  []stmt.Key
-	alien map[stmt.Key]bool // have claims on instances that the view does not know
+	view   *crdt.View
+	world  plan.World
+	keys   []stmt.Key
+	epochs map[stmt.Key]uint64 // boot epochs
+	alien  map[stmt.Key]bool   // have claims on instances that the view does not know
 }
 
 // view is what n holds.
@@ -25,9 +26,10 @@ func (n *node) view() *worldView {
 		return h.world
 	}
 	v := h.state.View()
-	w := &worldView{view: v, world: plan.WorldOf(v, stmt.Key{}, nil), alien: map[stmt.Key]bool{}}
+	w := &worldView{view: v, world: plan.WorldOf(v, stmt.Key{}, nil), alien: map[stmt.Key]bool{}, epochs: map[stmt.Key]uint64{}}
 	for _, node := range v.Nodes() {
 		w.keys = append(w.keys, node.Key)
+		w.epochs[node.Key] = node.Epoch
 		for _, c := range v.ClaimsBy(node.Key) {
 			if _, known := w.world.Claims[c.Instance]; !known {
 				w.alien[node.Key] = true
