@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math/bits"
 	"slices"
 
 	"github.com/formthefog/formation/crdt/stmt"
@@ -21,10 +20,16 @@ import (
 const (
 	aeProto        = "ae/1"
 	maxAEFrame     = 64 << 10
-	maxAEBits      = 12      // 4096 buckets of 8 bytes: 32 KiB
-	maxAEEntries   = 1 << 16 // entries, wants and gives of one session
-	aeBucketTarget = 8       // entries per bucket that are aimed at
+	maxAEBits      = 10      // of the first level: 1024 buckets of 8 bytes
+	maxAESub       = 1 << 17 // buckets of the second level: 1 MiB of digests
+	maxSubBits     = 17      // what that takes below one bucket
+	maxAEEntries   = 1 << 15 // entries, wants and gives of one session
+	maxAESnapshot  = 1 << 20 // statements of a snapshot
+	aeBucketTarget = 4       // entries per bucket of the second level that are aimed at
 	aeBatch        = 48 << 10
+	// aeBehind is how many times more a peer must hold for all of it to be asked
+	// for instead of the difference.
+	aeBehind = 16
 )
 
 // errAEProtocol is wrapped by every error that is the peer's fault.
@@ -32,16 +37,17 @@ var errAEProtocol = errors.New("crdt: anti-entropy: peer broke the protocol")
 
 // aeFrame is every message of the protocol; each step uses its own fields.
 type aeFrame struct {
-	Count   int       `cbor:"n,omitempty"` // 1: how many entries the sender holds
-	Digest  []byte    `cbor:"h,omitempty"` // 1: digest of all of them
-	Bits    int       `cbor:"k,omitempty"` // 2: number of leading subject bits
-	Buckets []byte    `cbor:"b,omitempty"` // 2: 8 bytes of digest per bucket
-	Differ  []byte    `cbor:"d,omitempty"` // 3: bitmap of buckets that differ
-	Entries []entry   `cbor:"e,omitempty"` // 3: the responder's entries in them
-	Cut     bool      `cbor:"c,omitempty"` // 3, last frame: entries after the last subject are left out
-	Raws    [][]byte  `cbor:"r,omitempty"` // 4, 5: statements
-	Want    []shortID `cbor:"w,omitempty"` // 4: what the initiator asks for
-	More    bool      `cbor:"m,omitempty"` // 3, 4, 5: further frames of this step follow
+	Count    int       `cbor:"n,omitempty"` // 1: how many entries the sender holds
+	Digest   []byte    `cbor:"h,omitempty"` // 1: digest of all of them
+	Snapshot bool      `cbor:"s,omitempty"` // 2: the initiator asks for everything
+	Bits     int       `cbor:"k,omitempty"` // 2, 4: number of leading subject bits, and of further ones
+	Buckets  []byte    `cbor:"b,omitempty"` // 2, 4: 8 bytes of digest per bucket
+	Differ   []byte    `cbor:"d,omitempty"` // 3, 5: bitmap of buckets that differ
+	Entries  []entry   `cbor:"e,omitempty"` // 5: the responder's entries in them
+	Cut      bool      `cbor:"c,omitempty"` // 5, last frame: entries after the last subject are left out
+	Raws     [][]byte  `cbor:"r,omitempty"` // 6, 7: statements
+	Want     []shortID `cbor:"w,omitempty"` // 6: what the initiator asks for
+	More     bool      `cbor:"m,omitempty"` // 4 to 7: further frames of this step follow
 }
 
 // aeSession is one side of a conversation.
@@ -50,15 +56,17 @@ type aeSession struct {
 	idx *index
 	// apply merges statements of the peer; an error ends the session.
 	apply func(raws [][]byte) error
-	// touch is called before every frame, to move deadlines.
-	touch func()
+	// touch is called before every frame with how many bytes have moved so far, to
+	// set deadlines.
+	touch func(moved int)
 
+	moved          int // bytes, both ways
 	sent, received int // statements
 	news           int // of those received, and of those that waited for them
 }
 
 func (s *aeSession) send(f aeFrame) error {
-	s.touch()
+	s.touch(s.moved)
 	b, err := stmt.Marshal(f)
 	if err != nil {
 		return err
@@ -67,11 +75,12 @@ func (s *aeSession) send(f aeFrame) error {
 		return fmt.Errorf("anti-entropy frame of %d bytes", len(b))
 	}
 	_, err = s.rw.Write(append(binary.BigEndian.AppendUint32(nil, uint32(len(b))), b...))
+	s.moved += len(b)
 	return err
 }
 
 func (s *aeSession) receive() (aeFrame, error) {
-	s.touch()
+	s.touch(s.moved)
 	var h [4]byte
 	if _, err := io.ReadFull(s.rw, h[:]); err != nil {
 		return aeFrame{}, err
@@ -84,6 +93,7 @@ func (s *aeSession) receive() (aeFrame, error) {
 	if _, err := io.ReadFull(s.rw, b); err != nil {
 		return aeFrame{}, err
 	}
+	s.moved += len(b)
 	return decodeAEFrame(b)
 }
 
@@ -101,7 +111,7 @@ func decodeAEFrame(b []byte) (aeFrame, error) {
 // initiate runs the side that opened the stream. again says that a bound was
 // met and another session would find more.
 func (s *aeSession) initiate() (again bool, err error) {
-	mine := digest(s.idx.items)
+	mine := s.idx.all()
 	if err := s.send(aeFrame{Count: len(s.idx.items), Digest: mine[:]}); err != nil {
 		return false, err
 	}
@@ -109,19 +119,22 @@ func (s *aeSession) initiate() (again bool, err error) {
 	if err != nil || string(theirs.Digest) == string(mine[:]) {
 		return false, err
 	}
-	k := aeBits(max(len(s.idx.items), theirs.Count))
-	if err := s.send(aeFrame{Bits: k, Buckets: s.buckets(k)}); err != nil {
+	if theirs.Count/aeBehind >= len(s.idx.items) && theirs.Count >= aeBehind {
+		return s.takeSnapshot()
+	}
+	l := levels{k: firstBits(max(len(s.idx.items), theirs.Count))}
+	if err := s.sendBuckets(max(len(s.idx.items), theirs.Count), &l); err != nil {
 		return false, err
 	}
-	differ, entries, cut, err := s.receiveEntries(k)
+	entries, cut, err := s.receiveEntries(&l)
 	if err != nil {
 		return false, err
 	}
-	give, want, over := s.compare(k, differ, entries, cut)
+	give, want, over := s.compare(&l, entries, cut)
 	if err := s.sendRaws(give, want); err != nil {
 		return false, err
 	}
-	if err := s.receiveRaws(3*len(want)+1, nil); err != nil {
+	if err := s.receiveRaws(3*len(want)+1, nil, s.apply); err != nil {
 		return false, err
 	}
 	return cut || over, nil
@@ -133,7 +146,7 @@ func (s *aeSession) respond() error {
 	if err != nil {
 		return err
 	}
-	mine := digest(s.idx.items)
+	mine := s.idx.all()
 	if err := s.send(aeFrame{Count: len(s.idx.items), Digest: mine[:]}); err != nil {
 		return err
 	}
@@ -144,14 +157,18 @@ func (s *aeSession) respond() error {
 	if err != nil {
 		return err
 	}
-	if f.Bits < 0 || f.Bits > maxAEBits || len(f.Buckets) != 8<<f.Bits {
-		return fmt.Errorf("%w: %d bits, %d bytes of buckets", errAEProtocol, f.Bits, len(f.Buckets))
+	if f.Snapshot {
+		return s.giveSnapshot()
 	}
-	if err := s.sendEntries(f.Bits, f.Buckets); err != nil {
+	l, err := s.receiveBuckets(f)
+	if err != nil {
+		return err
+	}
+	if err := s.sendEntries(l); err != nil {
 		return err
 	}
 	var want []shortID
-	if err := s.receiveRaws(3*maxAEEntries, &want); err != nil {
+	if err := s.receiveRaws(3*maxAEEntries, &want, s.apply); err != nil {
 		return err
 	}
 	var give []indexed
@@ -163,106 +180,40 @@ func (s *aeSession) respond() error {
 	return s.sendRaws(give, nil)
 }
 
-// aeBits chooses so many buckets that each holds about aeBucketTarget entries.
-func aeBits(count int) int {
-	return min(bits.Len(uint(max(count, 0)/aeBucketTarget)), maxAEBits)
-}
-
-func (s *aeSession) buckets(k int) []byte {
-	out := make([]byte, 0, 8<<k)
-	for n := range 1 << k {
-		d := digest(s.idx.bucket(k, n))
-		out = append(out, d[:8]...)
+// takeSnapshot asks for everything: to name what is missing would cost more. What
+// has come when a session breaks is held, and the next one compares.
+func (s *aeSession) takeSnapshot() (again bool, err error) {
+	if err := s.send(aeFrame{Snapshot: true}); err != nil {
+		return false, err
 	}
-	return out
-}
-
-func (s *aeSession) sendEntries(k int, theirs []byte) error {
-	mine := s.buckets(k)
-	differ := make([]byte, (1<<k+7)/8)
-	var list []entry
-	for n := range 1 << k {
-		if string(mine[8*n:8*n+8]) == string(theirs[8*n:8*n+8]) {
-			continue
-		}
-		differ[n/8] |= 1 << (n % 8)
-		for _, it := range s.idx.bucket(k, n) {
-			list = append(list, it.entry)
+	got := map[string]bool{}
+	for _, it := range s.idx.items { // few: see aeBehind
+		for _, raw := range it.raws {
+			got[string(raw)] = false
 		}
 	}
-	cut := len(list) > maxAEEntries
-	if cut {
-		// Leave out whole subjects, so that what is sent can be compared.
-		end := maxAEEntries
-		for end > 0 && list[end-1].Subject == list[end].Subject {
-			end--
-		}
-		list = list[:end]
-	}
-	f := aeFrame{Differ: differ}
-	const perFrame = 1000 // of at most 48 bytes each, beside at most 512 of bitmap
-	for len(list) > perFrame {
-		f.Entries, f.More, list = list[:perFrame], true, list[perFrame:]
-		if err := s.send(f); err != nil {
-			return err
-		}
-		f = aeFrame{}
-	}
-	f.Entries, f.More, f.Cut = list, false, cut
-	return s.send(f)
-}
-
-func (s *aeSession) receiveEntries(k int) (differ []byte, entries []entry, cut bool, err error) {
-	for first := true; ; first = false {
-		f, err := s.receive()
-		if err != nil {
-			return nil, nil, false, err
-		}
-		if first {
-			differ = f.Differ
-			if len(differ) != (1<<k+7)/8 {
-				return nil, nil, false, fmt.Errorf("%w: bitmap of %d bytes", errAEProtocol, len(differ))
+	err = s.receiveRaws(maxAESnapshot, nil, func(raws [][]byte) error {
+		for _, raw := range raws {
+			if _, mine := got[string(raw)]; mine {
+				got[string(raw)] = true
 			}
 		}
-		if len(entries)+len(f.Entries) > maxAEEntries || (f.More && len(f.Entries) == 0) {
-			return nil, nil, false, fmt.Errorf("%w: too many entries", errAEProtocol)
-		}
-		entries = append(entries, f.Entries...)
-		if !f.More {
-			return differ, entries, f.Cut, nil
-		}
+		return s.apply(raws)
+	})
+	if err != nil {
+		return false, err
 	}
+	give := slices.DeleteFunc(slices.Clone(s.idx.items), func(it indexed) bool {
+		return !slices.ContainsFunc(it.raws, func(raw []byte) bool { return !got[string(raw)] })
+	})
+	return false, s.sendRaws(give[:min(len(give), maxAEEntries)], nil)
 }
 
-// compare finds what the peer lacks and what it has to offer.
-func (s *aeSession) compare(k int, differ []byte, entries []entry, cut bool) (give []indexed, want []shortID, over bool) {
-	slices.SortFunc(entries, entry.compare)
-	peer := &index{byID: make(map[shortID]int, len(entries))}
-	for i, e := range entries {
-		peer.items = append(peer.items, indexed{entry: e})
-		peer.byID[e.ID] = i
-		if s.idx.wants(e) {
-			want = append(want, e.ID)
-		}
+func (s *aeSession) giveSnapshot() error {
+	if err := s.sendRaws(slices.Clone(s.idx.items), nil); err != nil {
+		return err
 	}
-	for n := range 1 << k {
-		if differ[n/8]&(1<<(n%8)) == 0 {
-			continue
-		}
-		for _, it := range s.idx.bucket(k, n) {
-			if cut && (len(entries) == 0 || it.Subject > entries[len(entries)-1].Subject) {
-				break
-			}
-			if peer.wants(it.entry) {
-				give = append(give, it)
-			}
-		}
-	}
-	sortForSending(give)
-	if len(give) > maxAEEntries {
-		give, over = give[:maxAEEntries], true
-	}
-	return give, want, over
+	return s.receiveRaws(3*maxAEEntries, nil, s.apply)
 }
 
 // sendRaws sends statements in an order in which they can be applied, then the
@@ -308,7 +259,7 @@ func (s *aeSession) sendRaws(items []indexed, want []shortID) error {
 
 // receiveRaws applies statements until the step ends. want collects the IDs the
 // peer asks for; nil when it may not ask.
-func (s *aeSession) receiveRaws(limit int, want *[]shortID) error {
+func (s *aeSession) receiveRaws(limit int, want *[]shortID, apply func(raws [][]byte) error) error {
 	for {
 		f, err := s.receive()
 		if err != nil {
@@ -319,7 +270,7 @@ func (s *aeSession) receiveRaws(limit int, want *[]shortID) error {
 			return fmt.Errorf("%w: too many frames", errAEProtocol)
 		}
 		if len(f.Raws) > 0 {
-			if err := s.apply(f.Raws); err != nil {
+			if err := apply(f.Raws); err != nil {
 				return err
 			}
 		}

@@ -135,7 +135,7 @@ func FuzzAntiEntropy(f *testing.F) {
 			ses := &aeSession{rw: struct {
 				io.Reader
 				io.Writer
-			}{r, &said}, idx: s.index(), touch: func() {}, apply: func([][]byte) error { return nil }}
+			}{r, &said}, idx: s.index(), touch: func(int) {}, apply: func([][]byte) error { return nil }}
 			_, err := ses.initiate()
 			return err
 		}
@@ -144,20 +144,19 @@ func FuzzAntiEntropy(f *testing.F) {
 		}
 		f.Add(said.Bytes())
 	}
-	var entries bytes.Buffer
-	ses := &aeSession{rw: struct {
-		io.Reader
-		io.Writer
-	}{&bytes.Buffer{}, &entries}, idx: full.index(), touch: func() {}}
-	if err := errors.Join(ses.send(aeFrame{Count: 3, Digest: make([]byte, 32)}), ses.sendEntries(0, make([]byte, 8)), ses.sendRaws(full.index().items, nil)); err != nil {
-		f.Fatal(err)
+	// What an honest peer says, in both roles: by buckets, and a snapshot.
+	part := w.state()
+	applyAll(part, raws[:len(raws)/2])
+	for _, pair := range [][2]*State{{full, part}, {part, full}, {w.state(), full}} {
+		for _, said := range transcript(f, pair[0], pair[1]) {
+			f.Add(said)
+		}
 	}
-	f.Add(entries.Bytes())
 	f.Fuzz(func(t *testing.T, b []byte) {
 		s := w.state()
 		applyAll(s, raws[:2])
 		for _, respond := range []bool{false, true} {
-			ses := &aeSession{rw: hostile{bytes.NewReader(b)}, idx: s.index(), touch: func() {}, apply: func(raws [][]byte) error {
+			ses := &aeSession{rw: hostile{bytes.NewReader(b)}, idx: s.index(), touch: func(int) {}, apply: func(raws [][]byte) error {
 				for _, raw := range raws {
 					if _, err := s.Apply(raw, time.Time{}); err != nil && !benign(err) {
 						return err
@@ -169,6 +168,9 @@ func FuzzAntiEntropy(f *testing.F) {
 				_ = ses.respond() // any error is fine
 			} else if _, err := ses.initiate(); err == nil && len(b) == 0 {
 				t.Fatal("a silent peer is a good one")
+			}
+			if ses.moved > 2*len(b)+9*maxAESub+maxAEFrame {
+				t.Fatalf("%d bytes moved for %d of the peer", ses.moved, len(b))
 			}
 		}
 	})

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"slices"
+	"sync"
 
 	"github.com/formthefog/formation/crdt/stmt"
 )
@@ -55,6 +56,15 @@ type indexed struct {
 type index struct {
 	items []indexed
 	byID  map[shortID]int
+
+	once sync.Once
+	sum  [sha256.Size]byte // filled by once
+}
+
+// all is the digest of all items.
+func (x *index) all() [sha256.Size]byte {
+	x.once.Do(func() { x.sum = digest(x.items) })
+	return x.sum
 }
 
 // ranks: an order in which a receiver can accept each statement at once.
@@ -168,9 +178,19 @@ func sortForSending(items []indexed) {
 
 // bucket returns the items whose subject begins with the given bits.
 func (x *index) bucket(bits, n int) []indexed {
+	rest := x.from(bits, n)
+	end := 0
+	for end < len(rest) && bucketOf(rest[end].Subject, bits) == n {
+		end++
+	}
+	return rest[:end]
+}
+
+// from returns the items from the first whose subject begins with the given bits,
+// or that would come after it.
+func (x *index) from(bits, n int) []indexed {
 	lo, _ := slices.BinarySearchFunc(x.items, n, func(it indexed, n int) int { return cmp.Compare(bucketOf(it.Subject, bits), n) })
-	hi, _ := slices.BinarySearchFunc(x.items, n+1, func(it indexed, n int) int { return cmp.Compare(bucketOf(it.Subject, bits), n) })
-	return x.items[lo:hi]
+	return x.items[lo:]
 }
 
 func bucketOf(subject uint64, bits int) int {

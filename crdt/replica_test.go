@@ -431,7 +431,7 @@ func TestAntiEntropy(t *testing.T) {
 func converse(a, b *State) error {
 	ca, cb := net.Pipe()
 	side := func(s *State, c net.Conn) *aeSession {
-		return &aeSession{rw: c, idx: s.index(), touch: func() {}, apply: func(raws [][]byte) error {
+		return &aeSession{rw: c, idx: s.index(), touch: func(int) {}, apply: func(raws [][]byte) error {
 			applyAll(s, raws)
 			return nil
 		}}
@@ -481,7 +481,7 @@ func countBytes(t *testing.T, a, b *State) int {
 	ca, cb := net.Pipe()
 	cc := &countConn{Conn: ca}
 	side := func(s *State, c net.Conn) *aeSession {
-		return &aeSession{rw: c, idx: s.index(), touch: func() {}, apply: func(raws [][]byte) error { applyAll(s, raws); return nil }}
+		return &aeSession{rw: c, idx: s.index(), touch: func(int) {}, apply: func(raws [][]byte) error { applyAll(s, raws); return nil }}
 	}
 	sb := side(b, cb)
 	done := make(chan error, 1)

@@ -8,7 +8,6 @@ import (
 	"math/rand/v2"
 	"net"
 	"slices"
-	"sync"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
@@ -18,17 +17,13 @@ import (
 )
 
 const (
-	maxSessions    = 8                      // anti-entropy sessions at once, each way
-	maxFresh       = maxSessions / 2        // of those held, how many with new peers
-	flushInterval  = 100 * time.Millisecond // group commit of others' statements
-	tidyInterval   = 30 * time.Second       // between this node's claims said anew and the floor below them
-	lookInterval   = time.Second            // how often new peers are looked for
-	aloneAfter     = 5 * time.Second        // nobody to synchronise with
-	giveUpAfter    = 30 * time.Second       // nobody who answers
-	frameTimeout   = 20 * time.Second
-	sessionTimeout = time.Minute // all rounds with one peer; what came by then is held
-	sessionRate    = 0.5         // sessions a second that one peer may begin
-	sessionBurst   = 64          // a peer far behind needs one after the other
+	flushInterval = 100 * time.Millisecond // group commit of others' statements
+	tidyInterval  = 30 * time.Second       // between this node's claims said anew and the floor below them
+	lookInterval  = time.Second            // how often new peers are looked for
+	aloneAfter    = 5 * time.Second        // nobody to synchronise with
+	giveUpAfter   = 30 * time.Second       // nobody who answers
+	sessionRate   = 0.5                    // sessions a second that one peer may begin
+	sessionBurst  = 64                     // a peer far behind needs one after the other
 )
 
 // Run replicates until ctx ends, then flushes, closes the Replica and returns
@@ -116,12 +111,15 @@ func (r *Replica) holdSessions(ctx context.Context, began time.Duration) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	start := func(p peer.ID, most int) bool {
-		if !r.asking.begin(p, most) {
+		ctx, cancel := context.WithCancel(ctx)
+		d := r.asking.begin(p, most, cancel)
+		if d == nil {
+			cancel()
 			return false
 		}
 		sessions.Go(func() error {
-			defer r.asking.end(p)
-			r.ask(ctx, p)
+			defer r.asking.end(d)
+			r.ask(ctx, p, d)
 			return nil
 		})
 		return true
@@ -196,33 +194,6 @@ func (n newcomers) started(p peer.ID, now time.Time) {
 	c.sessions++
 }
 
-// dialogues are the peers with which sessions are held in one direction.
-type dialogues struct {
-	mu   sync.Mutex
-	with map[peer.ID]struct{}
-}
-
-// begin says whether a session with p may start: there is none, and fewer than
-// most in all. It must end then.
-func (d *dialogues) begin(p peer.ID, most int) bool {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if _, busy := d.with[p]; busy || len(d.with) >= most {
-		return false
-	}
-	if d.with == nil {
-		d.with = map[peer.ID]struct{}{}
-	}
-	d.with[p] = struct{}{}
-	return true
-}
-
-func (d *dialogues) end(p peer.ID) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	delete(d.with, p)
-}
-
 // isPeer says whether p is a member node now, so that its word counts; admission
 // was judged when it connected.
 func (r *Replica) isPeer(p peer.ID) bool {
@@ -240,9 +211,9 @@ func (r *Replica) jitter() time.Duration {
 }
 
 // ask holds sessions with a peer and counts how they ended.
-func (r *Replica) ask(ctx context.Context, p peer.ID) {
+func (r *Replica) ask(ctx context.Context, p peer.ID, d *dialogue) {
 	began := r.cfg.Boot()
-	if err := r.syncWith(ctx, p); err != nil {
+	if err := r.syncWith(ctx, p, d); err != nil {
 		r.failed(p, err)
 		return
 	}
@@ -258,11 +229,9 @@ func (r *Replica) givesUp(peers int, wait time.Duration) bool {
 
 // syncWith holds sessions with a peer until one finds nothing more, or brings
 // nothing.
-func (r *Replica) syncWith(ctx context.Context, p peer.ID) error {
-	ctx, cancel := context.WithTimeout(ctx, sessionTimeout)
-	defer cancel()
+func (r *Replica) syncWith(ctx context.Context, p peer.ID, d *dialogue) error {
 	for {
-		again, err := r.session(ctx, p)
+		again, err := r.session(ctx, p, d)
 		if err != nil || !again {
 			return err
 		}
@@ -271,7 +240,7 @@ func (r *Replica) syncWith(ctx context.Context, p peer.ID) error {
 
 // session holds one session. again says that it brought something, and that
 // there is more.
-func (r *Replica) session(ctx context.Context, p peer.ID) (again bool, err error) {
+func (r *Replica) session(ctx context.Context, p peer.ID, d *dialogue) (again bool, err error) {
 	octx, ocancel := context.WithTimeout(ctx, frameTimeout)
 	defer ocancel()
 	c, err := r.cfg.Streams.Open(octx, p, aeProto)
@@ -279,8 +248,9 @@ func (r *Replica) session(ctx context.Context, p peer.ID) (again bool, err error
 		return false, err
 	}
 	defer context.AfterFunc(ctx, func() { _ = c.Close() })()
-	s := r.newSession(p, c)
+	s := r.newSession(c, d)
 	again, err = s.initiate()
+	d.carry(s.moved)
 	r.account(s, err)
 	return again && s.news > 0, errors.Join(err, c.Close())
 }
@@ -296,14 +266,13 @@ func (r *Replica) serve(ctx context.Context, from peer.ID, c net.Conn) {
 		r.refuse(from, RefusedRate, fmt.Errorf("%w: sessions", errRate))
 		return
 	}
-	if !r.serving.begin(from, maxSessions) {
+	d := r.serving.begin(from, maxSessions, func() { _ = c.Close() })
+	if d == nil {
 		return // busy: the peer tries somebody else
 	}
-	defer r.serving.end(from)
-	ctx, cancel := context.WithTimeout(ctx, sessionTimeout)
-	defer cancel()
+	defer r.serving.end(d)
 	defer context.AfterFunc(ctx, func() { _ = c.Close() })()
-	s := r.newSession(from, c)
+	s := r.newSession(c, d)
 	err := s.respond()
 	r.account(s, err)
 	if err != nil {
@@ -329,21 +298,22 @@ func (r *Replica) account(s *aeSession, err error) {
 	}
 }
 
-func (r *Replica) newSession(with peer.ID, c net.Conn) *aeSession {
+func (r *Replica) newSession(c net.Conn, d *dialogue) *aeSession {
 	r.mu.Lock()
-	if key, err := stmt.KeyOfPeerID(string(with)); err == nil {
+	if key, err := stmt.KeyOfPeerID(string(d.peer)); err == nil {
 		r.remember(key)
 	}
 	idx := r.state.index()
 	r.mu.Unlock()
 	s := &aeSession{
 		rw: c, idx: idx,
-		touch: func() { _ = c.SetDeadline(time.Now().Add(frameTimeout)) }, // a failure shows in the I/O itself
+		touch: func(moved int) { _ = c.SetDeadline(d.deadline(moved, time.Now())) }, // a failure shows in the I/O itself
 	}
 	s.apply = func(raws [][]byte) error {
 		// The first acceptance of an invite was decided by whoever relays it.
-		news, err := r.merge(with, raws, time.Time{})
+		news, err := r.merge(d.peer, raws, time.Time{})
 		s.news += len(news)
+		r.asking.credit(d, len(news))
 		if err != nil && !benign(err) {
 			return fmt.Errorf("%w: %w", errAEProtocol, err)
 		}

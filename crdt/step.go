@@ -46,7 +46,7 @@ func (s *State) Fingerprint() (sum stmt.ID) {
 // peer sends. again says that another session would bring more. Reads of rw block
 // until the peer has written.
 func (s *State) Converse(rw io.ReadWriter, initiator bool, got func(raws [][]byte) error) (again bool, err error) {
-	c := &aeSession{rw: rw, idx: s.index(), apply: got, touch: func() {}}
+	c := &aeSession{rw: rw, idx: s.index(), apply: got, touch: func(int) {}}
 	if initiator {
 		return c.initiate()
 	}

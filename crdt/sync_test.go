@@ -2,6 +2,7 @@ package crdt
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"net"
 	"slices"
@@ -47,7 +48,7 @@ func TestEndlessRounds(t *testing.T) {
 	rounds := make(chan struct{}, 100)
 	p := n.hostile(w, "eve", func(c net.Conn) {
 		rounds <- struct{}{}
-		s := &aeSession{rw: c, touch: func() {}}
+		s := &aeSession{rw: c, touch: func(int) {}}
 		if _, err := s.receive(); err != nil {
 			return
 		}
@@ -58,7 +59,13 @@ func TestEndlessRounds(t *testing.T) {
 		if err != nil {
 			return
 		}
-		if err := s.send(aeFrame{Differ: make([]byte, (1<<f.Bits+7)/8), Cut: true}); err != nil {
+		if err := s.send(aeFrame{Differ: make([]byte, (1<<f.Bits+7)/8)}); err != nil {
+			return
+		}
+		if _, err := s.receive(); err != nil {
+			return
+		}
+		if err := s.send(aeFrame{Cut: true}); err != nil {
 			return
 		}
 		for f.More = true; f.More && err == nil; {
@@ -76,7 +83,7 @@ func TestEndlessRounds(t *testing.T) {
 	if _, err := r.Submit(context.Background(), w.raws...); err != nil {
 		t.Fatal(err)
 	}
-	if err := r.syncWith(context.Background(), p); err != nil {
+	if err := r.syncWith(context.Background(), p, r.asking.begin(p, 1, func() {})); err != nil {
 		t.Fatal(err)
 	}
 	if len(rounds) != 1 {
@@ -99,7 +106,7 @@ func TestSessionsAreForMembers(t *testing.T) {
 	serves := func() bool {
 		a, b := net.Pipe()
 		go r.serve(ctx, eve.id, b)
-		s := &aeSession{rw: a, touch: func() {}, idx: w.state().index()}
+		s := &aeSession{rw: a, touch: func(int) {}, idx: w.state().index()}
 		defer a.Close()
 		if err := s.send(aeFrame{Count: 1, Digest: make([]byte, 32)}); err != nil {
 			return false
@@ -151,11 +158,81 @@ func TestNewcomers(t *testing.T) {
 
 func TestDialogues(t *testing.T) {
 	var d dialogues
-	if !d.begin("a", 2) || d.begin("a", 2) || !d.begin("b", 2) || d.begin("c", 2) {
+	begin := func(p peer.ID, most int) *dialogue { return d.begin(p, most, func() {}) }
+	a := begin("a", 2)
+	if a == nil || begin("a", 2) != nil || begin("b", 2) == nil || begin("c", 2) != nil {
 		t.Error("not one a peer, and two in all")
 	}
-	d.end("a")
-	if !d.begin("c", 2) {
+	d.end(a)
+	if begin("c", 2) == nil {
 		t.Error("no room after one has ended")
+	}
+}
+
+// When all sessions are taken, the peer that has had the most time makes room for
+// one that had less, and its session ends; one that brings news does not count.
+func TestDialoguesAreShared(t *testing.T) {
+	var d dialogues
+	stopped := map[peer.ID]int{}
+	begin := func(p peer.ID) *dialogue { return d.begin(p, 2, func() { stopped[p]++ }) }
+	slow, good := begin("slow"), begin("good")
+	slow.began, good.began = slow.began.Add(-2*ahead), good.began.Add(-time.Hour)
+	d.credit(good, int(time.Hour/perNews))
+	if begin("new") == nil || stopped["slow"] != 1 || stopped["good"] != 0 {
+		t.Fatalf("stopped %v, want the slow one", stopped)
+	}
+	d.end(slow) // its goroutine ends later, and no other session with it
+	if len(d.with) != 2 || d.with["new"] == nil {
+		t.Fatalf("%d sessions", len(d.with))
+	}
+	if begin("slow") != nil {
+		t.Error("the slow one is back at once, for another that had less time")
+	}
+	if s := begin("newest"); s != nil || stopped["new"] != 0 {
+		t.Error("a session ends for a peer that had about as much time")
+	}
+}
+
+// Members that stall, more than there are sessions, do not keep a node from one
+// that answers, whoever begins.
+func TestColludingPeers(t *testing.T) {
+	w, n, ctx := newWorld(t), newFakeNet(), context.Background()
+	n.lossy = true
+	var stalling []peer.ID
+	for i := range 3 * maxSessions {
+		stalling = append(stalling, n.hostile(w, fmt.Sprint("eve", i), func(c net.Conn) { _, _ = io.Copy(io.Discard, c) }))
+	}
+	w.admit("n1", stmt.RoleNode)
+	r, _ := start(t, w, n, "n1", t.TempDir())
+	if _, err := r.Submit(ctx, w.raws...); err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range stalling[:maxSessions] { // they ask, and say nothing then
+		a, b := net.Pipe()
+		defer a.Close()
+		go r.serve(ctx, p, b)
+	}
+	eventually(t, "every session is taken", func() bool {
+		r.serving.mu.Lock()
+		defer r.serving.mu.Unlock()
+		return len(r.serving.with) == maxSessions
+	})
+	for _, d := range []*dialogues{&r.serving, &r.asking} { // as if they had for a while
+		d.mu.Lock()
+		for _, s := range d.with {
+			s.began = s.began.Add(-2 * ahead)
+		}
+		d.mu.Unlock()
+	}
+	w.admit("n2", stmt.RoleNode)
+	if _, err := r.Submit(ctx, w.raws...); err != nil {
+		t.Fatal(err)
+	}
+	a, b := net.Pipe()
+	go r.serve(ctx, peer.ID(pub("n2").PeerID()), b)
+	empty := w.state()
+	s := &aeSession{rw: a, idx: empty.index(), touch: func(int) {}, apply: func(raws [][]byte) error { applyAll(empty, raws); return nil }}
+	if _, err := s.initiate(); err != nil || len(empty.View().Members()) != len(stalling)+2 {
+		t.Fatalf("an honest peer is not served: %v, %d members", err, len(empty.View().Members()))
 	}
 }

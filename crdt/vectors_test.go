@@ -160,11 +160,11 @@ func mustInstance(t *testing.T, raws [][]byte, w *world) string {
 }
 
 // transcript holds one session and returns what each side said.
-func transcript(t *testing.T, a, b *State) [2][]byte {
+func transcript(t testing.TB, a, b *State) [2][]byte {
 	ca, cb := net.Pipe()
 	var said [2]bytes.Buffer
 	side := func(s *State, c net.Conn, said *bytes.Buffer) *aeSession {
-		return &aeSession{rw: tee{c, said}, idx: s.index(), touch: func() {}, apply: func([][]byte) error { return nil }}
+		return &aeSession{rw: tee{c, said}, idx: s.index(), touch: func(int) {}, apply: func([][]byte) error { return nil }}
 	}
 	done := make(chan error, 1)
 	go func() { done <- side(b, cb, &said[1]).respond() }()
