@@ -55,7 +55,7 @@ type shim struct {
 func RunShim(ctx context.Context, dir string) error {
 	s, closeAll, err := openShimFiles(dir)
 	if err == nil {
-		err = noCore()
+		err = NoCore()
 	}
 	if err != nil {
 		tellParent(err)

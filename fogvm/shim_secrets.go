@@ -64,9 +64,9 @@ func (s *shim) sendSecrets(agent *guest.Conn) error {
 	return agent.SetSecrets(secrets)
 }
 
-// noCore keeps the memory of this process and its children, which holds secrets,
+// NoCore keeps the memory of this process and its children, which holds secrets,
 // out of core files.
-func noCore() error {
+func NoCore() error {
 	if err := unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}); err != nil {
 		return fmt.Errorf("forbid core files: %w", os.NewSyscallError("setrlimit", err))
 	}

@@ -1,6 +1,7 @@
 package fogvm
 
 import (
+	"bytes"
 	"context"
 	"crypto/ed25519"
 	"crypto/rand"
@@ -9,6 +10,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"syscall"
@@ -33,6 +35,7 @@ func TestInsideTheGuest(t *testing.T) {
 	}
 	r.vm.Guest.SSHKeys = []string{string(ssh.MarshalAuthorizedKey(signer.PublicKey()))}
 	r.vm.Guest.Env = append(r.vm.Guest.Env, guest.EnvVar{Key: "COLOR", Value: `#fff "x" \y`})
+	r.vm.AwaitSecrets, r.vm.Secrets = true, []guest.Secret{{Name: "DB", Value: []byte(hunterValue), Env: true}, {Name: "tls.key", Value: []byte("a\nb\n")}}
 	r.vm.MemoryBytes = 640 << 20
 	m := r.manage(t)
 	m.sync(t, r.vm)
@@ -48,6 +51,11 @@ func TestInsideTheGuest(t *testing.T) {
 		{"home", "stat -c '%U %a' /home/bigdog; ls -A /home/bigdog | grep -c bashrc", "bigdog 755\n1"},
 		{"environment", "echo $GREETING", "hello 'fog'"},
 		{"entrypoint environment", `for p in /proc/[0-9]*; do [ "$(cat $p/comm 2>/dev/null)" = python3 ] && tr '\0' '\n' <$p/environ | grep -E '^(GREETING|FORMATION_NAME|FORMATION_SLOT)=' | sort; done; true`, "FORMATION_NAME=web\nFORMATION_SLOT=0\nGREETING=hello 'fog'"},
+		{"secrets", `cd /run/secrets && stat -c '%n %U %a' * && cat DB && printf x && cat tls.key; grep -c ' /run ' /proc/mounts; ls /run/secrets -A | wc -l`, "DB root 400\ntls.key root 400\n" + hunterValue + "xa\nb\n1\n2"},
+		{"others read no secret", `setpriv --reuid 1000 --clear-groups cat /run/secrets/DB 2>&1 | grep -c denied`, "1"},
+		{"secret in the entrypoint's environment", `for p in /proc/[0-9]*; do [ "$(cat $p/comm 2>/dev/null)" = python3 ] && tr '\0' '\n' <$p/environ | grep -E '^(DB|tls)'; done; true`, "DB=" + hunterValue},
+		{"secret in no other environment", `echo "$DB"; cat /etc/environment /etc/profile.d/00-formation.sh | grep -c DB; true`, "0"},
+		{"secret on no disk", "sync; grep -rl " + hunterValue[:8] + " /run/formation/disk/upper /etc /var | wc -l", "0"},
 		{"dns server", "cat /etc/resolv.conf", "nameserver 192.168.127.1"},
 		{"no zombies", "sh -c '(sleep 0.1 &) ; true'; sleep 0.5; grep -l '^State:.Z' /proc/[0-9]*/status 2>/dev/null | wc -l", "0"},
 		{"key is not in the root", "grep -rl 'PRIVATE KEY' /run/formation/disk/upper | wc -l", "0"},
@@ -122,6 +130,36 @@ func TestInsideTheGuest(t *testing.T) {
 			t.Error("the old key still logs in")
 		}
 	})
+	t.Run("another secret, without a reboot", func(t *testing.T) {
+		r.vm.Secrets = []guest.Secret{{Name: "DB", Value: []byte("new"), Env: true}}
+		m.sync(t, r.vm)
+		eventually(t, time.Minute, "the new secret", func() bool {
+			out, _ := m.exec(t, "web-0", guest.ExecRequest{Argv: []string{"sh", "-c", "cat /run/secrets/DB; ls -A /run/secrets"}})
+			return out == "newDB\n"
+		})
+	})
+	t.Run("secrets are in no file on the host", func(t *testing.T) {
+		for _, name := range []string{specFile, stateFile, shimLog, consoleLog, appLog} {
+			b, err := os.ReadFile(filepath.Join(r.cfg.Dir, "web-0", name))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if bytes.Contains(b, []byte(hunterValue)) {
+				t.Errorf("one is in %s", name)
+			}
+		}
+		s, _ := m.status("web-0")
+		for _, pid := range []int{s.PID, s.ShimPID} {
+			b, err := os.ReadFile(fmt.Sprintf("/proc/%d/limits", pid))
+			if err != nil || !regexp.MustCompile(`Max core file size +0 +0`).Match(b) {
+				t.Errorf("process %d may leave a core file: %v", pid, err)
+			}
+			b, err = os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+			if err != nil || bytes.Contains(b, []byte(hunterValue)) {
+				t.Errorf("one is in the arguments of process %d: %v", pid, err)
+			}
+		}
+	})
 	t.Run("reboot from inside", func(t *testing.T) {
 		m.exec(t, "web-0", guest.ExecRequest{Argv: []string{"sh", "-c", "touch /kept && sync"}})
 		for _, how := range []string{
@@ -137,11 +175,17 @@ func TestInsideTheGuest(t *testing.T) {
 			if out, _ := m.exec(t, "web-0", guest.ExecRequest{Argv: []string{"ls", "/kept"}}); strings.TrimSpace(out) != "/kept" {
 				t.Errorf("disk not kept: %q", out)
 			}
+			if out, _ := m.exec(t, "web-0", guest.ExecRequest{Argv: []string{"cat", "/run/secrets/DB"}}); out != "new" {
+				t.Errorf("the secret after a reboot: %q", out)
+			}
 		}
 	})
 	m.sync(t)
 	eventually(t, r.patience, "VM gone", func() bool { return len(m.List()) == 0 })
 }
+
+// hunterValue is a secret that is looked for where it must not be.
+const hunterValue = "hunter2-9f1c-4e77"
 
 func discardConn(t testing.TB) net.Conn {
 	a, b := net.Pipe()

@@ -303,7 +303,7 @@ func (p *secretPen) holders(ctx context.Context) ([]stmt.Key, error) {
 	}
 	v := viewOf(network, self.Network.Root, raws)
 	claims := slices.DeleteFunc(slices.Clone(v.Claims(p.inst.ID)), func(c crdt.Claim) bool {
-		return c.Owner != p.inst.Owner || c.Phase == crdt.ClaimFailed || c.Phase == crdt.ClaimDraining ||
+		return c.Owner != p.inst.Owner || c.Slot >= mine[at].Replicas || c.Phase == crdt.ClaimFailed || c.Phase == crdt.ClaimDraining ||
 			!v.MayRun(&mine[at], c.Node) || p.dead(c.Node)
 	})
 	slices.SortStableFunc(claims, func(a, b crdt.Claim) int {

@@ -259,6 +259,9 @@ func (d *formd) warn(text string) {
 }
 
 func (d *formd) openVMs() error {
+	if err := fogvm.NoCore(); err != nil { // keys and secrets are in memory
+		return err
+	}
 	self, err := os.Executable()
 	if err != nil {
 		return err

@@ -1,6 +1,7 @@
 package reconcile
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"crypto/ed25519"
@@ -57,6 +58,7 @@ type Vault struct {
 	mu    sync.Mutex
 	held  map[string]map[string]seal.Frame // by instance and name
 	known map[string][]crdt.Secret         // what the state says of them, by instance
+	bad   map[string]map[string][]byte     // boxes that did not open, by instance and name
 	quest map[string]*quest                // by instance: what is missing
 }
 
@@ -80,7 +82,8 @@ func NewVault(cfg VaultConfig) *Vault {
 	return &Vault{
 		cfg: cfg, self: stmt.KeyOf(cfg.Key), changed: make(chan struct{}, 1), wake: make(chan struct{}, 1),
 		serve: make(chan struct{}, servingSecrets), rates: newAskRates(),
-		held: map[string]map[string]seal.Frame{}, known: map[string][]crdt.Secret{}, quest: map[string]*quest{},
+		held: map[string]map[string]seal.Frame{}, known: map[string][]crdt.Secret{},
+		bad: map[string]map[string][]byte{}, quest: map[string]*quest{},
 	}
 }
 
@@ -97,6 +100,7 @@ func (v *Vault) Want(view *crdt.View, w plan.World, instances []string) map[stri
 		if !slices.Contains(instances, id) {
 			delete(v.known, id)
 			delete(v.held, id)
+			delete(v.bad, id)
 			delete(v.quest, id)
 		}
 	}
@@ -120,7 +124,7 @@ func (v *Vault) open(id string) (missing []string) {
 	held := v.held[id]
 	if held == nil {
 		held = map[string]seal.Frame{}
-		v.held[id] = held
+		v.held[id], v.bad[id] = held, map[string][]byte{}
 	}
 	names := map[string]bool{}
 	for _, c := range v.known[id] {
@@ -128,12 +132,13 @@ func (v *Vault) open(id string) (missing []string) {
 		if f, ok := held[c.Name]; ok && f.Sum() == c.Sum {
 			continue
 		}
-		if _, mine := slices.BinarySearchFunc(c.To, v.self, stmt.Key.Compare); mine {
+		if _, mine := slices.BinarySearchFunc(c.To, v.self, stmt.Key.Compare); mine && !bytes.Equal(v.bad[id][c.Name], c.Box) {
 			f, err := seal.Open(v.cfg.Key, c.Box, c.Sum)
 			if err == nil {
 				held[c.Name] = f
 				continue
 			}
+			v.bad[id][c.Name] = c.Box // tried, and told, once
 			v.cfg.Logger.Warn("a secret that is for this node does not open", "instance", id, "secret", c.Name, "err", err)
 		}
 		missing = append(missing, c.Name)
@@ -141,6 +146,11 @@ func (v *Vault) open(id string) (missing []string) {
 	for name := range held {
 		if !names[name] {
 			delete(held, name)
+		}
+	}
+	for name := range v.bad[id] {
+		if !names[name] {
+			delete(v.bad[id], name)
 		}
 	}
 	return missing

@@ -100,7 +100,7 @@ func (v *Vault) answer(ctx context.Context, from peer.ID, c net.Conn) {
 	defer cancel()
 	defer context.AfterFunc(ctx, func() { _ = c.Close() })()
 	if err := v.respond(from, c); err != nil {
-		v.cfg.Logger.Info("question for secrets", "peer", from, "err", err)
+		v.cfg.Logger.Debug("question for secrets refused", "peer", from, "err", err)
 	}
 }
 
