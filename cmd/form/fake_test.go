@@ -37,6 +37,7 @@ type daemon struct {
 	handler      http.Handler
 	invite       func(api.InviteRequest) (api.Invite, error)
 	forgot       []stmt.Key // nodes
+	onDrain      func(ctx context.Context, on bool) error
 }
 
 func (d *daemon) Explain(*crdt.View, crdt.Spec) api.Explain { return api.Explain{} }
@@ -46,7 +47,13 @@ func (d *daemon) Peers() []api.Peer                         { return []api.Peer{
 func (d *daemon) Doctor(context.Context) []api.Check        { return []api.Check{} }
 func (d *daemon) Capacity() api.Capacity                    { return api.Capacity{} }
 func (d *daemon) Count() int                                { return 0 }
-func (d *daemon) Drain(context.Context, bool) error         { return nil }
+
+func (d *daemon) Drain(ctx context.Context, on bool) error {
+	if d.onDrain != nil {
+		return d.onDrain(ctx, on)
+	}
+	return nil
+}
 
 func (d *daemon) Forget(_ context.Context, k stmt.Key) error {
 	d.forgot = append(d.forgot, k)

@@ -150,27 +150,6 @@ func writeNode(w io.Writer, n api.Node, more ...[2]string) {
 	}
 }
 
-func newDrain(a *app, on bool) *cobra.Command {
-	use, short, done := "drain", "move the replicas of the local node elsewhere, and take no more", "draining"
-	if !on {
-		use, short, done = "undrain", "let the local node take replicas again", "not draining"
-	}
-	return &cobra.Command{
-		Use: use, Short: short, Args: noArgs(),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return a.withSwarm(cmd.Context(), func(c *swarm.Conn) error {
-				if err := c.API().Drain(cmd.Context(), on); err != nil {
-					return err
-				}
-				v := struct {
-					Draining bool `json:"draining"`
-				}{on}
-				return a.p.Answer(v, func(w io.Writer) { fmt.Fprintln(w, done) })
-			})
-		},
-	}
-}
-
 type forgetOptions struct {
 	yes, force bool
 }

@@ -190,6 +190,7 @@ func Plan(in Input) Output {
 		wanted: map[string]bool{}, keep: map[string]bool{},
 	}
 	p.remeasure()
+	p.handing = p.handovers()
 	for i := range in.World.Nodes {
 		if in.World.Nodes[i].Key == in.Self {
 			p.self = &in.World.Nodes[i]
@@ -205,13 +206,14 @@ func Plan(in Input) Output {
 
 type planner struct {
 	Input
-	self   *crdt.Node // nil until this node has published a register
-	used   map[stmt.Key]crdt.Resources
-	out    Output
-	wanted map[string]bool // packs to fetch, in p.out.Fetch
-	keep   map[string]bool
-	later  []string                     // packs to fetch after those of claims
-	quotas map[stmt.Key]map[Slot]excess // overQuota by owner
+	self    *crdt.Node // nil until this node has published a register
+	used    map[stmt.Key]crdt.Resources
+	out     Output
+	wanted  map[string]bool // packs to fetch, in p.out.Fetch
+	keep    map[string]bool
+	later   []string                     // packs to fetch after those of claims
+	handing map[stmt.Key]Slot            // see handovers
+	quotas  map[stmt.Key]map[Slot]excess // overQuota by owner
 }
 
 func (p *planner) wake(t time.Duration) {

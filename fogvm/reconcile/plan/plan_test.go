@@ -214,6 +214,40 @@ func TestScenarios(t *testing.T) {
 			c.logf("there is no quota")
 			c.run(10 * time.Second)
 		}},
+		{"drain-one-by-one-and-undrain", 4, func(c *cluster) {
+			for _, id := range []string{"mail", "wiki", "chat"} {
+				c.ship(id, 2, "p1")
+			}
+			c.run(10 * time.Second)
+			busy := c.node(1)
+			for _, n := range c.nodes {
+				if len(n.claims) > len(busy.claims) {
+					busy = n
+				}
+			}
+			c.logf("n%d drains", busy.id)
+			busy.reg.Draining = true
+			c.run(30 * time.Second)
+			if len(busy.claims) > 0 || len(busy.vms) > 0 {
+				c.violate("n%d is not empty", busy.id)
+			}
+			c.logf("n%d does not drain any more", busy.id)
+			busy.reg.Draining = false
+			c.run(time.Minute)
+		}},
+		{"drain-is-called-off", 4, func(c *cluster) {
+			for _, id := range []string{"mail", "wiki", "chat"} {
+				c.ship(id, 2, "p1")
+			}
+			c.run(10 * time.Second)
+			n := c.node(c.holder("mail", 0))
+			c.logf("n%d drains", n.id)
+			n.reg.Draining = true
+			c.run(2 * time.Second)
+			c.logf("n%d does not drain any more", n.id)
+			n.reg.Draining = false
+			c.run(time.Minute)
+		}},
 		{"drain", 3, func(c *cluster) {
 			c.ship("web", 2, "p1")
 			c.run(10 * time.Second)

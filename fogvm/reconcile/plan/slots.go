@@ -190,7 +190,7 @@ func (p *planner) observeEmpty(s *crdt.Spec, claims []crdt.Claim) {
 		return
 	}
 	for slot := range s.Replicas {
-		if len(p.World.holders(s, claims, slot)) == 0 && p.over(s, slot).why == "" {
+		if len(p.World.holders(s, claims, slot)) == 0 && p.over(s, slot).why == "" && !p.waits(s, claims, slot) {
 			p.since(s, claims, slot)
 		}
 	}
@@ -202,6 +202,9 @@ func (p *planner) claimEmpty(s *crdt.Spec, claims []crdt.Claim, busy bool) bool 
 	var pick *vacancy
 	var late bool // a takeover, which the budget counts
 	for _, v := range p.vacancies(s, claims) {
+		if p.waits(s, claims, v.slot) {
+			continue
+		}
 		at, base, step := p.since(s, claims, v.slot)
 		turn := slices.Index(v.turns, p.Self)
 		if pick != nil || busy || turn < 0 || !p.accepts(s) {
@@ -294,6 +297,9 @@ func (p *planner) own(s *crdt.Spec, claims []crdt.Claim, c crdt.Claim, kept bool
 		return false
 	}
 	p.run(s, claims, c)
+	if o := &p.out.Claims[len(p.out.Claims)-1]; p.self != nil && p.self.Draining && o.Ready && o.Reason == "" {
+		o.Reason = "this node drains: waits for another node to take it"
+	}
 	return true
 }
 
