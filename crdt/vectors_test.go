@@ -131,6 +131,8 @@ func makeVectors(t *testing.T) vectorFile {
 	add("claim", "n1", w.claim("n1", 1, 2, claim, false))
 	add("claim tombstone", "n1", w.claim("n1", 1, 3, claim, true))
 	add("base", "root", must(stmt.SignBase(keyOf("root"), w.net, stmt.BaseBody{Name: "debian:12", CID: "bafyreia"}, 1, 1)))
+	add("hint: suspicion", "n1", must(stmt.SignHint(keyOf("n1"), w.net, stmt.HintBody{Peer: pub("n2"), Epoch: 4, Count: 1}, 2, 1)))
+	add("hint: contradiction", "n2", must(stmt.SignHint(keyOf("n2"), w.net, stmt.HintBody{Peer: pub("n2"), Alive: true, Epoch: 4, Count: 2}, 4, 1)))
 	session := must(stmt.SignSession(keyOf("olga"), w.net, stmt.SessionBody{Client: pub("client"), Server: pub("n1"), Expires: testNow.Unix()}))
 	add("session", "olga", session)
 	plain("hello", must(stmt.EncodeHello(stmt.Hello{Member: member, Session: session})))

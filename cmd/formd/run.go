@@ -300,7 +300,7 @@ func (d *formd) openReconciler() error {
 		Key: d.id.self(), Total: total, Labels: labels, Region: d.cfg.Region, Version: versionText(), Accel: accel,
 	}
 	d.prober = reconcile.NewProber(reconcile.ProberConfig{
-		Self: d.id.self(), Streams: d.node, View: d.state.View, Logger: d.log.With("part", "live"),
+		Self: d.id.self(), Streams: d.node, View: d.state.View, Key: d.id.Key, Gossip: d.node, Logger: d.log.With("part", "live"),
 	})
 	d.vault = reconcile.NewVault(reconcile.VaultConfig{
 		Key: d.id.Key, Streams: d.node, View: d.state.View,

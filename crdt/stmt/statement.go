@@ -46,7 +46,7 @@ const (
 	KindSecret  Kind = "secret"  // one secret of an instance, encrypted
 	KindNode    Kind = "node"    // what a node is and has
 	KindClaim   Kind = "claim"   // what a node does with one slot
-	KindHint    Kind = "hint"    // suspicion or refutation; gossip only
+	KindHint    Kind = "hint"    // suspicion or contradiction; gossip only
 	KindSession Kind = "session" // binds a connection to an owner; never stored
 	KindBase    Kind = "base"    // a publisher's name for a base
 )

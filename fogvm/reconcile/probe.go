@@ -2,12 +2,14 @@ package reconcile
 
 import (
 	"context"
+	"crypto/ed25519"
 	"crypto/rand"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"slices"
 	"sync"
@@ -33,8 +35,8 @@ const (
 	peersEvery   = 4               // ticks between two looks at who there is
 	probeTimeout = 2 * time.Second // an answer after that is not waited for
 	viaTimeout   = probeTimeout + time.Second
-	probing      = 64 // probes at once, our own and those for others
-	serving      = 32 // indirect probes for others at once
+	probing      = 128 // probes at once, our own and those for others
+	serving      = 32  // indirect probes for others at once
 	// idleProbe is how long a stream of probes may be silent: dead peers are
 	// probed every ten seconds, others oftener.
 	idleProbe = time.Minute
@@ -51,13 +53,18 @@ type ProberConfig struct {
 	Self    stmt.Key
 	Streams Streams
 	View    func() *crdt.View
-	Now     func() time.Duration // since boot; nil: boottime.Now
-	Times   live.Config          // zero: its defaults
-	Logger  *slog.Logger
+	// Key, of Self, signs hints, which travel by Gossip. Without Gossip the node
+	// neither tells nor hears any, and probes alone.
+	Key    ed25519.PrivateKey
+	Gossip Gossip
+	Now    func() time.Duration // since boot; nil: boottime.Now
+	Times  live.Config          // zero: its defaults
+	Logger *slog.Logger
 }
 
 // Prober drives a live.Detector with real probes: it tells which nodes answer.
-// What it finds is this node's own measurement and never leaves it. Its methods
+// What it finds is this node's own measurement; of that only suspicions leave it, as
+// hints, which others may look into. Its methods
 // are safe for concurrent use.
 type Prober struct {
 	cfg     ProberConfig
@@ -65,6 +72,7 @@ type Prober struct {
 	events  chan live.Event
 	probes  chan struct{} // one token per probe in progress
 	serve   chan struct{} // one token per indirect probe for others
+	hints   *hints        // nil without Gossip
 	ticks   int           // so far; owned by Run
 
 	mu       sync.Mutex
@@ -87,13 +95,17 @@ func NewProber(cfg ProberConfig) *Prober {
 	}
 	var seed [8]byte
 	rand.Read(seed[:]) // never fails (crypto/rand)
-	return &Prober{
+	p := &Prober{
 		cfg: cfg, changed: make(chan struct{}, 1), events: make(chan live.Event, 256),
 		probes: make(chan struct{}, probing), serve: make(chan struct{}, serving),
 		detector: live.New(cfg.Self, cfg.Times, binary.BigEndian.Uint64(seed[:])),
 		probed:   map[stmt.Key]bool{}, dead: map[stmt.Key]time.Duration{},
 		streams: map[stmt.Key]net.Conn{},
 	}
+	if cfg.Gossip != nil {
+		p.hints = newHints(cfg.Key, cfg.Gossip, cfg.View, cfg.Now, p.heard)
+	}
+	return p
 }
 
 // SetInterest replaces the nodes whose death matters to this node.
@@ -153,6 +165,11 @@ func (p *Prober) Run(ctx context.Context) error {
 	defer probes.Wait()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	if p.hints != nil {
+		if err := p.cfg.Gossip.Subscribe(ctx, TopicHint, p.hints.validate); err != nil {
+			return fmt.Errorf("probe: %w", err)
+		}
+	}
 	tick := time.NewTicker(probeTick)
 	defer tick.Stop()
 	for {
@@ -179,20 +196,28 @@ func (p *Prober) handle(ctx context.Context, probes *sync.WaitGroup, now time.Du
 	p.step(ctx, probes, now, ev)
 }
 
+// setPeers tells the detector who there is: the nodes with a register. A member that
+// never published one, or whose register has aged out, is nobody to wait for.
 func (p *Prober) setPeers(now time.Duration) {
-	var all []stmt.Key
+	var all []stmt.Key // sorted, as Nodes is
+	epochs := map[stmt.Key]uint64{}
 	for _, n := range p.cfg.View().Nodes() {
-		all = append(all, n.Key)
+		all, epochs[n.Key] = append(all, n.Key), n.Epoch
+	}
+	unknown := func(k stmt.Key) bool {
+		_, known := slices.BinarySearchFunc(all, k, stmt.Key.Compare)
+		return !known
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	interest := slices.DeleteFunc(slices.Clone(p.interest), func(k stmt.Key) bool { return !slices.Contains(all, k) })
-	p.detector.Step(now, live.Peers{All: all, Interest: interest}) // has no effects
+	interest := slices.DeleteFunc(slices.Clone(p.interest), unknown)
+	p.detector.Step(now, live.Peers{All: all, Interest: interest, Epochs: epochs}) // what a sleep changes shows below
 	for k := range p.dead {
-		if p.detector.Status(k).State != live.Dead || !slices.Contains(all, k) {
+		if unknown(k) || p.detector.Status(k).State != live.Dead {
 			delete(p.dead, k)
 		}
 	}
+	maps.DeleteFunc(p.probed, func(k stmt.Key, _ bool) bool { return unknown(k) })
 }
 
 // step advances the detector and does what it says.
@@ -222,6 +247,10 @@ func (p *Prober) step(ctx context.Context, probes *sync.WaitGroup, now time.Dura
 			for _, via := range e.Via {
 				p.spawn(probes, func() { p.pingVia(ctx, via, e) })
 			}
+		case live.Tell:
+			if p.hints != nil {
+				p.spawn(probes, func() { p.tell(ctx, e) })
+			}
 		}
 	}
 	if changed {
@@ -229,6 +258,20 @@ func (p *Prober) step(ctx context.Context, probes *sync.WaitGroup, now time.Dura
 		case p.changed <- struct{}{}:
 		default:
 		}
+	}
+}
+
+func (p *Prober) tell(ctx context.Context, e live.Tell) {
+	if err := p.hints.tell(ctx, e.Hint); err != nil && ctx.Err() == nil {
+		p.cfg.Logger.Debug("hint", "peer", e.Peer, "err", err) // others tell, or probe by themselves
+	}
+}
+
+// heard takes a hint in; one that comes while the prober is behind is dropped.
+func (p *Prober) heard(h live.Heard) {
+	select {
+	case p.events <- h:
+	default:
 	}
 }
 

@@ -86,7 +86,7 @@ func (m *machine) start() {
 	})
 	must(err)
 	m.prober = NewProber(ProberConfig{
-		Self: m.key, Streams: m.end, View: m.state.View, Now: m.clock.now,
+		Self: m.key, Key: keyOf(m.n), Gossip: m.end, Streams: m.end, View: m.state.View, Now: m.clock.now,
 		Times: live.Config{Interval: 100 * time.Millisecond, Indirect: 250 * time.Millisecond, Timeout: 500 * time.Millisecond},
 	})
 	m.vault = NewVault(VaultConfig{
