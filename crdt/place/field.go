@@ -17,6 +17,7 @@ import (
 type Field struct {
 	cands   []Candidate
 	domains []int32 // by candidate; equal for equal domains
+	words   int     // of 64 domains each
 	lists   map[fieldKey][]int32
 }
 
@@ -56,6 +57,7 @@ func NewField(cands []Candidate) *Field {
 		}
 		f.domains[i] = seen[d]
 	}
+	f.words = (len(seen) + 63) / 64
 	return f
 }
 
@@ -98,16 +100,15 @@ func (f *Field) list(spec crdt.Spec) []int32 {
 func (f *Field) Order(spec crdt.Spec, able func(i int) bool) iter.Seq[int] {
 	return func(yield func(int) bool) {
 		var later []int32 // of a domain that has given one in this round
-		given := map[int32]bool{}
+		given := make([]uint64, f.words)
 		for _, i := range f.list(spec) {
 			if !able(int(i)) {
 				continue
 			}
-			if given[f.domains[i]] {
+			if f.gave(given, i) {
 				later = append(later, i)
 				continue
 			}
-			given[f.domains[i]] = true
 			if !yield(int(i)) {
 				return
 			}
@@ -116,11 +117,10 @@ func (f *Field) Order(spec crdt.Spec, able func(i int) bool) iter.Seq[int] {
 			clear(given)
 			var rest []int32
 			for _, i := range later {
-				if given[f.domains[i]] {
+				if f.gave(given, i) {
 					rest = append(rest, i)
 					continue
 				}
-				given[f.domains[i]] = true
 				if !yield(int(i)) {
 					return
 				}
@@ -128,4 +128,12 @@ func (f *Field) Order(spec crdt.Spec, able func(i int) bool) iter.Seq[int] {
 			later = rest
 		}
 	}
+}
+
+// gave says whether the domain of a candidate is among those given, and adds it.
+func (f *Field) gave(given []uint64, i int32) bool {
+	word, bit := &given[f.domains[i]/64], uint64(1)<<(f.domains[i]%64)
+	had := *word&bit != 0
+	*word |= bit
+	return had
 }

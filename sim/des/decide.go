@@ -46,13 +46,7 @@ func (n *node) decide() {
 		return // equal input, and before Wake: equal output, which checks hold Plan to
 	}
 	w := n.world()
-	if now.state != n.seen.state || now.dead != n.seen.dead {
-		interest := plan.Interest(w, n.key)
-		if !slices.Equal(interest, n.interest) || now.state != n.seen.state {
-			n.interest, n.unwatched = interest, true
-		}
-	}
-	n.seen = now
+	n.look(w, now)
 	vs, err := n.regs.Node(n.h.state, n.register())
 	if err != nil {
 		n.sim.violate("%v: node register: %v", n, err)
@@ -81,6 +75,17 @@ func (n *node) decide() {
 		return
 	}
 	n.syncVMs(out.VMs)
+}
+
+// look has the detector watch whom now says, and remembers it as seen.
+func (n *node) look(w plan.World, now knowledge) {
+	if now.state != n.seen.state || now.dead != n.seen.dead {
+		interest := plan.Interest(w, n.key)
+		if !slices.Equal(interest, n.interest) || now.state != n.seen.state {
+			n.interest, n.unwatched = interest, true
+		}
+	}
+	n.seen = now
 }
 
 // write publishes own statements, then has the virtual machines be as wanted.

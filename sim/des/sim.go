@@ -9,6 +9,7 @@ import (
 	"github.com/formthefog/formation/crdt"
 	"github.com/formthefog/formation/crdt/live"
 	"github.com/formthefog/formation/crdt/stmt"
+	"github.com/formthefog/formation/fogvm/reconcile/plan"
 )
 
 // Config of a Sim; zero fields get the defaults.
@@ -80,7 +81,7 @@ type Sim struct {
 	genesis []stmt.Verified
 	owners  []*owner
 	acked   []stmt.Verified
-	orders  orders
+	ranks   plan.Ranks
 	checks  checks
 
 	// Bad are the violated invariants, as one line each.

@@ -85,6 +85,10 @@ func (s *Sim) Boot(w Workload) {
 		n.h = h
 		n.disk.base = s.genesis
 		n.start(true)
+		if len(s.nodes) >= shareFrom && n.i%planSample != 0 {
+			// It runs what it would decide to run; some of the nodes see to that.
+			n.look(n.world(), knowledge{n.h.id, n.deadVer, n.machineState(), n.ready})
+		}
 	}
 	h.users = len(s.nodes)
 }
@@ -119,6 +123,7 @@ func (s *Sim) populate() {
 				slot++
 			}
 		}
+		s.spare(spec, cands)
 	}
 	for _, n := range s.nodes {
 		n.regs = crdt.NewRegisters(n.priv, s.network, 0)
@@ -138,6 +143,19 @@ func (s *Sim) populate() {
 		n.disk.epoch = n.regs.Epoch()
 	}
 	s.pool.release(h)
+}
+
+// spare puts the pack where it is to be held beside the nodes that run it.
+func (s *Sim) spare(spec crdt.Spec, cands []place.Candidate) {
+	n := min(spec.Replicas, len(cands)-spec.Replicas)
+	byPack := spec
+	byPack.ID = spec.Pack
+	for _, k := range place.Order(byPack, cands) {
+		if _, has := s.nodes[s.index[k]].packs[spec.Pack]; n > 0 && !has {
+			s.nodes[s.index[k]].packs[spec.Pack] = &pack{}
+			n--
+		}
+	}
 }
 
 // runs makes n run a replica, and is its claim.

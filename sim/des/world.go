@@ -44,15 +44,15 @@ func (n *node) view() *worldView {
 func (n *node) world() plan.World {
 	w := n.view()
 	if w.alien[n.key] {
-		return plan.WorldOf(w.view, n.key, n.dead)
+		out := plan.WorldOf(w.view, n.key, n.dead)
+		out.Ranks = &n.sim.ranks
+		return out
 	}
 	out := w.world
+	out.Ranks = &n.sim.ranks // shared: it holds no decision
 	out.Dead = n.dead
 	return out
 }
-
-// orders remembers nothing yet.
-type orders struct{}
 
 // need is what the claims of a node take.
 func need(w plan.World, claims []crdt.Claim) crdt.Resources {

@@ -1,6 +1,8 @@
 package plan
 
 import (
+	"slices"
+
 	"github.com/formthefog/formation/crdt"
 	"github.com/formthefog/formation/crdt/stmt"
 )
@@ -44,15 +46,14 @@ func (w World) spares(s *crdt.Spec, claims []crdt.Claim) []stmt.Key {
 	if n <= 0 {
 		return nil
 	}
-	runs := map[stmt.Key]bool{}
+	var runs, out []stmt.Key
 	for _, c := range claims {
 		if !w.dead(c.Node) {
-			runs[c.Node] = true
+			runs = append(runs, c.Node)
 		}
 	}
-	var out []stmt.Key
 	for i := range w.orderBy(s.Pack, s, w.present) {
-		if k := w.Nodes[i].Key; !runs[k] {
+		if k := w.Nodes[i].Key; !slices.Contains(runs, k) {
 			out = append(out, k)
 		}
 		if len(out) == n {

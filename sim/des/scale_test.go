@@ -1,0 +1,133 @@
+package des
+
+import (
+	"os"
+	"slices"
+	"testing"
+	"time"
+)
+
+// long says whether to run what takes many minutes of CPU, too.
+var long = os.Getenv("FORMATION_LONG") != ""
+
+// deaths kills nodes, one a second, and says how long those that rank for their
+// slots took at most to confirm it.
+func deaths(t *testing.T, s *Sim, victims ...int) time.Duration {
+	t.Helper()
+	ranked := map[int][]int{}
+	s.Run(5 * time.Second)
+	for _, v := range victims {
+		for i, n := range s.nodes {
+			if n.up && !slices.Contains(victims, i) && slices.Contains(n.interest, s.nodes[v].key) {
+				ranked[v] = append(ranked[v], i)
+			}
+		}
+		if len(ranked[v]) == 0 {
+			t.Errorf("nobody ranks for the slots of n%d", v)
+		}
+		s.Crash(v, true)
+		s.Run(time.Second)
+	}
+	s.Run(10 * time.Second)
+	var worst time.Duration
+	for _, v := range victims {
+		found := map[int]time.Duration{}
+		for _, c := range s.Confirmations() {
+			if c.Of == v {
+				found[c.By] = c.After
+			}
+		}
+		for _, i := range ranked[v] {
+			after, ok := found[i]
+			if !ok || after > 10*time.Second {
+				t.Errorf("n%d ranks for slots of n%d and has confirmed its death after %v (found: %v)", i, v, after, ok)
+			}
+			worst = max(worst, after)
+		}
+	}
+	return worst
+}
+
+func TestADeathIsConfirmedWithinTenSeconds(t *testing.T) {
+	for _, c := range []struct{ nodes, instances int }{{100, 200}, {1000, 500}} {
+		var worst time.Duration
+		s := twice(t, Config{Seed: 11, Nodes: c.nodes, Net: lossy}, func(s *Sim) {
+			s.Boot(Workload{Instances: c.instances, Replicas: 1})
+			worst = deaths(t, s, mostLoaded(s, 3)...)
+		})
+		_, wrong := s.Takeovers()
+		t.Logf("seed=11 nodes=%d instances=%d: the last of those ranked confirmed a death after %v", c.nodes, c.instances, worst)
+		if wrong > 0 || s.FalseDeaths() > 0 {
+			t.Errorf("%d nodes: %d false takeovers, %d false deaths", c.nodes, wrong, s.FalseDeaths())
+		}
+	}
+}
+
+// mostLoaded are the k nodes that run the most.
+func mostLoaded(s *Sim, k int) []int {
+	var all []int
+	for i := range s.nodes {
+		all = append(all, i)
+	}
+	slices.SortStableFunc(all, func(a, b int) int { return len(s.nodes[b].vms) - len(s.nodes[a].vms) })
+	return all[:k]
+}
+
+// A virtual hour in which two of a hundred messages are lost and every node stops
+// for half a second twice a minute: nobody is taken for dead.
+func TestLossAndStallsKillNobody(t *testing.T) {
+	cases := []struct {
+		nodes, instances int
+		d                time.Duration
+	}{{100, 200, time.Hour}, {1000, 500, time.Minute}}
+	if long {
+		cases[1].d = time.Hour
+	}
+	for _, c := range cases {
+		s := twice(t, Config{Seed: 12, Nodes: c.nodes, Net: NetConfig{Loss: 0.02}}, func(s *Sim) {
+			s.Boot(Workload{Instances: c.instances, Replicas: 1})
+			s.Stalls(500*time.Millisecond, 30*time.Second)
+			s.Run(c.d)
+		})
+		all, _ := s.Takeovers()
+		t.Logf("seed=12 nodes=%d, %v of 2 %% loss: %d stalls, %d hints, %d false deaths, %d takeovers",
+			c.nodes, c.d, s.Seen["stall"], s.Seen["a hint was told"], s.FalseDeaths(), all)
+		if s.FalseDeaths() > 0 || all > 0 || s.Seen["stall"] == 0 {
+			t.Errorf("%d nodes: %d false deaths, %d takeovers in %d stalls", c.nodes, s.FalseDeaths(), all, s.Seen["stall"])
+		}
+	}
+}
+
+// perNode is what a node of a swarm sends in a second, after the start.
+func perNode(t *testing.T, nodes int, w Workload) (messages, bytes float64) {
+	const span = 2 * time.Minute
+	var before, after [Classes]Traffic
+	s := twice(t, Config{Seed: 13, Nodes: nodes, Net: NetConfig{Loss: 0.02}}, func(s *Sim) {
+		s.Boot(w)
+		s.Run(30 * time.Second)
+		before = s.Traffic()
+		s.Run(span)
+		after = s.Traffic()
+	})
+	per := float64(s.Nodes()) * span.Seconds()
+	for c := range Classes {
+		m, b := float64(after[c].Messages-before[c].Messages)/per, float64(after[c].Bytes-before[c].Bytes)/per
+		t.Logf("seed=13 nodes=%d instances=%d: %v: %.2f messages, %.0f bytes per node and second", nodes, w.Instances, c, m, b)
+		messages, bytes = messages+m, bytes+b
+	}
+	return messages, bytes
+}
+
+func TestBackgroundIsFlat(t *testing.T) {
+	for _, perHundred := range []int{0, 100} {
+		m1, b1 := perNode(t, 100, Workload{Instances: perHundred, Replicas: 1})
+		m2, b2 := perNode(t, 1000, Workload{Instances: 10 * perHundred, Replicas: 1})
+		t.Logf("%d instances per 100 nodes: from 100 to 1000 nodes messages × %.2f, bytes × %.2f", perHundred, m2/m1, b2/b1)
+		if m2/m1 > 1.5 || b2/b1 > 1.5 {
+			t.Errorf("background is not flat: messages × %.2f, bytes × %.2f", m2/m1, b2/b1)
+		}
+		if !long {
+			break // the ranking of a thousand instances takes a while
+		}
+	}
+}
