@@ -199,7 +199,8 @@ func (a *admission) enforce(ctx context.Context, views <-chan *crdt.View, c conn
 			continue
 		}
 		for _, p := range c.PeerInfo() {
-			if a.stays(v, p.ID) {
+			// Who connected after v was made may be a member by a later view.
+			if a.stays(v, p.ID) || a.stays(a.state.View(), p.ID) {
 				continue
 			}
 			if err := c.Drop(p.ID, "its membership was revoked"); err != nil {

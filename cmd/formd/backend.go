@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/ipfs/go-cid"
@@ -26,11 +27,30 @@ type placement struct {
 	self   stmt.Key
 	rec    *reconcile.Reconciler
 	prober *reconcile.Prober
+
+	mu    sync.Mutex
+	view  *crdt.View // of world
+	world plan.World
+	at    time.Time // when world was made
+}
+
+// worldFor is how long a World of one view serves: the probes may say something
+// else by then.
+const worldFor = time.Second
+
+// of is the World of a view, made once for the many instances of one answer.
+func (p *placement) of(v *crdt.View) plan.World {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if now := time.Now(); p.view != v || now.Sub(p.at) > worldFor {
+		p.view, p.world, p.at = v, p.rec.WorldOf(v).Counted(), now
+	}
+	return p.world
 }
 
 // Status is plan.Status.
 func (p *placement) Status(v *crdt.View, s crdt.Spec) (word, reason string) {
-	return plan.Status(p.rec.WorldOf(v), &s)
+	return plan.Status(p.of(v), &s)
 }
 
 // Live is what the probes say.
@@ -42,11 +62,11 @@ func (p *placement) Live(k stmt.Key) string {
 }
 
 // Wanted is plan's WantedHolders.
-func (p *placement) Wanted(v *crdt.View, c string) int { return p.rec.WorldOf(v).WantedHolders(c) }
+func (p *placement) Wanted(v *crdt.View, c string) int { return p.of(v).WantedHolders(c) }
 
 // Explain is plan.Explain in the API's words.
 func (p *placement) Explain(v *crdt.View, s crdt.Spec) api.Explain {
-	e := plan.Explain(p.rec.WorldOf(v), &s)
+	e := plan.Explain(p.of(v), &s)
 	out := api.Explain{Eligible: []api.ExplainNode{}, Excluded: []api.ExplainNode{}, Slots: []api.ExplainSlot{}}
 	for _, k := range e.Eligible {
 		out.Eligible = append(out.Eligible, api.ExplainNode{Node: k, Live: p.Live(k)})

@@ -178,7 +178,7 @@ func Plan(in Input) Output {
 	}
 	p := &planner{
 		Input: in,
-		used:  in.World.usage(),
+		used:  maps.Clone(in.World.usage()),
 		out: Output{Timers: Timers{
 			Empty: map[Slot]time.Duration{}, Failed: map[Slot]time.Duration{},
 			Boots: map[Boot]time.Duration{}, Stray: map[string]time.Duration{},

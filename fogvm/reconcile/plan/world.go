@@ -62,6 +62,15 @@ type World struct {
 	// Seen holds the voters that this node has heard of and not confirmed dead,
 	// itself among them.
 	Seen map[stmt.Key]bool
+
+	used map[stmt.Key]crdt.Resources // usage, when it is counted already
+}
+
+// Counted returns w for many questions: what its claims take is counted once.
+// Instances and Claims must not change afterwards.
+func (w World) Counted() World {
+	w.used = w.usage()
+	return w
 }
 
 // WorldOf reads a view. self's own claims are included even on instances the
@@ -100,8 +109,12 @@ func (w World) dead(k stmt.Key) bool {
 	return dead
 }
 
-// usage is what every node's claims take by the specs as they are now.
+// usage is what every node's claims take by the specs as they are now. It is only
+// read.
 func (w World) usage() map[stmt.Key]crdt.Resources {
+	if w.used != nil {
+		return w.used
+	}
 	used := map[stmt.Key]crdt.Resources{}
 	for i := range w.Instances {
 		s := &w.Instances[i]

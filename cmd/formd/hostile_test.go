@@ -1,0 +1,341 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/ed25519"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/formthefog/formation/cmd/internal/api"
+	"github.com/formthefog/formation/crdt"
+	"github.com/formthefog/formation/crdt/stmt"
+)
+
+// Bounds of what an attack may cost a node.
+const (
+	// hostileHeap is how much the heap of a node may grow, garbage aside.
+	hostileHeap = 48 << 20
+	// hostileHeld is how many statements an attack of some seconds may have a
+	// node hold: what the rates let through.
+	hostileHeld = 20_000
+	// hostileRounds is how many sessions of anti-entropy a node may need before
+	// it has what an honest owner said meanwhile.
+	hostileRounds = 8
+)
+
+// attackReport is a line of scripts/hostile.
+type attackReport struct {
+	Attack, Reason string
+	Peer           string
+	Offence, Admit bool
+	Targets        []struct {
+		Peer           string
+		Admitted, Cut  bool
+		Refusal, Again string
+		Sent           int
+	}
+}
+
+// metrics are the node's figures; garbage is collected first.
+func (p *proc) metrics() map[string]float64 {
+	p.t.Helper()
+	c := http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, "unix", p.socket())
+	}}, Timeout: time.Minute}
+	defer c.CloseIdleConnections()
+	get := func(path string) string {
+		res, err := c.Get("http://formd" + path)
+		if err != nil {
+			p.t.Fatal(err)
+		}
+		defer res.Body.Close()
+		b, err := io.ReadAll(res.Body)
+		if err != nil || res.StatusCode != http.StatusOK {
+			p.t.Fatalf("%s: %s, %v", path, res.Status, err)
+		}
+		return string(b)
+	}
+	get("/debug/pprof/heap?gc=1")
+	out := map[string]float64{}
+	for line := range strings.Lines(get("/metrics")) {
+		name, value, ok := strings.Cut(strings.TrimSpace(line), " ")
+		if v, err := strconv.ParseFloat(value, 64); ok && err == nil {
+			out[name] = v
+		}
+	}
+	return out
+}
+
+// buildHostile builds scripts/hostile.
+func buildHostile(t *testing.T) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "hostile")
+	if out, err := exec.Command("go", "build", "-o", path, "github.com/formthefog/formation/scripts/hostile").CombinedOutput(); err != nil {
+		t.Fatalf("build: %v\n%s", err, out)
+	}
+	return path
+}
+
+// Peers that attack by every rule of the wire format are refused, named, counted
+// and, where no honest peer acts so, kept out, while an honest owner goes on.
+func TestHostilePeers(t *testing.T) {
+	if testing.Short() {
+		t.Skip("attacks take half a minute")
+	}
+	program := buildHostile(t)
+	procs := swarm(t, 3)
+	ctx := context.Background()
+	self, err := procs[0].local.Node(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// A member that the root revokes before the attack.
+	revoked := newKey(t)
+	ticket, err := stmt.ParseTicket(procs[0].ticket())
+	if err != nil {
+		t.Fatal(err)
+	}
+	member, err := ticket.Join(stmt.KeyOf(revoked), stmt.RoleNode, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := procs[0].local.Submit(ctx, [][]byte{member}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := procs[0].local.Forget(ctx, stmt.KeyOf(revoked)); err != nil {
+		t.Fatal(err)
+	}
+	honest := newHonest(t, procs, stmt.NewNetworkID(self.Network.Name, self.Network.Root))
+	honest.change()
+	before := make([]map[string]float64, len(procs))
+	for i, p := range procs {
+		before[i] = p.metrics()
+	}
+
+	args := []string{"--ticket", procs[0].ticket(), "--revoked", hex.EncodeToString(revoked.Seed())}
+	for _, p := range procs {
+		args = append(args, p.addrs[0])
+	}
+	var stderr bytes.Buffer
+	cmd := exec.CommandContext(ctx, program, args...)
+	cmd.Stderr = &stderr
+	out, err := cmd.StdoutPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = cmd.Process.Kill() }) // it has ended, unless the test failed
+	for sc := bufio.NewScanner(out); sc.Scan(); {
+		var r attackReport
+		if err := json.Unmarshal(sc.Bytes(), &r); err != nil {
+			t.Fatalf("%q: %v", sc.Text(), err)
+		}
+		checkAttack(t, procs, r)
+		honest.change() // attacked or not, every node hears it
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Fatalf("%v\n%s", err, &stderr)
+	}
+	honest.remove()
+
+	for i, p := range procs {
+		after := p.metrics()
+		grown := func(name string) float64 { return after[name] - before[i][name] }
+		t.Logf("%s: heap %+.1f MiB, resident %.0f MiB, %.0f statements held, %.0f wait, refused %.0f", p.key,
+			grown("go_memstats_heap_inuse_bytes")/(1<<20), after["process_resident_memory_bytes"]/(1<<20),
+			after["formd_statements_held"], after["formd_statements_pending"], sum(after, "formd_statements_refused_total{"))
+		if g := grown("go_memstats_heap_inuse_bytes"); g > hostileHeap {
+			t.Errorf("%s: the heap grew by %.0f MiB", p.key, g/(1<<20))
+		}
+		if after["formd_statements_held"] > hostileHeld || after["formd_statements_pending"] > hostileHeld {
+			t.Errorf("%s: %v statements held, %v wait", p.key, after["formd_statements_held"], after["formd_statements_pending"])
+		}
+		for _, reason := range []string{"signature", "shape", "size", "network", "protocol"} {
+			if name := fmt.Sprintf("formd_peer_offences_total{reason=%q}", reason); grown(name) == 0 {
+				t.Errorf("%s: no offence is counted as %s", p.key, reason)
+			}
+		}
+		for _, reason := range []string{"stranger", "signature", "shape"} {
+			if name := fmt.Sprintf("formd_admissions_refused_total{reason=%q}", reason); grown(name) == 0 {
+				t.Errorf("%s: no connection is counted as refused for %s", p.key, reason)
+			}
+		}
+		for _, reason := range []string{"rate", "stale", "authority"} {
+			if name := fmt.Sprintf("formd_statements_refused_total{reason=%q}", reason); grown(name) == 0 {
+				t.Errorf("%s: nothing is counted as refused for %s", p.key, reason)
+			}
+		}
+		if grown("formd_streams_refused_total") == 0 || after["formd_peers_refused"] == 0 {
+			t.Errorf("%s: %v streams and %v peers refused", p.key, after["formd_streams_refused_total"], after["formd_peers_refused"])
+		}
+		if peers := p.nodePeers(); peers < len(procs)-1 {
+			t.Errorf("%s has %d peers left of %d: it keeps out honest ones", p.key, peers, len(procs)-1)
+		}
+	}
+}
+
+// nodePeers is how many of the other nodes of the test it is connected to.
+func (p *proc) nodePeers() int {
+	p.t.Helper()
+	peers, err := p.local.Peers(context.Background())
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	n := 0
+	for _, q := range peers {
+		if q.Role == "node" {
+			n++
+		}
+	}
+	return n
+}
+
+func sum(metrics map[string]float64, prefix string) (all float64) {
+	for name, v := range metrics {
+		if strings.HasPrefix(name, prefix) {
+			all += v
+		}
+	}
+	return all
+}
+
+// checkAttack compares what became of an attack with what should have.
+func checkAttack(t *testing.T, procs []*proc, r attackReport) {
+	t.Helper()
+	for i, to := range r.Targets {
+		switch {
+		case to.Admitted != r.Admit:
+			t.Errorf("%s: admitted: %v by %s: %q", r.Attack, to.Admitted, to.Peer, to.Refusal)
+		case r.Admit && to.Sent == 0:
+			t.Errorf("%s: nothing reached %s", r.Attack, to.Peer)
+		case r.Offence && (!to.Cut || !strings.Contains(to.Again, "broke the rules")):
+			t.Errorf("%s: cut off by %s: %v, and coming back it hears %q", r.Attack, to.Peer, to.Cut, to.Again)
+		}
+		if r.Reason == "" || !r.Admit || r.Reason == "stale" { // honest peers say stale things, too
+			continue
+		}
+		within(t, 5*time.Second, r.Attack+" is told in the log", func() error { return told(procs[i].stderr.String(), r.Peer, r.Reason) })
+	}
+}
+
+// told says whether a line of the log names the peer with the reason.
+func told(log, peer, reason string) error {
+	for line := range strings.Lines(log) {
+		if strings.Contains(line, "peer="+peer) && strings.Contains(line, "reason="+reason) {
+			return nil
+		}
+	}
+	return fmt.Errorf("no line about %s with %s", peer, reason)
+}
+
+// honest is an owner whose instance changes all the time.
+type honest struct {
+	t     *testing.T
+	procs []*proc
+	key   ed25519.PrivateKey
+	net   stmt.NetworkID
+	id    string
+	turn  int
+}
+
+func newHonest(t *testing.T, procs []*proc, network stmt.NetworkID) *honest {
+	t.Helper()
+	h := &honest{t: t, procs: procs, key: newKey(t), net: network}
+	a, err := crdt.NewAuthor(h.key, h.net, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	id, raws, err := a.Create(crdt.Spec{Name: "honest", Replicas: 0})
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.id = id
+	h.spread(raws, procs[0], func(c *api.Client) error {
+		_, err := c.Instance(context.Background(), id)
+		return err
+	})
+	return h
+}
+
+// change says something new at one node, the next in turn, and waits until every
+// node has it, before any of them held too many sessions.
+func (h *honest) change() {
+	h.t.Helper()
+	h.turn++
+	p := h.procs[h.turn%len(h.procs)]
+	h.spread(h.at(p, func(a *crdt.Author) ([][]byte, error) {
+		return a.Set(h.id, func(s *crdt.Spec) { s.Restart = uint64(h.turn) })
+	}), p, func(c *api.Client) error {
+		i, err := c.Instance(context.Background(), h.id)
+		if err == nil && i.Spec.Restart != uint64(h.turn) {
+			err = fmt.Errorf("it has turn %d, not %d", i.Spec.Restart, h.turn)
+		}
+		return err
+	})
+}
+
+// remove deletes the instance, everywhere.
+func (h *honest) remove() {
+	h.t.Helper()
+	p := h.procs[0]
+	h.spread(h.at(p, func(a *crdt.Author) ([][]byte, error) { return a.Delete(h.id) }), p, func(c *api.Client) error {
+		if _, err := c.Instance(context.Background(), h.id); api.ExitOf(err) != api.ExitNotFound {
+			return fmt.Errorf("it is still there: %v", err)
+		}
+		return nil
+	})
+}
+
+// at makes statements from what a node knows of the owner.
+func (h *honest) at(p *proc, work func(a *crdt.Author) ([][]byte, error)) [][]byte {
+	h.t.Helper()
+	known, err := p.local.OwnerStatements(context.Background(), stmt.KeyOf(h.key))
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	a, err := crdt.NewAuthor(h.key, h.net, known)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	raws, err := work(a)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	return raws
+}
+
+func (h *honest) spread(raws [][]byte, at *proc, arrived func(*api.Client) error) {
+	h.t.Helper()
+	sessions := func(p *proc) float64 { return p.metrics()[`formd_sync_sessions_total{result="ok"}`] }
+	var began []float64
+	for _, p := range h.procs {
+		began = append(began, sessions(p))
+	}
+	if _, err := at.local.Submit(context.Background(), raws); err != nil {
+		h.t.Fatal(err)
+	}
+	for i, p := range h.procs {
+		// The bound is one of rounds; the time is for a loaded machine.
+		within(h.t, 2*time.Minute, "an honest change arrives", func() error {
+			err := arrived(p.local)
+			if n := sessions(p) - began[i]; err != nil && n > hostileRounds {
+				h.t.Fatalf("%s: after %.0f sessions: %v", p.key, n, err)
+			}
+			return err
+		})
+	}
+}

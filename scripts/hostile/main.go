@@ -1,0 +1,162 @@
+// Command hostile joins a private network by its ticket, as a member would, and
+// then attacks every node it is told of with what the wire format forbids. It
+// shares no code with the replicas it talks to but the making of honest
+// statements, and is not shipped.
+//
+// For each attack it prints one line of JSON: who it was, what class of refusal
+// the nodes should name it for, and what became of its connections. The judging
+// is left to the test that runs it (cmd/formd, TestHostilePeers), which sees the
+// nodes from the inside.
+//
+//	go run ./scripts/hostile --ticket TICKET [--revoked HEX] [--attack REGEXP] MULTIADDR...
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"regexp"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/peer"
+
+	"github.com/formthefog/formation/crdt/stmt"
+)
+
+// perAttack ends an attack on one node.
+const perAttack = 10 * time.Second
+
+// report is the line about one attack.
+type report struct {
+	Attack string  `json:"attack"`
+	Peer   peer.ID `json:"peer"`
+	// Reason is the class by which nodes refuse it; empty for what no node can
+	// tell from an honest act, and merely bounds.
+	Reason string `json:"reason,omitempty"`
+	// Offence: such a peer is to be cut off and kept out.
+	Offence bool     `json:"offence,omitempty"`
+	Admit   bool     `json:"admit"` // whether it should have been let in
+	Targets []target `json:"targets"`
+}
+
+// target is how an attack went at one node.
+type target struct {
+	Peer     peer.ID `json:"peer"`
+	Admitted bool    `json:"admitted"`
+	Refusal  string  `json:"refusal,omitempty"` // what it said instead
+	Sent     int     `json:"sent"`              // messages, frames or streams
+	Cut      bool    `json:"cut,omitempty"`     // the node closed the connection
+	Again    string  `json:"again,omitempty"`   // what it said to the peer that came back; "" when it let it in
+}
+
+func main() {
+	ticket := flag.String("ticket", "", "ticket of the network")
+	revoked := flag.String("revoked", "", "seed of a node key that the root has revoked, in hexadecimal")
+	only := flag.String("attack", "", "regular expression of attacks")
+	list := flag.Bool("list", false, "list the attacks")
+	flag.Parse()
+	if *list {
+		for _, a := range attacks {
+			fmt.Println(a.name)
+		}
+		return
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := run(ctx, *ticket, *revoked, *only, flag.Args()); err != nil {
+		fmt.Fprintln(os.Stderr, "hostile:", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, ticket, revoked, only string, addrs []string) error {
+	t, err := stmt.ParseTicket(ticket)
+	if err != nil {
+		return err
+	}
+	re, err := regexp.Compile(only)
+	if err != nil {
+		return err
+	}
+	targets := make([]peer.AddrInfo, len(addrs))
+	for i, a := range addrs {
+		pi, err := peer.AddrInfoFromString(a)
+		if err != nil {
+			return err
+		}
+		targets[i] = *pi
+	}
+	out := json.NewEncoder(os.Stdout)
+	for _, a := range attacks {
+		if !re.MatchString(a.name) || a.role == asRevoked && revoked == "" {
+			continue
+		}
+		r, err := a.run(ctx, t, revoked, targets)
+		if err != nil {
+			return fmt.Errorf("%s: %w", a.name, err)
+		}
+		if err := out.Encode(r); err != nil {
+			return err
+		}
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+	}
+	return nil
+}
+
+// run makes an identity of its own for the attack, so that the penalty for one
+// does not hide another, and attacks all targets at once.
+func (a attack) run(ctx context.Context, t stmt.Ticket, revoked string, targets []peer.AddrInfo) (report, error) {
+	l, err := newLiar(t, a.role, revoked)
+	if err != nil {
+		return report{}, err
+	}
+	defer l.host.Close()
+	r := report{
+		Attack: a.name, Peer: l.host.ID(), Reason: a.reason, Offence: a.offence,
+		Admit: a.role == asMember, Targets: make([]target, len(targets)),
+	}
+	var all sync.WaitGroup
+	for i, to := range targets {
+		all.Go(func() {
+			actx, cancel := context.WithTimeout(ctx, perAttack)
+			defer cancel()
+			r.Targets[i] = a.on(actx, l, i, to)
+		})
+	}
+	all.Wait()
+	return r, nil
+}
+
+// on attacks one target and looks what becomes of the connection.
+func (a attack) on(ctx context.Context, l *liar, n int, to peer.AddrInfo) target {
+	out := target{Peer: to.ID}
+	refusal, err := l.join(ctx, to)
+	if err != nil {
+		refusal = err.Error()
+	}
+	out.Refusal, out.Admitted = refusal, refusal == ""
+	if !out.Admitted || a.strike == nil {
+		return out
+	}
+	out.Sent = a.strike(ctx, l, n, to.ID)
+	if !a.offence {
+		l.finish(ctx, to.ID)
+		return out
+	}
+	if out.Cut = l.wentAway(ctx, to.ID); !out.Cut {
+		return out
+	}
+	actx, cancel := context.WithTimeout(context.WithoutCancel(ctx), perAttack)
+	defer cancel()
+	if out.Again, err = l.join(actx, to); err != nil {
+		out.Again = err.Error()
+	}
+	return out
+}
