@@ -309,13 +309,7 @@ func (a *Author) signPage(doc DocID, dead bool) ([]byte, error) {
 			b.Live = append(b.Live, d)
 		}
 	}
-	body, err := stmt.Marshal(b)
-	if err != nil {
-		return nil, err
-	}
-	return stmt.Sign(a.key, stmt.Statement{
-		Kind: stmt.KindOwner, Network: a.state.network, Time: a.Now().Unix(), Body: body,
-	})
+	return a.signOwner(b)
 }
 
 // apply applies statements signed here: their signatures need no check.

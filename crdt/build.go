@@ -28,7 +28,7 @@ func (s *State) View() *View {
 	mv := s.members.memberView
 	v := &View{
 		network: s.network, root: s.root, version: s.version,
-		insts: s.insts.freeze(), nodes: s.nodeViews.freeze(), members: &mv,
+		insts: s.insts.freeze(), nodes: s.nodeViews.freeze(), members: &mv, devices: s.devices,
 	}
 	if s.view != nil && !s.dirtyBases {
 		v.bases = s.view.bases

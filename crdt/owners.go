@@ -103,6 +103,7 @@ func (s *State) refreshOwner(owner stmt.Key, o *ownerState) {
 			s.dirtyInst[d] = struct{}{}
 		}
 	}
+	s.refreshDevices(owner)
 	s.dropHusks(owner, o.dead)
 	for d := range o.dead { // any order: each is dropped by itself
 		if doc := s.docs[d]; doc != nil && doc.owner == owner {
@@ -128,6 +129,7 @@ func (s *State) takeOwner(owner stmt.Key) [][]byte {
 			s.dirtyInst[d] = struct{}{}
 		}
 		delete(s.owners, owner)
+		s.refreshDevices(owner)
 	}
 	for d := range s.docsOf[owner] { // any order: each is dropped by itself
 		s.dropDoc(s.docs[d])

@@ -239,11 +239,14 @@ func cutText(s string, n int) string {
 }
 
 // ownerBody is the body of an owner statement: instances of the author that it
-// knows to live and to be dead, each list strictly ascending, no ID in both.
-// An instance lives when some held statement lists it live and none dead.
+// knows to live and to be dead, and devices that are listed and removed; each list
+// strictly ascending, nothing in both of a pair. An instance lives when some held
+// statement lists it live and none dead, and a device likewise.
 type ownerBody struct {
-	Live []DocID `cbor:"live,omitempty"`
-	Dead []DocID `cbor:"dead,omitempty"`
+	Live    []DocID      `cbor:"live,omitempty"`
+	Dead    []DocID      `cbor:"dead,omitempty"`
+	Devices []deviceBody `cbor:"devices,omitempty"`
+	Gone    []stmt.Key   `cbor:"gone,omitempty"`
 }
 
 func decodeOwner(st *stmt.Statement) (b ownerBody, opaque bool, err error) {
@@ -261,6 +264,9 @@ func decodeOwner(st *stmt.Statement) (b ownerBody, opaque bool, err error) {
 		if _, both := slices.BinarySearchFunc(b.Dead, d, compareDocs); both {
 			return b, false, fmt.Errorf("%w: instance %s both live and dead", ErrInvalid, d)
 		}
+	}
+	if err := b.checkDevices(st.Author); err != nil {
+		return b, false, err
 	}
 	again, err := stmt.Marshal(b)
 	return b, string(again) != string(st.Body), err
@@ -283,7 +289,7 @@ func (b ownerBody) subsumes(o ownerBody) bool {
 			return false
 		}
 	}
-	return true
+	return b.subsumesDevices(o)
 }
 
 func compareDocs(a, b DocID) int { return bytes.Compare(a[:], b[:]) }

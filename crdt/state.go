@@ -30,7 +30,8 @@ type State struct {
 	byNode  map[stmt.Key]map[claimKey]struct{}
 	byDoc   map[DocID]map[claimKey]struct{}
 	bases   map[baseKey]*baseReg
-	husks   map[stmt.Key]*husk // of nodes this State has forgotten
+	devices map[stmt.Key][]Device // of owners that have some; replaced, never changed
+	husks   map[stmt.Key]*husk    // of nodes this State has forgotten
 	pending pending
 	changes uint64 // raised by every change
 	collect bool   // append to news

@@ -135,6 +135,12 @@ func makeVectors(t *testing.T) vectorFile {
 	add("hint: contradiction", "n2", must(stmt.SignHint(keyOf("n2"), w.net, stmt.HintBody{Peer: pub("n2"), Alive: true, Epoch: 4, Count: 2}, 4, 1)))
 	session := must(stmt.SignSession(keyOf("olga"), w.net, stmt.SessionBody{Client: pub("client"), Server: pub("n1"), Expires: testNow.Unix()}))
 	add("session", "olga", session)
+	phone, err := newWorld(t).author("olga", nil).SetDevice(Device{Key: pub("phone"), Name: "phone", MeshKey: pub("mesh")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	add("owner page of devices", "olga", phone[0])
+	add("session of a device", "phone", must(stmt.SignSession(keyOf("phone"), w.net, stmt.SessionBody{Client: pub("client"), Server: pub("n1"), Expires: testNow.Unix(), Owner: pub("olga")})))
 	plain("hello", must(stmt.EncodeHello(stmt.Hello{Member: member, Session: session})))
 	plain("gossip message", must(encodeGossip([][]byte{raws[0], raws[1]})))
 	plain("log", appendFrame(appendFrame([]byte(logMagic), raws[0]), raws[1]))

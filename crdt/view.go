@@ -22,6 +22,7 @@ type View struct {
 	nodes   *shards[stmt.Key, *nodeView]
 	members *memberView
 	bases   []Base // by (Name, Publisher)
+	devices map[stmt.Key][]Device
 
 	sorted sync.Once
 	specs  []Spec // by ID; filled by sorted

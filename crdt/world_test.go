@@ -130,6 +130,9 @@ func render(v *View) string {
 		q, bounded := v.Quota(k)
 		line("member", fmt.Sprint(k, v.Roles(k), v.Revoked(k), v.OperatorOf(k), q, bounded))
 	}
+	for _, o := range []string{"olga", "otto"} {
+		line("devices", v.Devices(pub(o)))
+	}
 	line("any", v.AnyOwner())
 	line("bases", v.Bases())
 	return b.String()
@@ -182,7 +185,18 @@ func history(t *rapid.T, withdraw bool) *world {
 		dev := rapid.IntRange(0, 2).Draw(t, "device")
 		a := authors[owner][dev]
 		w.seq++
-		switch rapid.IntRange(0, 15).Draw(t, "what") {
+		switch rapid.IntRange(0, 17).Draw(t, "what") {
+		case 16, 17:
+			d := Device{Key: pub(rapid.SampledFrom([]string{"phone", "laptop", "ci"}).Draw(t, "key")), Name: rapid.SampledFrom([]string{"", "a", "b"}).Draw(t, "name")}
+			change := func() ([][]byte, error) { return a.SetDevice(d) }
+			if rapid.IntRange(0, 3).Draw(t, "remove") == 0 {
+				change = func() ([][]byte, error) { return a.RemoveDevice(d.Key) }
+			}
+			raws, err := change()
+			if err != nil && !errors.Is(err, ErrNotOwner) && !errors.Is(err, ErrNotFound) && !errors.Is(err, ErrInvalid) {
+				t.Fatalf("device: %v", err)
+			}
+			w.raws = append(w.raws, raws...)
 		case 0, 1:
 			id, raws, err := a.Create(Spec{Name: fmt.Sprintf("app-%d", len(ids)), Replicas: 2, Delegates: []stmt.Key{pub("dee")}})
 			if dev == 2 && errors.Is(err, ErrNotOwner) {

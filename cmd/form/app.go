@@ -153,7 +153,11 @@ func (a *app) connect(ctx context.Context, packs *store.Store) (*swarm.Conn, err
 	task := a.p.Start("connecting")
 	defer task.Done()
 	a.used = t
-	cfg := swarm.Config{Ticket: t, Key: a.key, Logger: a.logger()}
+	speaksFor, err := a.speaksFor()
+	if err != nil {
+		return nil, err
+	}
+	cfg := swarm.Config{Ticket: t, Key: a.key, Owner: speaksFor, Logger: a.logger()}
 	if packs != nil {
 		cfg.Blocks, cfg.Source = packs.Blocks(), packs.Source()
 	}

@@ -21,7 +21,8 @@ import (
 )
 
 func newKey(a *app) *cobra.Command {
-	return group("key", "the owner's key", newKeyNew(a), newKeyImport(a), newKeyShow(a))
+	return group("key", "the owner's key", newKeyNew(a), newKeyImport(a), newKeyShow(a),
+		group("device", "keys that speak for the owner", newDeviceAdd(a), newDeviceLs(a), newDeviceRm(a)))
 }
 
 type keyOptions struct {
@@ -78,7 +79,7 @@ func newKeyShow(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use: "show", Short: "the owner's peer ID and public key", Args: noArgs(),
 		RunE: func(*cobra.Command, []string) error {
-			k, err := a.owner()
+			k, err := a.ownKey()
 			if err != nil {
 				return err
 			}

@@ -58,8 +58,38 @@ func (a *app) noKey(path string) error {
 	return e.Hint("make a kit: form kit init").Hint("or name a key: FORM_KEY_FILE=FILE")
 }
 
-// owner is who the caller is, without opening the key where the kit says it.
+// speaksFor is the owner whose device the caller's key is, by FORM_OWNER; zero
+// when it is not set.
+func (a *app) speaksFor() (stmt.Key, error) {
+	text := a.getenv("FORM_OWNER")
+	if text == "" {
+		return stmt.Key{}, nil
+	}
+	k, err := stmt.ParseKey(text)
+	if err != nil {
+		return k, cli.Errorf(api.ExitUsage, "FORM_OWNER: %w", err).Hint("the owner's peer ID: form key show, with the owner's key")
+	}
+	return k, nil
+}
+
+// ownKey is the caller's own key, which is the owner's or a device's.
+func (a *app) ownKey() (stmt.Key, error) {
+	if a.getenv("FORM_OWNER") == "" {
+		return a.owner()
+	}
+	key, err := a.key()
+	if err != nil {
+		return stmt.Key{}, err
+	}
+	return stmt.KeyOf(key), nil
+}
+
+// owner is who the caller is or speaks for, without opening the key where the kit
+// says it.
 func (a *app) owner() (stmt.Key, error) {
+	if k, err := a.speaksFor(); err != nil || !k.IsZero() {
+		return k, err
+	}
 	if a.opened == nil && a.getenv("FORM_KEY_FILE") == "" {
 		c, err := a.kit()
 		if err != nil {

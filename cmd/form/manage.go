@@ -21,7 +21,7 @@ func newManage(a *app) *cobra.Command {
 		group("get", "one fact about an instance", newGetStatus(a)),
 		newManageLs(a), newInspect(a), newStop(a), newStart(a), newRestart(a), newUpdate(a),
 		newDelete(a), newManageScale(a), newManageLogs(a), newExec(a), newExplain(a),
-		newEvents(a), newHistory(a),
+		newEvents(a), newHistory(a), newDelegate(a),
 		later("rollback", "go back to the pack before", "a history of an instance's packs",
 			"name the pack to go back to: form pack ls, form manage update INSTANCE CID"))
 }

@@ -28,11 +28,15 @@ func (a *app) author(ctx context.Context, c *swarm.Conn) (*crdt.Author, error) {
 	if err != nil {
 		return nil, err
 	}
-	raws, err := c.API().OwnerStatements(ctx, stmt.KeyOf(key))
+	owner, err := a.owner()
 	if err != nil {
 		return nil, err
 	}
-	au, err := crdt.NewAuthor(key, network, raws)
+	raws, err := c.API().OwnerStatements(ctx, owner)
+	if err != nil {
+		return nil, err
+	}
+	au, err := crdt.NewDelegate(key, owner, network, raws)
 	if err != nil {
 		return nil, fmt.Errorf("read what you have shipped so far: %w", err)
 	}
@@ -59,13 +63,24 @@ func (a *app) sign(ctx context.Context, c *swarm.Conn, i api.Instance, mutate fu
 	}
 	raws, err := au.Set(i.ID, mutate)
 	if err != nil {
-		return fmt.Errorf("sign the change of %s: %w", i.Name, err)
+		return cannotSign("sign the change of "+i.Name, i.Name, err)
 	}
 	if len(raws) == 0 {
 		return nil // it is as wanted already
 	}
 	_, err = c.API().Submit(ctx, raws)
 	return err
+}
+
+// cannotSign tells a device, or a delegate of other instances, what its key lacks.
+func cannotSign(doing, name string, err error) error {
+	switch {
+	case errors.Is(err, crdt.ErrNotOwner):
+		return cli.Errorf(api.ExitNotAllowed, "%s: %w", doing, err).Hint("use the owner's key: --config DIR or FORM_KEY_FILE, without FORM_OWNER")
+	case errors.Is(err, stmt.ErrAuthority):
+		return cli.Errorf(api.ExitNotAllowed, "%s: %w", doing, err).Hint("the owner makes it one: form manage delegate %s KEY", name)
+	}
+	return fmt.Errorf("%s: %w", doing, err)
 }
 
 // mine refuses what only the owner may do before anything is signed.
@@ -281,7 +296,7 @@ func (a *app) runDelete(ctx context.Context, args []string, o deleteOptions) (er
 			_, err = c.API().Submit(ctx, raws)
 		}
 		if err != nil {
-			err = fmt.Errorf("delete %s: %w", i.Name, err)
+			err = cannotSign("delete "+i.Name, i.Name, err)
 			if len(done) > 0 { // what is deleted already stays so, and is answered
 				err = errors.Join(a.changes(done), err)
 			}

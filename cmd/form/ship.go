@@ -254,7 +254,7 @@ func (a *app) signShip(ctx context.Context, c *swarm.Conn, id cid.Cid, root *sto
 		a.p.Note("updating %s (%s)", name, old)
 	}
 	if err != nil {
-		return "", fmt.Errorf("sign %s: %w", name, err)
+		return "", cannotSign("sign "+name, name, err)
 	}
 	if len(raws) == 0 {
 		a.p.Note("%s runs exactly this already", name)

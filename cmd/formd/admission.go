@@ -40,6 +40,7 @@ type admission struct {
 }
 
 type session struct {
+	by      stmt.Key // the owner's own key, or a device's
 	owner   stmt.Key
 	expires time.Time
 }
@@ -122,16 +123,19 @@ func (a *admission) judge(ctx context.Context, from peer.ID, hello []byte) (clie
 }
 
 func (a *admission) admitSession(v *crdt.View, from peer.ID, key stmt.Key, raw []byte) error {
-	owner, body, err := stmt.CheckSession(raw, a.network, key, a.self, a.now())
+	by, owner, body, err := stmt.CheckSession(raw, a.network, key, a.self, a.now())
 	if err != nil {
 		return fmt.Errorf("session: %w", err)
 	}
 	if !v.OwnerAllowed(owner) {
 		return fmt.Errorf("owner %s is not a member of this network; a ticket admits it", owner)
 	}
+	if !v.SpeaksFor(by, owner) {
+		return fmt.Errorf("%s is no device of owner %s, or was removed; the owner lists it: form key device add", by, owner)
+	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.sessions[from] = session{owner, time.Unix(body.Expires, 0)}
+	a.sessions[from] = session{by, owner, time.Unix(body.Expires, 0)}
 	return nil
 }
 
@@ -143,25 +147,25 @@ func (a *admission) Gone(p peer.ID) {
 }
 
 // owner is whom a connected peer speaks for; zero for nobody, also when the
-// session has ended or the owner is no member any more.
+// session has ended, the owner is no member any more, or the device was removed.
 func (a *admission) owner(p peer.ID) stmt.Key {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	s, ok := a.sessions[p]
-	if !ok || a.now().After(s.expires) || !a.state.View().OwnerAllowed(s.owner) {
+	if !ok || a.now().After(s.expires) || !a.state.View().SpeaksFor(s.by, s.owner) {
 		return stmt.Key{}
 	}
 	return s.owner
 }
 
 // stays says whether a connected peer may remain: as a node while it is a
-// member, as a client while the owner it speaks for is admitted.
+// member, as a client while it may speak for its owner.
 func (a *admission) stays(v *crdt.View, p peer.ID) bool {
 	a.mu.Lock()
 	s, client := a.sessions[p]
 	a.mu.Unlock()
 	if client {
-		return v.OwnerAllowed(s.owner)
+		return v.SpeaksFor(s.by, s.owner)
 	}
 	key, err := stmt.KeyOfPeerID(string(p))
 	return err == nil && v.IsMember(key, stmt.RoleNode)
@@ -203,7 +207,7 @@ func (a *admission) enforce(ctx context.Context, views <-chan *crdt.View, c conn
 			if a.stays(v, p.ID) || a.stays(a.state.View(), p.ID) {
 				continue
 			}
-			if err := c.Drop(p.ID, "its membership was revoked"); err != nil {
+			if err := c.Drop(p.ID, "its membership, or its owner's word for it, was revoked"); err != nil {
 				log.Warn("a revoked peer is not cut off yet", "peer", p.ID, "err", err)
 			}
 		}

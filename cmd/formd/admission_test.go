@@ -211,10 +211,54 @@ func TestRevocationCuts(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	// A phone speaks for the owner once it is listed, and not after it was removed.
+	phone, phoneID := newKey(t), peer.ID("")
+	pen, err := crdt.NewAuthor(owner, id.network(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	say := func(raws [][]byte, err error) {
+		t.Helper()
+		if err == nil {
+			_, err = state.Submit(ctx, raws...)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	phoneHello := func(client ed25519.PrivateKey) stmt.Hello {
+		t.Helper()
+		raw, err := stmt.SignSession(phone, id.network(), stmt.SessionBody{
+			Client: stmt.KeyOf(client), Server: id.self(), Expires: now.Add(time.Hour).Unix(), Owner: stmt.KeyOf(owner),
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return stmt.Hello{Session: raw}
+	}
+	refused := func(when string) {
+		t.Helper()
+		client := newKey(t)
+		b, err := stmt.EncodeHello(phoneHello(client))
+		if err != nil {
+			t.Fatal(err)
+		}
+		p := peerOf(stmt.KeyOf(client))
+		if _, err := a.Admit(ctx, p, b); err == nil || !a.owner(p).IsZero() {
+			t.Errorf("a device is let in %s", when)
+		}
+	}
 	conns := &fakeConns{dropped: make(chan peer.ID, 10)}
 	badID, goodID := admit(bad, stmt.Hello{Member: join(bad, stmt.RoleNode)}), admit(good, stmt.Hello{Member: join(good, stmt.RoleNode)})
 	clientID := admit(laptop, stmt.Hello{Member: join(owner, stmt.RoleOwner), Session: session})
-	for _, p := range []peer.ID{badID, goodID, clientID} {
+	refused("that nobody has listed")
+	say(pen.SetDevice(crdt.Device{Key: stmt.KeyOf(phone)}))
+	client := newKey(t)
+	phoneID = admit(client, phoneHello(client))
+	if got := a.owner(phoneID); got != stmt.KeyOf(owner) {
+		t.Fatalf("the device speaks for %s", got)
+	}
+	for _, p := range []peer.ID{badID, goodID, clientID, phoneID} {
 		conns.open = append(conns.open, p2p.PeerInfo{ID: p})
 	}
 	done := make(chan struct{})
@@ -233,10 +277,14 @@ func TestRevocationCuts(t *testing.T) {
 		}
 	}
 	for _, tt := range []struct {
-		revoked ed25519.PrivateKey
-		cut     peer.ID
-	}{{bad, badID}, {owner, clientID}} {
-		revoke(tt.revoked)
+		revoke func()
+		cut    peer.ID
+	}{
+		{func() { revoke(bad) }, badID},
+		{func() { say(pen.RemoveDevice(stmt.KeyOf(phone))) }, phoneID},
+		{func() { refused("that was removed"); revoke(owner) }, clientID},
+	} {
+		tt.revoke()
 		select {
 		case p := <-conns.dropped:
 			if p != tt.cut {

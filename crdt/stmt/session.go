@@ -18,43 +18,55 @@ type SessionBody struct {
 	Server  Key    `cbor:"server"`
 	Scope   string `cbor:"scope,omitempty"` // "" = everything the owner may do
 	Expires int64  `cbor:"expires"`         // Unix seconds
+	// Owner is whom the author speaks for when it is a device; zero: itself.
+	Owner Key `cbor:"owner,omitzero"`
 }
 
-// SignSession signs s with the owner's key.
-func SignSession(owner ed25519.PrivateKey, net NetworkID, s SessionBody) ([]byte, error) {
+// SignSession signs s with the owner's key, or with a device's when s names the
+// owner.
+func SignSession(key ed25519.PrivateKey, net NetworkID, s SessionBody) ([]byte, error) {
+	if len(key) == ed25519.PrivateKeySize && s.Owner == KeyOf(key) {
+		s.Owner = Key{}
+	}
 	body, err := Marshal(s)
 	if err != nil {
 		return nil, err
 	}
-	return Sign(owner, Statement{Kind: KindSession, Network: net, Body: body})
+	return Sign(key, Statement{Kind: KindSession, Network: net, Body: body})
 }
 
 // CheckSession verifies a session presented on the connection between client
-// and server, and returns the owner it speaks for. A session that expires more
+// and server, and returns who signed it and the owner it is to speak for. When
+// they differ, whether that key is a device of the owner's is the caller's to
+// find out. A session that expires more
 // than [MaxSession] (and an hour for skewed clocks) from now is refused.
 // Errors wrap those of [Verify], ErrAuthority or ErrExpired.
-func CheckSession(raw []byte, net NetworkID, client, server Key, now time.Time) (owner Key, s SessionBody, err error) {
+func CheckSession(raw []byte, net NetworkID, client, server Key, now time.Time) (author, owner Key, s SessionBody, err error) {
+	no := func(err error) (Key, Key, SessionBody, error) { return Key{}, Key{}, SessionBody{}, err }
 	v, err := Verify(raw, net)
 	if err != nil {
-		return Key{}, s, err
+		return no(err)
 	}
 	if v.Kind != KindSession {
-		return Key{}, s, fmt.Errorf("%w: %s is no session", ErrShape, v.Kind)
+		return no(fmt.Errorf("%w: %s is no session", ErrShape, v.Kind))
 	}
 	if err := Unmarshal(v.Body, &s); err != nil {
-		return Key{}, s, err
+		return no(err)
 	}
 	if s.Client != client || s.Server != server {
-		return Key{}, s, fmt.Errorf("%w: session of another connection", ErrAuthority)
+		return no(fmt.Errorf("%w: session of another connection", ErrAuthority))
 	}
 	left := time.Unix(s.Expires, 0).Sub(now)
 	if left <= 0 {
-		return Key{}, s, fmt.Errorf("%w: session ended %s ago", ErrExpired, -left.Round(time.Second))
+		return no(fmt.Errorf("%w: session ended %s ago", ErrExpired, -left.Round(time.Second)))
 	}
 	if left > MaxSession+time.Hour {
-		return Key{}, s, fmt.Errorf("%w: session longer than %s", ErrAuthority, MaxSession)
+		return no(fmt.Errorf("%w: session longer than %s", ErrAuthority, MaxSession))
 	}
-	return v.Author, s, nil
+	if owner = s.Owner; owner.IsZero() {
+		owner = v.Author
+	}
+	return v.Author, owner, s, nil
 }
 
 // MaxBaseName is the longest base name in bytes.

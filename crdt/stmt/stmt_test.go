@@ -301,7 +301,14 @@ func TestSession(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if owner, _, err := CheckSession(raw, testNet, client, server, now); err != nil || owner != KeyOf(priv("owner")) {
+	device, err := SignSession(priv("device"), testNet, SessionBody{Client: client, Server: server, Owner: KeyOf(priv("owner")), Expires: now.Add(time.Hour).Unix()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if by, owner, _, err := CheckSession(device, testNet, client, server, now); err != nil || owner != KeyOf(priv("owner")) || by != KeyOf(priv("device")) {
+		t.Fatalf("by a device: %s for %s, %v", by, owner, err)
+	}
+	if _, owner, _, err := CheckSession(raw, testNet, client, server, now); err != nil || owner != KeyOf(priv("owner")) {
 		t.Errorf("%v %v", owner, err)
 	}
 	for name, tt := range map[string]struct {
@@ -314,7 +321,7 @@ func TestSession(t *testing.T) {
 		"too late":       {client, server, now.Add(time.Hour), ErrExpired},
 		"too long":       {client, server, now.Add(-48 * time.Hour), ErrAuthority},
 	} {
-		if _, _, err := CheckSession(raw, testNet, tt.client, tt.server, tt.now); !errors.Is(err, tt.want) {
+		if _, _, _, err := CheckSession(raw, testNet, tt.client, tt.server, tt.now); !errors.Is(err, tt.want) {
 			t.Errorf("%s: %v, want %v", name, err, tt.want)
 		}
 	}

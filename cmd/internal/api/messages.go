@@ -73,6 +73,7 @@ type Spec struct {
 	Partition   string            `json:"partition,omitempty"`
 	Voters      []stmt.Key        `json:"voters,omitempty"` // whose majority the partition contract counts
 	GPU         string            `json:"gpu,omitempty"`
+	Delegates   []stmt.Key        `json:"delegates,omitempty"` // keys beside the owner's that may change it
 }
 
 // Replica is one node's claim on a slot. What is not known yet is null.

@@ -15,7 +15,8 @@ import (
 
 // admission presents the owner to every peer that form dials.
 type admission struct {
-	owner  ed25519.PrivateKey
+	key    ed25519.PrivateKey
+	owner  stmt.Key // for whom a device's key speaks; zero: the key is the owner's
 	client stmt.Key
 	net    stmt.NetworkID
 	ticket *stmt.Ticket // nil: the owner is a member already, or anyone may be
@@ -30,8 +31,8 @@ func (a *admission) Hello(to peer.ID) ([]byte, error) {
 		return nil, err
 	}
 	now := time.Now()
-	session, err := stmt.SignSession(a.owner, a.net, stmt.SessionBody{
-		Client: a.client, Server: server, Expires: now.Add(sessionLife).Unix(),
+	session, err := stmt.SignSession(a.key, a.net, stmt.SessionBody{
+		Client: a.client, Server: server, Expires: now.Add(sessionLife).Unix(), Owner: a.owner,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("sign session: %w", err)
@@ -44,10 +45,11 @@ func (a *admission) Hello(to peer.ID) ([]byte, error) {
 }
 
 func (a *admission) member(now time.Time) ([]byte, error) {
-	if a.ticket == nil || len(a.ticket.InviteSeed) == 0 {
-		return nil, nil
+	key := stmt.KeyOf(a.key)
+	if a.ticket == nil || len(a.ticket.InviteSeed) == 0 || !a.owner.IsZero() && a.owner != key {
+		return nil, nil // a device is no member: its owner is
 	}
-	raw, err := a.ticket.Join(stmt.KeyOf(a.owner), stmt.RoleOwner, now)
+	raw, err := a.ticket.Join(key, stmt.RoleOwner, now)
 	if errors.Is(err, stmt.ErrExpired) {
 		return nil, nil
 	}

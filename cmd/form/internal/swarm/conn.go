@@ -47,6 +47,8 @@ type Config struct {
 	Ticket *stmt.Ticket // may be nil
 	// Key opens the owner's key. It is called at most once.
 	Key func() (ed25519.PrivateKey, error)
+	// Owner is for whom a device's key speaks; zero: the key is the owner's.
+	Owner stmt.Key
 	// Blocks and Source are what the peers of this Conn may fetch. Without them
 	// it cannot fetch either.
 	Blocks blockstore.Blockstore
@@ -276,7 +278,7 @@ func (c *Conn) startNode(ctx context.Context, id stmt.NetworkID) error {
 		}
 		return nil
 	}
-	owner, err := c.key()
+	key, err := c.key()
 	if err != nil {
 		return &KeyError{err}
 	}
@@ -287,7 +289,7 @@ func (c *Conn) startNode(ctx context.Context, id stmt.NetworkID) error {
 	node, err := p2p.New(p2p.Config{
 		Key: identity, Network: protocolName(id), ClientOnly: true,
 		Blocks: c.cfg.Blocks, Source: c.cfg.Source, Logger: c.cfg.Logger,
-		Admission: &admission{owner: owner, client: stmt.KeyOf(identity), net: id, ticket: c.cfg.Ticket},
+		Admission: &admission{key: key, owner: c.cfg.Owner, client: stmt.KeyOf(identity), net: id, ticket: c.cfg.Ticket},
 	})
 	if err != nil {
 		return fmt.Errorf("start libp2p: %w", err)

@@ -56,7 +56,7 @@ func TestHello(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			id := stmt.NewNetworkID("test", stmt.KeyOf(root))
-			a := &admission{owner: owner, client: stmt.KeyOf(client), net: id, ticket: c.ticket}
+			a := &admission{key: owner, client: stmt.KeyOf(client), net: id, ticket: c.ticket}
 			b, err := a.Hello(peer.ID(stmt.KeyOf(server).PeerID()))
 			if err != nil {
 				t.Fatal(err)
@@ -65,11 +65,11 @@ func TestHello(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			who, _, err := stmt.CheckSession(h.Session, id, stmt.KeyOf(client), stmt.KeyOf(server), now)
+			_, who, _, err := stmt.CheckSession(h.Session, id, stmt.KeyOf(client), stmt.KeyOf(server), now)
 			if err != nil || who != stmt.KeyOf(owner) {
 				t.Errorf("the session speaks for %s, %v", who, err)
 			}
-			if _, _, err := stmt.CheckSession(h.Session, id, stmt.KeyOf(client), stmt.KeyOf(root), now); err == nil {
+			if _, _, _, err := stmt.CheckSession(h.Session, id, stmt.KeyOf(client), stmt.KeyOf(root), now); err == nil {
 				t.Error("the session is good for another server")
 			}
 			if (h.Member != nil) != c.member {
@@ -104,7 +104,7 @@ func (g *gatekeeper) Admit(_ context.Context, from peer.ID, b []byte) (bool, err
 	if err != nil {
 		return false, err
 	}
-	owner, _, err := stmt.CheckSession(h.Session, g.net, client, g.self, time.Now())
+	_, owner, _, err := stmt.CheckSession(h.Session, g.net, client, g.self, time.Now())
 	if err != nil {
 		return false, err
 	}
