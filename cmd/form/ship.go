@@ -415,7 +415,7 @@ func (a *app) waitFor(ctx context.Context, c *swarm.Conn, inst, pack string, all
 		// SUCCESS is about the spec as it is now: replicas of an older one may
 		// still be ready while the change is rolled out.
 		need := 1
-		if all {
+		if all && i.Spec.Partition != crdt.PartitionFence { // of which one runs
 			need = i.Desired.Replicas
 		}
 		return i.Status == api.StatusFailure || i.Status == api.StatusSuccess && readySlots(i, pack) >= need, nil

@@ -115,6 +115,7 @@ type formd struct {
 	vms       *fogvm.Manager
 	prober    *reconcile.Prober
 	vault     *reconcile.Vault
+	leases    *reconcile.Leases
 	rec       *reconcile.Reconciler
 	register  crdt.Node
 	warnings  []string
@@ -302,6 +303,16 @@ func (d *formd) openReconciler() error {
 	d.prober = reconcile.NewProber(reconcile.ProberConfig{
 		Self: d.id.self(), Streams: d.node, View: d.state.View, Key: d.id.Key, Gossip: d.node, Logger: d.log.With("part", "live"),
 	})
+	if err := os.MkdirAll(d.path("leases"), 0o700); err != nil {
+		return err
+	}
+	d.leases, err = reconcile.NewLeases(reconcile.LeasesConfig{
+		Self: d.id.self(), Streams: d.node, View: d.state.View, VMs: d.vms, Dir: d.path("leases"),
+		Ready: func() bool { return d.rec.Deciding() }, Logger: d.log.With("part", "leases"),
+	})
+	if err != nil {
+		return err
+	}
 	d.vault = reconcile.NewVault(reconcile.VaultConfig{
 		Key: d.id.Key, Streams: d.node, View: d.state.View,
 		World: func() plan.World {
@@ -313,7 +324,7 @@ func (d *formd) openReconciler() error {
 		Logger: d.log.With("part", "secrets"),
 	})
 	d.rec, err = reconcile.New(reconcile.Config{
-		Self: d.id.self(), State: d.state, Loaded: d.state.View(), Content: d.store, Keeper: d.store, VMs: d.vms, Liveness: d.prober, Vault: d.vault,
+		Self: d.id.self(), State: d.state, Loaded: d.state.View(), Content: d.store, Keeper: d.store, VMs: d.vms, Liveness: d.prober, Vault: d.vault, Leases: d.leases,
 		Dir: d.path("reconcile"), Node: d.register, Addrs: d.node.Addrs, Accepts: d.accept.accepts,
 		AcceptLabel: d.accept.label, TakeoverDelay: time.Duration(d.cfg.TakeoverDelay),
 		Hysteresis: hysteresis(d.cfg),
@@ -415,6 +426,7 @@ func (d *formd) serve(ctx context.Context) error {
 	above, workCtx := errgroup.WithContext(ctx)
 	above.Go(func() error { return named("liveness", d.prober.Run(workCtx)) })
 	above.Go(func() error { return named("secrets", d.vault.Run(workCtx)) })
+	above.Go(func() error { return named("leases", d.leases.Run(workCtx)) })
 	above.Go(func() error { return named("reconciler", d.rec.Run(workCtx)) })
 	above.Go(func() error { d.age(workCtx); return nil })
 	for _, s := range d.servers {

@@ -31,8 +31,8 @@ type Holder struct {
 	next    time.Duration
 }
 
-// NewHolder makes a holder of the instance that base names, with its set, term,
-// holder and generation; the rest of base is ignored. nonce is drawn at random
+// NewHolder makes a holder of the instance that base names, with its set, term
+// and holder; the rest of base is ignored. nonce is drawn at random
 // for each Holder. until is when the machine has to stop by a lease of an earlier
 // Holder, of this run of the daemon or of another: exactly what the machine's
 // keeper was told, 0 when there is no machine.
@@ -52,9 +52,6 @@ func (h *Holder) Next() time.Duration { return h.next }
 
 // Set is whose votes the holder collects.
 func (h *Holder) Set() SetID { return h.base.Set }
-
-// SetGeneration has later requests name another generation of the claim.
-func (h *Holder) SetGeneration(g uint64) { h.base.Generation = g }
 
 // Parts of a lease: a round of questions begins at a third of it, is given up
 // after a sixth, or a fifteenth by who holds nothing, and one that cannot succeed
@@ -170,6 +167,17 @@ func (h *Holder) Release() []Ask {
 	}
 	clear(h.last)
 	return out
+}
+
+// Outdated says whether a voter knows a later claim on the slot, by which nobody
+// holds the lease.
+func (h *Holder) Outdated() bool {
+	for _, a := range h.answers { // any order: one is enough
+		if a.Later {
+			return true
+		}
+	}
+	return false
 }
 
 // Missing says how many voters granted in the last round and what the first of

@@ -50,11 +50,12 @@ func SetOf(term uint64, voters []stmt.Key) SetID {
 
 // Request is what a holder asks of a voter.
 type Request struct {
-	Instance   string
-	Set        SetID
-	Term       uint64 // of Set; both are the spec's as the voter knows it
-	Holder     stmt.Key
-	Generation uint64 // of the holder's claim
+	Instance string
+	Set      SetID
+	Term     uint64 // of Set; both are the spec's as the voter knows it
+	Holder   stmt.Key
+	// Generation is that of the holder's claim, as the voter knows it.
+	Generation uint64
 	// Nonce tells one request of a holder from another.
 	Nonce uint64
 	// Held: when the holder asked it held a lease, of this set or of the one before.
@@ -67,6 +68,7 @@ type Request struct {
 type Answer struct {
 	Granted bool
 	Busy    bool   // not now: another holder has the vote
+	Later   bool   // a later claim on the slot is known, and nobody has the vote
 	Reason  string // why not, for people
 }
 

@@ -120,7 +120,7 @@ func (w *world) look(i int) {
 	}
 	if h.wants && (h.holder == nil || h.holder.Set() != set) {
 		w.nonce += 1000
-		h.holder = NewHolder(times, Request{Instance: "web", Set: set, Term: h.term, Holder: h.key, Generation: h.gen}, w.sets[h.term], w.nonce, h.until)
+		h.holder = NewHolder(times, Request{Instance: "web", Set: set, Term: h.term, Holder: h.key}, w.sets[h.term], w.nonce, h.until)
 	}
 	if h.holder != nil {
 		w.send(i, h.holder.Tick(w.local(h)))
@@ -147,7 +147,13 @@ func (w *world) deliver(l letter) {
 		if l.ask.Term != h.term || !slices.Contains(w.sets[h.term], h.key) {
 			return // the voter's spec says otherwise
 		}
-		a, changed := h.voter.Ask(w.local(h), l.ask.Request, 0)
+		r := l.ask.Request
+		for _, o := range w.hosts {
+			if o.key == l.from {
+				r.Generation = o.gen // by its claim
+			}
+		}
+		a, changed := h.voter.Ask(w.local(h), r, 0)
 		if changed {
 			w.keep(h)
 		}
@@ -243,12 +249,8 @@ func live(w *world, t *rapid.T, _ int) {
 var acts = []act{
 	{"live", 12, live},
 	{"want", 4, func(w *world, t *rapid.T, i int) {
-		h := w.hosts[i]
-		if h.wants = true; rapid.Bool().Draw(t, "later") {
-			h.gen++
-			if h.holder != nil {
-				h.holder.SetGeneration(h.gen)
-			}
+		if w.hosts[i].wants = true; rapid.Bool().Draw(t, "later") {
+			w.hosts[i].gen++
 		}
 	}},
 	{"give up", 2, func(w *world, t *rapid.T, i int) { // as a drained replica: the machine ends first

@@ -131,7 +131,7 @@ func (v *Voter) Ask(now time.Duration, r Request, known uint64) (a Answer, chang
 	case now < o.Wait && !r.Held:
 		return refused("a lease that this voter does not know of may still count"), changed
 	case r.Generation < known && !(mine && running):
-		return refused("a later claim on the slot is known"), changed
+		return Answer{Later: true, Reason: "a later claim on the slot is known"}, changed
 	}
 	o.Holder, o.Nonce, o.Until = r.Holder, r.Nonce, now+v.times.guard()
 	return Answer{Granted: true}, true

@@ -80,6 +80,20 @@ type Liveness interface {
 	Sees(node stmt.Key) bool
 }
 
+// Leaser asks for the leases of fenced instances; *Leases has these methods.
+type Leaser interface {
+	Want(leases []plan.Lease)
+	Status() map[string]plan.LeaseStatus
+	Changed() <-chan struct{}
+}
+
+// noLeases grants nothing.
+type noLeases struct{}
+
+func (noLeases) Want([]plan.Lease)                   {}
+func (noLeases) Status() map[string]plan.LeaseStatus { return nil }
+func (noLeases) Changed() <-chan struct{}            { return nil }
+
 // Config of a Reconciler. All fields but the last group are required.
 type Config struct {
 	Self     stmt.Key
@@ -89,6 +103,9 @@ type Config struct {
 	VMs      VMs
 	Liveness Liveness
 	Dir      string // keeps what must outlive a restart: drain flag, VM definitions
+
+	// Leases lets fenced instances run; without it they wait for ever.
+	Leases Leaser
 
 	// Loaded is the state that an earlier run left; nil: none.
 	Loaded *crdt.View
@@ -145,6 +162,9 @@ type Reconciler struct {
 func New(cfg Config) (*Reconciler, error) {
 	if cfg.Now == nil {
 		cfg.Now = boottime.Now
+	}
+	if cfg.Leases == nil {
+		cfg.Leases = noLeases{}
 	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
@@ -287,6 +307,7 @@ func (r *Reconciler) loop(ctx context.Context) error {
 		case <-r.cfg.VMs.Changed():
 		case <-secrets:
 		case <-r.cfg.Liveness.Changed():
+		case <-r.cfg.Leases.Changed():
 		case <-r.kick:
 		case <-timer.C:
 		}
@@ -348,6 +369,7 @@ func (r *Reconciler) step(ctx context.Context, view *crdt.View) (time.Duration, 
 		Now: r.cfg.Now(), Self: r.cfg.Self, World: ranked, VMs: r.vmStatus(),
 		Packs: r.packs.status(relevant(w, r.cfg.Self)), Accepts: r.cfg.Accepts, Secrets: r.wantSecrets(view, w),
 		TakeoverDelay: r.cfg.TakeoverDelay, Hysteresis: r.cfg.Hysteresis, Timers: r.timers,
+		Leases: r.cfg.Leases.Status(),
 	})
 	if !r.awake() {
 		return 0, nodeErr
@@ -364,6 +386,7 @@ func (r *Reconciler) step(ctx context.Context, view *crdt.View) (time.Duration, 
 		claimErr = fmt.Errorf("publish claims: %w", claimErr)
 		out.VMs = r.present(out.VMs)
 	}
+	r.cfg.Leases.Want(out.Leases) // voters must know the claims
 	return out.Wake, errors.Join(nodeErr, claimErr, r.sync(ctx, w, out.VMs))
 }
 

@@ -53,6 +53,7 @@ type machine struct {
 	vault   *Vault
 	fake    *fogvm.Fake
 	forged  atomic.Pointer[plan.World] // what the vault is told instead of the truth
+	leases  *Leases
 	stop    context.CancelFunc
 	stopped chan error
 }
@@ -98,10 +99,16 @@ func (m *machine) start() {
 		},
 	})
 	m.counted = &counters{VMs: m.vms, Liveness: m.prober}
+	must(os.MkdirAll(filepath.Join(m.dir, "leases"), 0o700))
+	m.leases, err = NewLeases(LeasesConfig{
+		Self: m.key, Streams: m.end, View: m.state.View, VMs: m.vms, Dir: filepath.Join(m.dir, "leases"),
+		Ready: func() bool { return m.rec.Deciding() }, Times: testLeases,
+	})
+	must(err)
 	m.rec, err = New(Config{
 		Now:  m.clock.now,
 		Self: m.key, State: m.gate, Loaded: m.state.View(), Content: m.shelf, Keeper: m.shelf,
-		VMs: countedVMs{m.counted}, Liveness: countedLiveness{m.counted}, Vault: m.vault,
+		VMs: countedVMs{m.counted}, Liveness: countedLiveness{m.counted}, Vault: m.vault, Leases: m.leases,
 		Dir: filepath.Join(m.dir, "reconcile"), Addrs: func() []string { return nil }, TakeoverDelay: 300 * time.Millisecond,
 		Node: crdt.Node{Total: crdt.Resources{CPUs: 4, Memory: 8 << 30, Disk: 100 << 30}},
 	})
@@ -113,6 +120,7 @@ func (m *machine) start() {
 	g.Go(func() error { return m.vms.Run(ctx) })
 	g.Go(func() error { return m.prober.Run(ctx) })
 	g.Go(func() error { return m.vault.Run(ctx) })
+	g.Go(func() error { return m.leases.Run(ctx) })
 	g.Go(func() error { return m.rec.Run(ctx) })
 	go func() { m.stopped <- g.Wait() }()
 }

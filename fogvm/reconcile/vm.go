@@ -34,7 +34,7 @@ func (r *Reconciler) vmStatus() map[string]plan.VMStatus {
 			Incarnation: s.Incarnation, Restart: s.Restart, Phase: plan.VMPhase(s.Phase), Ready: s.Ready,
 			Booted: !s.AgentAt.IsZero(),
 			Reason: s.Reason, Accel: s.Accel, StartedAt: unixOf(s.StartedAt), ReadyAt: unixOf(s.ReadyAt),
-			SSHHostKey: s.SSHHostKey, MeshKey: s.MeshKey,
+			SSHHostKey: s.SSHHostKey, MeshKey: s.MeshKey, Fenced: s.Fenced,
 		}
 	}
 	r.mu.Lock()
@@ -144,7 +144,7 @@ func define(ctx context.Context, content Content, s *crdt.Spec, v plan.VM) (fogv
 	}
 	size := place.Need(*s)
 	vm := fogvm.VM{
-		ID: v.ID, Incarnation: v.Incarnation, Run: v.Run, Restart: v.Restart,
+		ID: v.ID, Incarnation: v.Incarnation, Run: v.Run, Restart: v.Restart, Fenced: v.Fenced,
 		VCPU: size.CPUs, MemoryBytes: size.Memory, DiskBytes: size.Disk,
 		Guest: guestConfig(s, root, v.Slot.Slot),
 	}

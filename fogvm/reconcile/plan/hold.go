@@ -37,12 +37,17 @@ func (p *planner) spare(pack string) {
 
 // spares are the nodes that hold a pack without running it: by DESIGN §6
 // min(replicas, eligible − replicas) of them, by rendezvous on the CID, so a
-// dead builder or shipper loses nothing.
+// dead builder or shipper loses nothing. Under fence they are the standbys.
 func (w World) spares(s *crdt.Spec, claims []crdt.Claim) []stmt.Key {
 	// Nodes that are away count: else a spare would let go of the pack at the
 	// moment it is needed.
 	everybody := w.order(s, func(*crdt.Node) bool { return true })
-	n := len(firstOf(everybody, 2*s.Replicas)) - s.Replicas
+	run, spare, by := s.Replicas, s.Replicas, s.Pack
+	if s.Partition == crdt.PartitionFence {
+		// Those who are next in rank hold it: they stand by.
+		run, spare, by = 1, max(s.Replicas-1, 1), s.ID
+	}
+	n := len(firstOf(everybody, run+spare)) - run
 	if n <= 0 {
 		return nil
 	}
@@ -52,7 +57,7 @@ func (w World) spares(s *crdt.Spec, claims []crdt.Claim) []stmt.Key {
 			runs = append(runs, c.Node)
 		}
 	}
-	for i := range w.orderBy(s.Pack, s, w.present) {
+	for i := range w.orderBy(by, s, w.present) {
 		if k := w.Nodes[i].Key; !slices.Contains(runs, k) {
 			out = append(out, k)
 		}
@@ -73,7 +78,7 @@ func (w World) WantedHolders(pack string) int {
 			continue
 		}
 		for _, c := range w.Claims[s.ID] {
-			if w.holds(s, c) && c.Slot < s.Replicas {
+			if w.holds(s, c) && c.Slot < active(s).Replicas {
 				nodes[c.Node] = true
 			}
 		}

@@ -38,7 +38,7 @@ func Interest(w World, self stmt.Key) []stmt.Key {
 				continue
 			}
 			for _, c := range w.Claims[s.ID] {
-				if c.Slot < s.Replicas {
+				if c.Slot < active(s).Replicas {
 					set[c.Node] = true
 				}
 			}

@@ -91,13 +91,13 @@ func (p *planner) outvoted(s *crdt.Spec, c crdt.Claim) string {
 
 // Isolated are the VMs that a node wants whose state is not synchronised: all that
 // are here, as they are, but for those whose contract has them stopped because
-// the voters are lost. nil: there are none such.
+// the voters are lost; fenced ones pause by themselves. nil: there are none such.
 func Isolated(w World, self stmt.Key, vms map[string]VMStatus) []VM {
 	halt := map[string]bool{}
 	for i := range w.Instances {
 		s := &w.Instances[i]
 		for _, c := range w.Claims[s.ID] {
-			if id := VMID(c.Instance, c.Slot); c.Node == self && w.lost(s) != "" {
+			if id := VMID(c.Instance, c.Slot); c.Node == self && s.Partition == crdt.PartitionStopMinority && w.lost(s) != "" {
 				halt[id] = vms[id].Phase != "" && vms[id].Phase != VMStopped
 			}
 		}
@@ -115,14 +115,25 @@ func Isolated(w World, self stmt.Key, vms map[string]VMStatus) []VM {
 	return out
 }
 
-// halt stops the VM of a claim, disk kept, until the majority is seen again.
+// halt stops the VM of a claim, disk kept, until the majority is seen again. A
+// fenced one is left as it is: it pauses by itself when its lease ends, and goes
+// on if nobody has taken it over by the time the voters are seen.
 func (p *planner) halt(s *crdt.Spec, c crdt.Claim, why string) {
 	if c.Phase == crdt.ClaimFailed {
 		p.record(c)
 		return
 	}
-	vm, there := p.VMs[VMID(c.Instance, c.Slot)]
+	id := VMID(c.Instance, c.Slot)
+	vm, there := p.VMs[id]
 	p.keep[c.Pack], p.keep[s.Pack] = true, true
+	if there && vm.Fenced && vm.Phase != VMStopped && s.Partition == crdt.PartitionFence {
+		p.ask(s, c)
+		p.retain(c, id, vm, why)
+		if o := &p.out.Claims[len(p.out.Claims)-1]; o.Phase == crdt.ClaimUnhealthy {
+			o.Phase, o.Reason = crdt.ClaimStopped, why
+		}
+		return
+	}
 	p.stop(s, c, vm, there)
 	o := &p.out.Claims[len(p.out.Claims)-1]
 	if o.Reason != "" {

@@ -50,6 +50,8 @@ type Input struct {
 	// Secrets says, by instance, why its secrets are not all known here as they
 	// are now; an absent entry: they are, or it has none.
 	Secrets map[string]string
+	// Leases are those that this node asked for, by instance.
+	Leases map[string]LeaseStatus
 	// Accepts says whose instances may run here. nil accepts everybody.
 	Accepts func(owner stmt.Key) bool
 	// TakeoverDelay of zero is DefaultTakeoverDelay.
@@ -68,6 +70,7 @@ type Output struct {
 	VMs    []VM          // the full set of wanted VMs, by ID
 	Fetch  []string      // packs to fetch, most urgent first
 	Keep   []string      // packs that must not be collected, sorted
+	Leases []Lease       // the full set of leases to ask for and to renew, by instance
 	Wake   time.Duration // when to plan again if nothing changes; zero: never
 	Timers Timers
 }
@@ -125,6 +128,7 @@ type VMStatus struct {
 	ReadyAt     int64
 	SSHHostKey  string
 	MeshKey     string
+	Fenced      bool // it runs only while a lease lasts
 }
 
 // VM is one wanted virtual machine.
@@ -133,6 +137,8 @@ type VM struct {
 	Slot
 	Pack string
 	Run  bool
+	// Fenced: it is to run only while a lease lasts.
+	Fenced bool
 	// Incarnation and Restart as fogvm.VM has them.
 	Incarnation string
 	Restart     uint64
@@ -249,6 +255,8 @@ func (p *planner) fetch(pack string, urgent bool) {
 
 // instance decides everything about one instance.
 func (p *planner) instance(s *crdt.Spec) {
+	all := s
+	s = active(s)
 	claims := p.World.Claims[s.ID]
 	var own []crdt.Claim
 	for _, c := range claims {
@@ -267,7 +275,7 @@ func (p *planner) instance(s *crdt.Spec) {
 	} else {
 		p.observeEmpty(s, claims)
 	}
-	p.hold(s, claims, kept)
+	p.hold(all, claims, kept)
 }
 
 // orphans drains the VMs and claims of instances that are no more.
@@ -360,6 +368,7 @@ func (p *planner) finish() {
 	slices.SortFunc(o.Claims, func(a, b crdt.Claim) int {
 		return cmp.Or(cmp.Compare(a.Instance, b.Instance), cmp.Compare(a.Slot, b.Slot))
 	})
+	slices.SortFunc(o.Leases, func(a, b Lease) int { return cmp.Compare(a.Instance, b.Instance) })
 	slices.SortFunc(o.VMs, func(a, b VM) int { return cmp.Compare(a.ID, b.ID) })
 	for _, vm := range o.VMs {
 		if _, stray := o.Timers.Stray[vm.ID]; !stray {

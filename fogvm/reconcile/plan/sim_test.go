@@ -32,6 +32,7 @@ type cluster struct {
 	quota      *stmt.Quota      // of the owner of everything
 	sizes      map[string]int64 // of packs; others are not known
 	jumps      time.Duration    // how far wall clocks are from the truth, either way
+	booths     map[int]*booth   // of nodes, by ID: leases
 }
 
 const (
@@ -67,6 +68,7 @@ type simVM struct {
 	at          time.Duration // booted or stopped since
 	pack        string
 	boots       int
+	fenced      bool
 	wall        time.Time // what the clock of its host showed then
 }
 
@@ -256,12 +258,15 @@ func (c *cluster) status(n *simNode) map[string]VMStatus {
 			s.Phase, s.Reason = VMFailed, "exit code 1"
 		case vm.run && c.hangs[n.id]:
 			s.Phase = VMLaunching
+		case vm.run && !c.mayRun(n, id, vm):
+			s.Phase, s.Booted, s.Reason = VMUnhealthy, true, "paused"
 		case vm.run && c.now >= vm.at+bootTime:
 			s.Booted = true
 			s.Phase, s.Ready, s.ReadyAt = VMRunning, true, int64((vm.at+bootTime)/time.Second)
 		case vm.run:
 			s.Phase = VMLaunching
 		}
+		s.Fenced = vm.fenced
 		out[id] = s
 	}
 	return out
@@ -276,7 +281,8 @@ func (c *cluster) step(n *simNode) {
 		}
 	}
 	in := Input{
-		Now: epoch + c.now, Self: n.key, World: c.world(n), VMs: c.status(n), Packs: packs,
+		Leases: c.leases(n),
+		Now:    epoch + c.now, Self: n.key, World: c.world(n), VMs: c.status(n), Packs: packs,
 		Timers: n.timers, Accepts: n.accepted, Hysteresis: c.hysteresis,
 	}
 	out := Plan(in)
@@ -304,6 +310,7 @@ func (c *cluster) step(n *simNode) {
 	for _, cl := range out.Claims {
 		n.claims[Slot{cl.Instance, cl.Slot}] = cl
 	}
+	c.lease(n, out.Leases)
 	c.note(n)
 }
 
@@ -317,10 +324,11 @@ func (c *cluster) syncVMs(n *simNode, want []VM) {
 			if w.Keep {
 				c.violate("n%d: keeps %s, which is not there", n.id, w.ID)
 			}
-			n.vms[w.ID] = &simVM{incarnation: w.Incarnation, restart: w.Restart, run: w.Run, at: c.now, pack: w.Pack, boots: 1, wall: c.wall(n)}
+			n.vms[w.ID] = &simVM{incarnation: w.Incarnation, restart: w.Restart, run: w.Run, at: c.now, pack: w.Pack, boots: 1, wall: c.wall(n), fenced: w.Fenced}
 		case vm.restart != w.Restart || vm.run != w.Run:
 			vm.restart, vm.run, vm.at, vm.wall = w.Restart, w.Run, c.now, c.wall(n)
 			vm.boots++
+			vm.fenced = w.Fenced || w.Keep && vm.fenced
 		}
 	}
 	for id := range n.vms {
@@ -413,6 +421,7 @@ func (c *cluster) settled() []string {
 		if s.Phase == crdt.PhaseStopped {
 			continue
 		}
+		s = *active(&s)
 		served := 0
 		for slot := range s.Replicas {
 			if k := len(slots[Slot{id, slot}]); k > 1 {

@@ -324,7 +324,10 @@ func (p *planner) surplus(s *crdt.Spec, c, keeper crdt.Claim) bool {
 		p.record(c)
 		return true
 	}
-	if vm := p.VMs[VMID(c.Instance, c.Slot)]; vm.Ready && !keeper.Ready && s.Phase != crdt.PhaseStopped {
+	if vm := p.VMs[VMID(c.Instance, c.Slot)]; vm.Ready && !keeper.Ready && s.Phase != crdt.PhaseStopped && !waits(s, keeper) {
+		if s.Partition == crdt.PartitionFence {
+			p.ask(s, c)
+		}
 		p.observeVM(&c, vm)
 		c.Reason = fmt.Sprintf("hands over to %s", keeper.Node)
 		p.out.Claims = append(p.out.Claims, c)

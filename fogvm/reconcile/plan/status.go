@@ -22,6 +22,7 @@ const (
 // the shortage). A stopped instance succeeds when nothing of it runs. FAILURE:
 // nothing serves and nothing is left to try, or a change cannot be rolled out.
 func Status(w World, s *crdt.Spec) (word, reason string) {
+	s = active(s)
 	if r := refusal(s); r != "" {
 		return Failure, r
 	}
@@ -187,6 +188,7 @@ type Exclusion struct {
 
 // Explain judges every node.
 func Explain(w World, s *crdt.Spec) Explanation {
+	s = active(s)
 	var out Explanation
 	used := w.usage()
 	runs := map[stmt.Key]bool{}

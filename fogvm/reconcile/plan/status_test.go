@@ -70,7 +70,7 @@ func TestStatus(t *testing.T) {
 		}, Failure, "cannot be rolled out: replica 0 failed: boom"},
 		{"stopped", []crdt.Claim{claimOf(1, 0, crdt.ClaimStopped, false)}, func(_ *World, s *crdt.Spec) { s.Phase = crdt.PhaseStopped }, Success, "stopped"},
 		{"stopping", []crdt.Claim{claimOf(1, 0, running, false)}, func(_ *World, s *crdt.Spec) { s.Phase = crdt.PhaseStopped }, Pending, "replica 0 is stopping"},
-		{"fence is not available", nil, func(_ *World, s *crdt.Spec) { s.Partition = "fence" }, Failure, "fence is not available"},
+		{"fence without voters", nil, func(_ *World, s *crdt.Spec) { s.Partition = "fence" }, Failure, "fence needs voters"},
 		{"sizes out of bounds", nil, func(_ *World, s *crdt.Spec) { s.VCPU = -1 }, Failure, "-1 vCPUs, allowed are 1 to 128"},
 		{"critical key", nil, func(_ *World, s *crdt.Spec) { s.Critical = []string{"x"} }, Failure, "does not know: x"},
 	} {

@@ -32,6 +32,9 @@ func RestartToken(s *crdt.Spec) uint64 {
 		fmt.Fprintf(h, "%q=%q\x00", k, s.Env[k])
 	}
 	fmt.Fprintf(h, "\x00%q\x00%q\x00%q", s.SSHKeys, s.Expose, s.Name)
+	if s.Partition == crdt.PartitionFence {
+		fmt.Fprint(h, "\x00fence")
+	}
 	return binary.BigEndian.Uint64(h.Sum(nil))
 }
 
@@ -46,6 +49,12 @@ func (p *planner) run(s *crdt.Spec, claims []crdt.Claim, c crdt.Claim) {
 	}
 	incarnation, restart := Incarnation(s, s.Pack), RestartToken(s)
 	current := there && vm.Incarnation == incarnation && vm.Restart == restart
+	if s.Partition == crdt.PartitionFence {
+		p.raise(s, claims, &c)
+		if there && vm.Phase != VMStopped {
+			p.ask(s, c)
+		}
+	}
 	if !current && there && vm.Ready && !p.turn(s, claims, c) {
 		p.fetch(s.Pack, true)
 		p.retain(c, id, vm, "waits for its turn in the rollout")
@@ -63,8 +72,12 @@ func (p *planner) run(s *crdt.Spec, claims []crdt.Claim, c crdt.Claim) {
 		return
 	}
 	c.Pack, c.SpecGeneration = s.Pack, s.Generation
+	if s.Partition == crdt.PartitionFence && p.awaitLease(s, c, id, vm, there) {
+		return
+	}
 	p.out.VMs = append(p.out.VMs, VM{
 		ID: id, Slot: Slot{c.Instance, c.Slot}, Pack: s.Pack, Run: true, Incarnation: incarnation, Restart: restart,
+		Fenced: s.Partition == crdt.PartitionFence,
 	})
 	if current {
 		p.observeVM(&c, vm)

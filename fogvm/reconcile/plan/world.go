@@ -189,8 +189,6 @@ func refusal(s *crdt.Spec) string {
 	switch {
 	case len(s.Critical) > 0:
 		return "it needs what this version does not know: " + strings.Join(s.Critical, ", ")
-	case s.Partition == crdt.PartitionFence:
-		return "partition contract fence is not available yet"
 	}
 	return contractRefusal(s)
 }
