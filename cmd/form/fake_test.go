@@ -33,6 +33,7 @@ type daemon struct {
 	status       func(*crdt.View, crdt.Spec) (word, reason string) // instead of these
 	wanted       int
 	onWanted     func()   // called first
+	root         stmt.Key // it says the network has
 	addrs        []string // of its libp2p node, if it has one
 	handler      http.Handler
 	invite       func(api.InviteRequest) (api.Invite, error)
@@ -95,7 +96,7 @@ var testNet = stmt.NewNetworkID("test", stmt.Key{})
 func (d *daemon) Self(api.Caller) api.Self {
 	return api.Self{
 		Node:    api.Node{Key: stmt.KeyOf(testKey(9)), Addrs: append([]string{}, d.addrs...), Labels: map[string]string{}, Holds: []string{}},
-		Network: api.Network{Name: "test", ID: testNet.String(), Open: true}, Warnings: []string{},
+		Network: api.Network{Name: "test", ID: testNet.String(), Root: d.root, Open: true}, Warnings: []string{},
 	}
 }
 

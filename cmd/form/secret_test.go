@@ -192,3 +192,22 @@ func TestWaitingForSecretsIsHealed(t *testing.T) {
 		t.Errorf("readers %v", got)
 	}
 }
+
+// A peer that makes up who may be a node gets no secret encrypted to its friends.
+func TestSecretsForNodesOfTheNetworkAlone(t *testing.T) {
+	h := newHome(t)
+	id := h.ships(crdt.Spec{Name: "web", Replicas: 1, Operators: []stmt.Key{stmt.KeyOf(testKey(2))}})
+	h.claimed(testKey(2), id, 0, crdt.ClaimRunning)
+	h.claimed(testKey(3), id, 0, crdt.ClaimRunning) // not on the operators list
+	h.claimed(testKey(2), id, 1, crdt.ClaimRunning) // beyond the replicas
+	if code, _, talk := h.given(hunter, "secret", "set", "web", "DB"); code != api.ExitOK {
+		t.Fatal(talk)
+	}
+	if got := readers(t, h.secret(id, "DB"), hunter, 1, 2, 3); string(got) != "\x01\x02" {
+		t.Errorf("readers %v", got)
+	}
+	h.daemon.root = stmt.KeyOf(testKey(7))
+	if code, out, talk := h.given(hunter, "secret", "set", "web", "DB"); code != api.ExitNotAllowed || out != "" || !strings.Contains(talk, "names another root") {
+		t.Errorf("exit %d, %q, %q", code, out, talk)
+	}
+}
