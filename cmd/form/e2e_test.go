@@ -3,6 +3,8 @@
 package main
 
 import (
+	"encoding/base64"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -60,8 +62,19 @@ func TestE2ELine(t *testing.T) {
 			guestFacts(t, me)
 		}
 	})
+	step("a secret reaches the replicas", func(t *testing.T) {
+		me.with(secretValue+"\n").must("secret", "set", "hello-server", "DB_PASSWORD", "--env")
+		if out := me.must("secret", "ls", "hello-server", "--json"); !strings.Contains(out, `"DB_PASSWORD"`) || strings.Contains(out, secretValue) {
+			t.Errorf("secret ls: %s", out)
+		}
+		f.haveSecret(t, me)
+	})
 	step("a killed formd re-adopts its VM", func(t *testing.T) { f.readopt(t, me) })
 	step("a dead node's replica runs on a third", func(t *testing.T) { f.takeover(t) })
+	step("the moved replica has the secret", func(t *testing.T) {
+		f.haveSecret(t, f.via(f.nodes[0]))
+		f.leaks(t)
+	})
 	step("the swarm holds the pack", func(t *testing.T) { f.holds(t, entry) })
 	step("delete leaves nothing", func(t *testing.T) {
 		f.via(f.nodes[0]).must("rm", "--yes", "hello-server")
@@ -266,4 +279,62 @@ func (f *fleet) holds(t *testing.T, builder *member) {
 	for slot := range 3 {
 		f.eventually(time.Minute, fmt.Sprintf("replica %d to answer", slot), func() error { return f.answers(u, slot) })
 	}
+}
+
+// secretValue is looked for where it must not be.
+const secretValue = "hunter2-9f1c-4e77"
+
+// haveSecret waits until both replicas have the secret.
+func (f *fleet) haveSecret(t *testing.T, u user) {
+	t.Helper()
+	if !virtual(t) {
+		return
+	}
+	for slot := range 2 {
+		f.eventually(2*time.Minute, fmt.Sprintf("replica %d to have the secret", slot), func() error {
+			out, talk, code := u.run("manage", "exec", fmt.Sprintf("hello-server/%d", slot), "--", "cat", "/run/secrets/DB_PASSWORD")
+			if code != 0 || out != secretValue {
+				return fmt.Errorf("exit %d: %q %s", code, out, talk)
+			}
+			return nil
+		})
+	}
+}
+
+// leaks looks for the secret's value in what nodes have written and say.
+func (f *fleet) leaks(t *testing.T) {
+	t.Helper()
+	const most = 64 << 20 // images and disks are larger; a guest's disk is looked at inside
+	err := filepath.WalkDir(f.dir, func(path string, d os.DirEntry, err error) error {
+		if err != nil || !d.Type().IsRegular() {
+			return ignoreGone(err)
+		}
+		info, err := d.Info()
+		if err != nil || info.Size() > most {
+			return ignoreGone(err)
+		}
+		b, err := os.ReadFile(path)
+		for _, v := range []string{secretValue, base64.StdEncoding.EncodeToString([]byte(secretValue))} {
+			if strings.Contains(string(b), v) {
+				t.Errorf("the secret is in %s", path)
+			}
+		}
+		return ignoreGone(err)
+	})
+	if err != nil {
+		t.Error(err)
+	}
+	for _, m := range f.nodes {
+		for _, pid := range m.processes(secretValue) {
+			t.Errorf("the secret is in the arguments of process %d", pid)
+		}
+	}
+}
+
+// ignoreGone is for files that a running node may remove at any time.
+func ignoreGone(err error) error {
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	return err
 }
