@@ -306,7 +306,11 @@ func (l *stateLog) close() error {
 
 const (
 	compactAbove  = 1 << 20 // bytes of log that are never worth compacting
-	compactFactor = 3       // and how much it grows before it is compacted
+	compactFactor = 3       // and how much it grows before it is compacted at once
+	// compactSlack is how much it may have grown, in percent, when there was no
+	// compaction for compactEvery: a state at rest is not three times as large.
+	compactSlack = 25
+	compactEvery = 10 * time.Minute
 	// maxBacklog bounds the statements that wait for the disk to take them, in
 	// bytes. Over it the log is written anew from the state instead.
 	maxBacklog = 1 << 20
@@ -401,7 +405,7 @@ func (r *Replica) compact(now time.Time) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	b := &r.backlog
-	if (!b.rewrite && size < max(compactAbove, compactFactor*r.liveSize)) || now.Before(b.retry) {
+	if most := r.mostLog(now); (!b.rewrite && size < max(compactAbove, most)) || now.Before(b.retry) {
 		return nil
 	}
 	err := r.log.compact(r.state.index().statements())
@@ -413,7 +417,15 @@ func (r *Replica) compact(now time.Time) error {
 	if err != nil {
 		return err
 	}
-	r.liveSize = r.log.bytes()
+	r.liveSize, r.compacted = r.log.bytes(), now
 	r.backlog = backlog{} // the state had it
 	return nil
+}
+
+// mostLog is how large the log may be now. Under mu.
+func (r *Replica) mostLog(now time.Time) int64 {
+	if now.Sub(r.compacted) < compactEvery {
+		return compactFactor * r.liveSize
+	}
+	return r.liveSize + r.liveSize*compactSlack/100
 }

@@ -199,3 +199,27 @@ func TestSessionMakesGood(t *testing.T) {
 		t.Error("the next start waits again")
 	}
 }
+
+// A log is compacted at once when it has grown threefold, and by a quarter when
+// that is some time ago; one that has not grown is left alone.
+func TestCompactsInTime(t *testing.T) {
+	w, fsys := newWorld(t), newMemFS(1)
+	r := w.open(t, fsys, false)
+	r.liveSize = 4 * compactAbove
+	now := testNow
+	for _, tt := range []struct {
+		ago  time.Duration
+		size int64
+		want bool
+	}{
+		{time.Second, 2 * 4 * compactAbove, false},
+		{time.Second, compactFactor * 4 * compactAbove, true},
+		{compactEvery, 4 * compactAbove, false},
+		{compactEvery, 5 * compactAbove, true},
+	} {
+		r.compacted = now.Add(-tt.ago)
+		if got := tt.size >= r.mostLog(now); got != tt.want {
+			t.Errorf("%d bytes of %d, %s after the last: %v", tt.size, r.liveSize, tt.ago, got)
+		}
+	}
+}

@@ -70,16 +70,17 @@ type Replica struct {
 	fsys fileSystem
 	lock io.Closer
 
-	ownMu    sync.Mutex // one writer of own registers at a time; before mu
-	mu       sync.Mutex // guards state, own and the order of log appends
-	state    *State
-	own      ownRegisters
-	ageing   ageing
-	log      *stateLog
-	backlog  backlog
-	changed  chan struct{} // closed and replaced at every change
-	liveSize int64         // bytes of the log without what was superseded, when that was counted last
-	closed   bool
+	ownMu     sync.Mutex // one writer of own registers at a time; before mu
+	mu        sync.Mutex // guards state, own and the order of log appends
+	state     *State
+	own       ownRegisters
+	ageing    ageing
+	log       *stateLog
+	backlog   backlog
+	changed   chan struct{} // closed and replaced at every change
+	liveSize  int64         // bytes of the log without what was superseded, when that was counted last
+	compacted time.Time     // zero: not since Open
+	closed    bool
 
 	recovery Recovery    // how Open found the log
 	mustSync atomic.Bool // what was lost has not been made good by a session yet

@@ -28,7 +28,7 @@ const stateEnv = "FORMATION_BENCH_STATE"
 
 // stateTask is what a child process is to do.
 type stateTask struct {
-	Role string // load | update
+	Role string // load | update | rest | history
 	Dir  string // scratch; its folder "state" is that of a replica
 }
 
@@ -45,7 +45,7 @@ func stateMain() (isChild bool) {
 	var values map[string]float64
 	if err == nil {
 		roles := map[string]func(context.Context, *stateWorld) (map[string]float64, error){
-			"load": t.load, "update": t.update,
+			"load": t.load, "update": t.update, "rest": t.rest, "history": t.history,
 		}
 		values, err = roles[t.Role](ctx, newStateWorld())
 	}

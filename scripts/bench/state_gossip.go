@@ -36,6 +36,7 @@ const (
 	gossipWindow = 8 * time.Second
 	gossipPairs  = 3 // windows of each kind, in turns
 	gossipQuiet  = 3 * time.Second
+	gossipLate   = 30 * time.Second // after which what has not arrived is lost
 	bareTopic    = "bare"
 )
 
@@ -94,6 +95,25 @@ func (s *benchSwarm) note(node int, msg []byte) {
 	if _, again := s.arrived[id][node]; !again {
 		s.arrived[id][node] = now.Sub(at)
 	}
+}
+
+// settle waits until everything has arrived everywhere, or is lost.
+func (s *benchSwarm) settle(ctx context.Context) error {
+	for end := time.Now().Add(gossipLate); time.Now().Before(end); {
+		if err := pause(ctx, 100*time.Millisecond); err != nil {
+			return err
+		}
+		s.mu.Lock()
+		missing := 0
+		for id := range s.sent {
+			missing += len(s.hosts) - 1 - len(s.arrived[id])
+		}
+		s.mu.Unlock()
+		if missing == 0 {
+			return nil
+		}
+	}
+	return nil
 }
 
 // take returns the delays of what has arrived since the last call, and how many of
@@ -241,18 +261,18 @@ func measureGossip(ctx context.Context, e *env) (_ map[string]float64, err error
 	if err := s.say(ctx, rate, 2*time.Second); err != nil { // the nodes' first registers
 		return nil, err
 	}
-	if err := errors.Join(pause(ctx, gossipQuiet), s.replay(ctx, rate), pause(ctx, gossipQuiet)); err != nil {
+	if err := errors.Join(s.settle(ctx), s.replay(ctx, rate), s.settle(ctx)); err != nil {
 		return nil, err
 	}
 	s.take()
 	var ratios []float64
 	lost := 0
 	for range gossipPairs {
-		if err := errors.Join(s.say(ctx, rate, gossipWindow), pause(ctx, gossipQuiet)); err != nil {
+		if err := errors.Join(s.say(ctx, rate, gossipWindow), s.settle(ctx)); err != nil {
 			return nil, err
 		}
 		merged, missing := s.take()
-		if err := errors.Join(s.replay(ctx, rate), pause(ctx, gossipQuiet)); err != nil {
+		if err := errors.Join(s.replay(ctx, rate), s.settle(ctx)); err != nil {
 			return nil, err
 		}
 		bare, bareMissing := s.take()
