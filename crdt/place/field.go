@@ -1,6 +1,7 @@
 package place
 
 import (
+	"cmp"
 	"iter"
 	"maps"
 	"slices"
@@ -11,14 +12,29 @@ import (
 )
 
 // Field ranks many specs over one set of nodes, again and again: it remembers who
-// drew what, which does not change with who is alive, draining or full. What it
-// answers is what [Order] does, for a small part of the work. It is not safe for
-// concurrent use.
+// drew what, which does not change with who is alive, draining or full, nor, but
+// for one draw, with a node that comes, changes or goes. What it answers is what
+// [Order] does, for a small part of the work. It is not safe for concurrent use.
+// The zero value has no candidates.
 type Field struct {
-	cands   []Candidate
-	domains []int32 // by candidate; equal for equal domains
-	words   int     // of 64 domains each
-	lists   map[fieldKey][]int32
+	// Everybody who was a candidate, in the order of coming, has an ID: its place in
+	// these. One that changes gets another.
+	all     []Candidate
+	weights []uint64
+	domains []int32 // equal for equal domains
+	at      []int32 // position among the candidates now; -1: gone
+	byAt    []int32 // IDs of the candidates now
+	gone    int
+
+	named map[Domain]int32
+	lists map[fieldKey]*ranked
+	size  int // IDs in lists
+}
+
+// ranked are the IDs that may run a spec, below upTo, as they drew.
+type ranked struct {
+	ids  []int32
+	upTo int32
 }
 
 // fieldKey is all of a spec that decides who may run it, and what they draw.
@@ -43,54 +59,115 @@ func keyOf(spec crdt.Spec) fieldKey {
 	return k
 }
 
-// NewField is for these candidates, which must not change; whether they are alive
-// or draining is left to the able of Order.
-func NewField(cands []Candidate) *Field {
-	f := &Field{cands: slices.Clone(cands), domains: make([]int32, len(cands)), lists: map[fieldKey][]int32{}}
-	seen := map[Domain]int32{}
-	for i := range f.cands {
-		c := &f.cands[i]
-		c.Alive, c.Draining = true, false
-		d := DomainOf(*c)
-		if _, ok := seen[d]; !ok {
-			seen[d] = int32(len(seen))
-		}
-		f.domains[i] = seen[d]
+// Bounds of what a Field remembers: beyond it begins anew.
+const (
+	maxListed = 16 << 20 // IDs in lists
+	keepGone  = 64       // candidates that are gone, or as many as are there
+)
+
+// Set makes these the candidates; whether they are alive or draining is left to the
+// able of Order.
+func (f *Field) Set(cands []Candidate) {
+	if f.named == nil || f.gone > max(keepGone, len(f.byAt)) {
+		*f = Field{named: map[Domain]int32{}, lists: map[fieldKey]*ranked{}}
 	}
-	f.words = (len(seen) + 63) / 64
-	return f
+	ids := make(map[stmt.Key]int32, len(f.byAt))
+	for _, id := range f.byAt {
+		ids[f.all[id].Key] = id
+		f.at[id] = -1
+	}
+	before := len(f.byAt)
+	f.byAt = make([]int32, len(cands))
+	kept := 0
+	for i := range cands {
+		id, known := ids[cands[i].Key]
+		if known && same(&f.all[id], &cands[i]) {
+			kept++
+		} else {
+			id = f.add(cands[i])
+		}
+		f.byAt[i], f.at[id] = id, int32(i)
+	}
+	f.gone += before - kept
 }
 
-// Is says whether f is for these candidates.
-func (f *Field) Is(cands []Candidate) bool {
-	return slices.EqualFunc(f.cands, cands, func(a, b Candidate) bool {
-		return a.Key == b.Key && a.Operator == b.Operator && a.Total == b.Total && a.Region == b.Region && a.GPU == b.GPU &&
-			maps.Equal(a.Labels, b.Labels)
-	})
+func (f *Field) add(c Candidate) int32 {
+	c.Alive, c.Draining = true, false
+	d := DomainOf(c)
+	if _, ok := f.named[d]; !ok {
+		f.named[d] = int32(len(f.named))
+	}
+	f.all = append(f.all, c)
+	f.weights = append(f.weights, Weight(c.Total))
+	f.domains = append(f.domains, f.named[d])
+	f.at = append(f.at, -1)
+	return int32(len(f.all) - 1)
 }
 
-// maxFields bounds what a Field remembers: specs that are no more go with the rest.
-const maxFields = 1 << 14
+// same says whether two candidates rank alike.
+func same(a, b *Candidate) bool {
+	return a.Key == b.Key && a.Operator == b.Operator && a.Total == b.Total && a.Region == b.Region && a.GPU == b.GPU &&
+		maps.Equal(a.Labels, b.Labels)
+}
 
-// list is the candidates that may run spec, as they drew.
+// idDraw is what the candidate with an ID draws for a spec.
+type idDraw struct {
+	score, weight uint64
+	id            int32
+}
+
+func (f *Field) draw(spec *crdt.Spec, id int32) idDraw {
+	return idDraw{draw(spec.ID, f.all[id].Key), f.weights[id], id}
+}
+
+// compare is byDraw.
+func (f *Field) compare(a, b idDraw) int {
+	if c := cmp.Compare(a.score*b.weight, b.score*a.weight); c != 0 {
+		return c
+	}
+	return f.all[a.id].Key.Compare(f.all[b.id].Key)
+}
+
+// list is the candidates that may run spec, as they drew, and some that are gone.
 func (f *Field) list(spec crdt.Spec) []int32 {
 	key := keyOf(spec)
-	if l, ok := f.lists[key]; ok {
-		return l
+	l := f.lists[key]
+	if l == nil {
+		if f.size += len(f.byAt); f.size > maxListed {
+			clear(f.lists)
+			f.size = len(f.byAt)
+		}
+		l = f.rank(&spec)
+		f.lists[key] = l
 	}
-	at := make(map[stmt.Key]int32, len(f.cands))
-	for i := range f.cands {
-		at[f.cands[i].Key] = int32(i)
+	for ; int(l.upTo) < len(f.all); l.upTo++ {
+		if f.at[l.upTo] < 0 {
+			continue
+		}
+		if ok, _ := Eligible(spec, f.all[l.upTo]); !ok {
+			continue
+		}
+		d := f.draw(&spec, l.upTo)
+		i, _ := slices.BinarySearchFunc(l.ids, d, func(id int32, d idDraw) int { return f.compare(f.draw(&spec, id), d) })
+		l.ids = slices.Insert(l.ids, i, l.upTo)
+		f.size++
 	}
-	drawn := draws(spec, f.cands)
-	l := make([]int32, len(drawn))
-	for i, d := range drawn {
-		l[i] = at[d.key]
+	return l.ids
+}
+
+// rank has all candidates draw.
+func (f *Field) rank(spec *crdt.Spec) *ranked {
+	list := make([]idDraw, 0, len(f.byAt))
+	for _, id := range f.byAt {
+		if ok, _ := Eligible(*spec, f.all[id]); ok {
+			list = append(list, f.draw(spec, id))
+		}
 	}
-	if len(f.lists) >= maxFields {
-		clear(f.lists)
+	slices.SortFunc(list, f.compare)
+	l := &ranked{ids: make([]int32, len(list)), upTo: int32(len(f.all))}
+	for i, d := range list {
+		l.ids[i] = d.id
 	}
-	f.lists[key] = l
 	return l
 }
 
@@ -100,28 +177,28 @@ func (f *Field) list(spec crdt.Spec) []int32 {
 func (f *Field) Order(spec crdt.Spec, able func(i int) bool) iter.Seq[int] {
 	return func(yield func(int) bool) {
 		var later []int32 // of a domain that has given one in this round
-		given := make([]uint64, f.words)
-		for _, i := range f.list(spec) {
-			if !able(int(i)) {
+		given := make([]uint64, (len(f.named)+63)/64)
+		for _, id := range f.list(spec) {
+			if f.at[id] < 0 || !able(int(f.at[id])) {
 				continue
 			}
-			if f.gave(given, i) {
-				later = append(later, i)
+			if f.gave(given, id) {
+				later = append(later, id)
 				continue
 			}
-			if !yield(int(i)) {
+			if !yield(int(f.at[id])) {
 				return
 			}
 		}
 		for len(later) > 0 {
 			clear(given)
 			var rest []int32
-			for _, i := range later {
-				if f.gave(given, i) {
-					rest = append(rest, i)
+			for _, id := range later {
+				if f.gave(given, id) {
+					rest = append(rest, id)
 					continue
 				}
-				if !yield(int(i)) {
+				if !yield(int(f.at[id])) {
 					return
 				}
 			}
@@ -131,8 +208,8 @@ func (f *Field) Order(spec crdt.Spec, able func(i int) bool) iter.Seq[int] {
 }
 
 // gave says whether the domain of a candidate is among those given, and adds it.
-func (f *Field) gave(given []uint64, i int32) bool {
-	word, bit := &given[f.domains[i]/64], uint64(1)<<(f.domains[i]%64)
+func (f *Field) gave(given []uint64, id int32) bool {
+	word, bit := &given[f.domains[id]/64], uint64(1)<<(f.domains[id]%64)
 	had := *word&bit != 0
 	*word |= bit
 	return had

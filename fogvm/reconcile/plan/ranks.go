@@ -15,24 +15,21 @@ import (
 // use. The zero value is ready.
 type Ranks struct {
 	nodes []crdt.Node // that field is of
-	field *place.Field
+	field place.Field
 }
 
 // of is the field of these nodes.
 func (r *Ranks) of(nodes []crdt.Node) *place.Field {
-	same := r.field != nil && len(nodes) == len(r.nodes) && (len(nodes) == 0 || &nodes[0] == &r.nodes[0])
-	if same {
-		return r.field
+	if r.nodes != nil && len(nodes) == len(r.nodes) && (len(nodes) == 0 || &nodes[0] == &r.nodes[0]) {
+		return &r.field
 	}
 	cands := make([]place.Candidate, len(nodes))
 	for i := range nodes {
 		cands[i] = candidate(&nodes[i])
 	}
-	if r.field == nil || !r.field.Is(cands) {
-		r.field = place.NewField(cands)
-	}
+	r.field.Set(cands)
 	r.nodes = nodes
-	return r.field
+	return &r.field
 }
 
 // order yields those nodes that may run s and that able admits as package place
