@@ -122,3 +122,12 @@ func (p *pending) ready() *stmt.Statement {
 	p.queue = p.queue[1:]
 	return st
 }
+
+// ids are those of all that is set aside.
+func (p *pending) ids() map[stmt.ID]bool {
+	out := make(map[stmt.ID]bool, p.count)
+	for e := p.order.Front(); e != nil; e = e.Next() {
+		out[e.Value.(*waiting).st.ID] = true
+	}
+	return out
+}

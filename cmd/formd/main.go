@@ -104,7 +104,7 @@ Exit codes: 0 done, 1 failed, 2 usage or invalid configuration, 3 not found,
 	root.SetOut(stdout)
 	root.SetErr(stderr)
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usage(err) })
-	root.AddCommand(newRunCommand(stdout, stderr), newVMCommand(), newConfigCommand(stdout), newVersionCommand(stdout))
+	root.AddCommand(newRunCommand(stdout, stderr), newVMCommand(), newConfigCommand(stdout), newStateCommand(stdout), newVersionCommand(stdout))
 	tree.Finish(root)
 	return root
 }
