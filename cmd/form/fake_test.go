@@ -38,10 +38,10 @@ type daemon struct {
 	handler      http.Handler
 	invite       func(api.InviteRequest) (api.Invite, error)
 	forgot       []stmt.Key // nodes
+	explained    api.Explain
 	onDrain      func(ctx context.Context, on bool) error
 }
 
-func (d *daemon) Explain(*crdt.View, crdt.Spec) api.Explain { return api.Explain{} }
 func (d *daemon) Live(stmt.Key) string                      { return "alive" }
 func (d *daemon) List(context.Context) ([]api.Pack, error)  { return nil, nil }
 func (d *daemon) Peers() []api.Peer                         { return []api.Peer{} }
@@ -55,6 +55,8 @@ func (d *daemon) Drain(ctx context.Context, on bool) error {
 	}
 	return nil
 }
+
+func (d *daemon) Explain(*crdt.View, crdt.Spec) api.Explain { return d.explained }
 
 func (d *daemon) Forget(_ context.Context, k stmt.Key) error {
 	d.forgot = append(d.forgot, k)

@@ -123,26 +123,12 @@ func newExplain(a *app) *cobra.Command {
 
 func writeExplain(w io.Writer, x api.Explain) {
 	fmt.Fprintf(w, "%s (%s): %s\n", x.Name, x.ID, strings.TrimSpace(x.Status+" "+x.Reason))
+	about := map[stmt.Key]api.ExplainNode{}
+	for _, n := range append(slices.Clone(x.Eligible), x.Excluded...) {
+		about[n.Node] = n
+	}
 	for _, s := range x.Slots {
-		fmt.Fprintf(w, "\nreplica %d\n", s.Slot)
-		if len(s.Claims) == 0 {
-			fmt.Fprintln(w, "  claimed by nobody")
-		}
-		for _, c := range s.Claims {
-			line := fmt.Sprintf("  on %s: %s", c.Node, c.Phase)
-			if c.Reason != "" {
-				line += " (" + c.Reason + ")"
-			}
-			if i := slices.Index(s.Rank, c.Node); i >= 0 {
-				line += fmt.Sprintf(", rank %d of %d", i, len(s.Rank))
-			} else {
-				line += ", not in the ranking"
-			}
-			fmt.Fprintln(w, line)
-		}
-		for i, n := range s.Rank[:min(len(s.Rank), 5)] {
-			fmt.Fprintf(w, "  rank %d  %s\n", i, n)
-		}
+		writeExplainSlot(w, s, about)
 	}
 	nodes := func(title string, list []api.ExplainNode) {
 		if len(list) == 0 {
@@ -150,11 +136,50 @@ func writeExplain(w io.Writer, x api.Explain) {
 		}
 		fmt.Fprintf(w, "\n%s\n", title)
 		for _, n := range list {
-			fmt.Fprintf(w, "  %s  %s  %s\n", n.Node, n.Live, n.Reason)
+			line := fmt.Sprintf("  %s  %s  weight %d%s  %s", n.Node, n.Live, n.Weight, inDomain(n), n.Reason)
+			fmt.Fprintln(w, strings.TrimRight(line, " "))
 		}
 	}
 	nodes("nodes that may run it", x.Eligible)
 	nodes("nodes that may not", x.Excluded)
+	b := x.Budget
+	fmt.Fprintf(w, "\nthe node that answers, in the last minute: %d of %d takeovers, %s of %s begun to fetch for them\n",
+		b.Takeovers, b.Slots, cli.Bytes(uint64(b.RepairBytes)), cli.Bytes(uint64(b.Bytes)))
+	if b.Window >= 0 {
+		fmt.Fprintf(w, "in the last %v: %d of %d replicas moved here\n", time.Duration(b.Window)*time.Second, b.Moves, b.MovesMost)
+	}
+}
+
+func inDomain(n api.ExplainNode) string {
+	if n.Domain == "" {
+		return ""
+	}
+	return ", domain " + n.Domain
+}
+
+func writeExplainSlot(w io.Writer, s api.ExplainSlot, about map[stmt.Key]api.ExplainNode) {
+	fmt.Fprintf(w, "\nreplica %d\n", s.Slot)
+	if len(s.Claims) == 0 {
+		fmt.Fprintln(w, "  claimed by nobody")
+	}
+	for _, c := range s.Claims {
+		line := fmt.Sprintf("  on %s: %s", c.Node, c.Phase)
+		if c.Reason != "" {
+			line += " (" + c.Reason + ")"
+		}
+		if i := slices.Index(s.Rank, c.Node); i >= 0 {
+			line += fmt.Sprintf(", rank %d of %d", i, len(s.Rank))
+		} else {
+			line += ", not in the ranking"
+		}
+		fmt.Fprintln(w, line)
+	}
+	for _, why := range s.Why {
+		fmt.Fprintln(w, "  "+why)
+	}
+	for i, n := range s.Rank[:min(len(s.Rank), 5)] {
+		fmt.Fprintf(w, "  rank %d  %s  weight %d%s\n", i, n, about[n].Weight, inDomain(about[n]))
+	}
 }
 
 func newEvents(a *app) *cobra.Command {

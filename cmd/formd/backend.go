@@ -64,18 +64,32 @@ func (p *placement) Live(k stmt.Key) string {
 // Wanted is plan's WantedHolders.
 func (p *placement) Wanted(v *crdt.View, c string) int { return p.of(v).WantedHolders(c) }
 
-// Explain is plan.Explain in the API's words.
+// Explain is the reconciler's in the API's words.
 func (p *placement) Explain(v *crdt.View, s crdt.Spec) api.Explain {
-	e := plan.Explain(p.of(v), &s)
+	e := p.rec.Explain(v, &s)
 	out := api.Explain{Eligible: []api.ExplainNode{}, Excluded: []api.ExplainNode{}, Slots: []api.ExplainSlot{}}
-	for _, k := range e.Eligible {
-		out.Eligible = append(out.Eligible, api.ExplainNode{Node: k, Live: p.Live(k)})
+	for _, n := range e.Nodes {
+		node := api.ExplainNode{Node: n.Node, Live: p.Live(n.Node), Domain: n.Domain, Weight: n.Weight, Reason: n.Reason}
+		if n.Reason == "" {
+			out.Eligible = append(out.Eligible, node)
+		} else {
+			out.Excluded = append(out.Excluded, node)
+		}
 	}
-	for _, x := range e.Excluded {
-		out.Excluded = append(out.Excluded, api.ExplainNode{Node: x.Node, Live: p.Live(x.Node), Reason: x.Reason})
+	for _, w := range e.Slots {
+		slot := api.ExplainSlot{Slot: w.Slot, Rank: append([]stmt.Key{}, w.Rank...), Why: append([]string{}, w.Why...)}
+		if !w.Keeper.IsZero() {
+			slot.Keeper = &w.Keeper
+		}
+		if w.Due != 0 {
+			due := int64(max(0, w.Due-e.Now).Seconds())
+			slot.Due = &due
+		}
+		out.Slots = append(out.Slots, slot)
 	}
-	for i, rank := range e.Ranks {
-		out.Slots = append(out.Slots, api.ExplainSlot{Slot: i, Rank: append([]stmt.Key{}, rank...)})
+	out.Budget = api.ExplainBudget{
+		Takeovers: e.Budget.Takeovers, Slots: plan.TakeoverBudget, RepairBytes: e.Budget.RepairBytes, Bytes: plan.RepairBytes,
+		Moves: e.Budget.Moves, MovesMost: plan.MoveBudget, Window: int64(e.Budget.Window.Seconds()),
 	}
 	return out
 }

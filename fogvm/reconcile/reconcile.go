@@ -150,6 +150,7 @@ type Reconciler struct {
 	applied  map[string]fogvm.VM        // last definition of each VM, by ID
 	broken   map[string]definitionError // why a VM could not be defined, by ID
 	world    plan.World
+	told     plan.Timers // as of the last decision; nobody changes them
 
 	// Owned by the loop.
 	ranks  plan.Ranks
@@ -237,6 +238,19 @@ func (r *Reconciler) WorldOf(v *crdt.View) plan.World {
 		}
 	}
 	return w
+}
+
+// Explain says why the replicas of an instance are where they are, and what this
+// node is about to do of itself.
+func (r *Reconciler) Explain(v *crdt.View, s *crdt.Spec) plan.Explanation {
+	w := r.WorldOf(v)
+	r.mu.Lock()
+	timers := r.told
+	r.mu.Unlock()
+	return plan.Explain(plan.Input{
+		Now: r.cfg.Now(), Self: r.cfg.Self, World: w, Packs: r.packs.status([]string{s.Pack}), Accepts: r.cfg.Accepts,
+		TakeoverDelay: r.cfg.TakeoverDelay, Hysteresis: r.cfg.Hysteresis, Timers: timers,
+	}, s)
 }
 
 // Fetch brings a pack here for somebody who asks, beside what the loop fetches,
@@ -375,6 +389,9 @@ func (r *Reconciler) step(ctx context.Context, view *crdt.View) (time.Duration, 
 		return 0, nodeErr
 	}
 	r.timers = out.Timers
+	r.mu.Lock()
+	r.told = out.Timers
+	r.mu.Unlock()
 	r.packs.want(out.Fetch, out.Keep, w, len(out.Timers.Stray) == 0)
 	// A claim is published before its VM is started, so that others know. When
 	// that fails nothing starts, but what is here is still run, stopped and ended.

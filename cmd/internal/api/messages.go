@@ -305,20 +305,39 @@ type Explain struct {
 	Eligible []ExplainNode `json:"eligible"`
 	Excluded []ExplainNode `json:"excluded"` // with the reason
 	Slots    []ExplainSlot `json:"slots"`
+	Budget   ExplainBudget `json:"budget"` // of the answering node
+}
+
+// ExplainBudget is what the answering node has done lately of what it may do.
+type ExplainBudget struct {
+	Takeovers   int   `json:"takeovers"` // in the last minute
+	Slots       int   `json:"takeovers_most"`
+	RepairBytes int64 `json:"repair_bytes"` // in the last minute
+	Bytes       int64 `json:"repair_bytes_most"`
+	Moves       int   `json:"moves"` // in the last window
+	MovesMost   int   `json:"moves_most"`
+	Window      int64 `json:"window_seconds"` // how long another node must be preferred; below zero: nothing moves
 }
 
 // ExplainNode is one node's part in a placement.
 type ExplainNode struct {
 	Node   stmt.Key `json:"node"`
 	Live   string   `json:"live"`
+	Domain string   `json:"domain"` // what fails together with it; empty: it alone
+	Weight uint64   `json:"weight"` // its share in the ranking
 	Reason string   `json:"reason,omitempty"`
 }
 
 // ExplainSlot is the ranking of one slot, best first, and who claims it.
 type ExplainSlot struct {
 	Slot   int        `json:"slot"`
+	Keeper *stmt.Key  `json:"keeper"` // whose it is
 	Rank   []stmt.Key `json:"rank"`
-	Claims []Replica  `json:"claims"`
+	// Due is in how many seconds the answering node does something about it if
+	// nothing changes; null: never.
+	Due    *int64    `json:"due_seconds"`
+	Why    []string  `json:"why"` // lines for people
+	Claims []Replica `json:"claims"`
 }
 
 // LogLine is one line of a guest's log.

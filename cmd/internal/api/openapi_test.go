@@ -109,6 +109,8 @@ func documentedType(s string) string {
 	switch {
 	case strings.HasPrefix(s, `type: [string, "null"]`):
 		return "string or null"
+	case strings.HasPrefix(s, `type: [integer, "null"]`):
+		return "integer or null"
 	case strings.HasPrefix(s, "enum:"):
 		return "string"
 	case ref != nil && strings.HasPrefix(s, "type: array"):

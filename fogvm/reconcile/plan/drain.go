@@ -24,7 +24,7 @@ func (p *planner) handovers() map[stmt.Key]Slot {
 		return nil
 	}
 	for i := range p.World.Instances {
-		s := &p.World.Instances[i]
+		s := active(&p.World.Instances[i])
 		specs[s.ID] = s
 		for _, c := range p.World.Claims[s.ID] {
 			if list, drains := served[c.Node]; drains && c.Ready && c.Slot < s.Replicas && runnable(s) {

@@ -34,20 +34,24 @@ func (p *planner) move(s *crdt.Spec, claims []crdt.Claim, busy bool) bool {
 	if !ok || to != p.Self {
 		return false
 	}
-	key := Slot{s.ID, from.Slot}
-	due := first(p.Timers.Preferred, p.out.Timers.Preferred, key, p.Now) + p.Hysteresis<<min(p.Timers.Tries[s.ID], maxTries)
-	if n := len(p.out.Timers.Moves); n >= MoveBudget {
-		due = max(due, p.out.Timers.Moves[n-MoveBudget]+p.Hysteresis)
-	}
-	if p.Now < due {
+	if due := p.moveDue(s, from.Slot); p.Now < due {
 		p.wake(due)
 		return false
 	}
-	delete(p.out.Timers.Preferred, key)
+	delete(p.out.Timers.Preferred, Slot{s.ID, from.Slot})
 	p.out.Timers.Moves = append(p.out.Timers.Moves, p.Now)
 	p.out.Timers.Tries[s.ID]++
 	p.take(s, claims, from.Slot)
 	return true
+}
+
+// moveDue is when this node, which the ranking prefers, may take a slot.
+func (p *planner) moveDue(s *crdt.Spec, slot int) time.Duration {
+	due := first(p.Timers.Preferred, p.out.Timers.Preferred, Slot{s.ID, slot}, p.Now) + p.Hysteresis<<min(p.Timers.Tries[s.ID], maxTries)
+	if n := len(p.out.Timers.Moves); n >= MoveBudget {
+		due = max(due, p.out.Timers.Moves[n-MoveBudget]+p.Hysteresis)
+	}
+	return due
 }
 
 // better says which node the ranking prefers to one that serves a slot of s, and

@@ -173,6 +173,17 @@ const fetchAttempts = 3
 // Plan decides. It is O(instances × nodes) at worst, and ranks only slots that
 // nobody holds.
 func Plan(in Input) Output {
+	p := newPlanner(in)
+	for i := range p.World.Instances {
+		p.instance(&p.World.Instances[i])
+	}
+	p.orphans()
+	p.finish()
+	return p.out
+}
+
+// newPlanner has decided nothing yet.
+func newPlanner(in Input) *planner {
 	if in.TakeoverDelay == 0 {
 		in.TakeoverDelay = DefaultTakeoverDelay
 	}
@@ -202,12 +213,7 @@ func Plan(in Input) Output {
 			p.self = &in.World.Nodes[i]
 		}
 	}
-	for i := range in.World.Instances {
-		p.instance(&in.World.Instances[i])
-	}
-	p.orphans()
-	p.finish()
-	return p.out
+	return p
 }
 
 type planner struct {

@@ -74,10 +74,10 @@ func (w World) overQuota(owner stmt.Key) map[Slot]excess {
 func (w World) shares(owner stmt.Key) []share {
 	var out []share
 	for i := range w.Instances {
-		s := &w.Instances[i]
-		if s.Owner != owner {
+		if w.Instances[i].Owner != owner {
 			continue
 		}
+		s := active(&w.Instances[i])
 		class := map[int]int{}
 		for _, c := range w.Claims[s.ID] {
 			if c.Phase == crdt.ClaimDraining {

@@ -29,6 +29,7 @@ type cluster struct {
 	noted map[string]string // last line of each subject, to log changes only
 
 	hysteresis time.Duration    // as Input has it
+	ranks      Ranks            // of all nodes
 	quota      *stmt.Quota      // of the owner of everything
 	sizes      map[string]int64 // of packs; others are not known
 	jumps      time.Duration    // how far wall clocks are from the truth, either way
@@ -217,6 +218,7 @@ func (c *cluster) world(n *simNode) World {
 	w.MayRun = func(s *crdt.Spec, k stmt.Key) bool {
 		return len(s.Operators) == 0 || slices.Contains(s.Operators, k)
 	}
+	w.Ranks = &c.ranks
 	w.Quota = func(stmt.Key) (stmt.Quota, bool) {
 		if c.quota == nil {
 			return stmt.Quota{}, false

@@ -6,7 +6,6 @@ import (
 
 	"github.com/formthefog/formation/crdt"
 	"github.com/formthefog/formation/crdt/place"
-	"github.com/formthefog/formation/crdt/stmt"
 )
 
 // The status words of an instance (CONTRACT, form manage get status).
@@ -160,8 +159,10 @@ func (w World) shown(s *crdt.Spec, claims []crdt.Claim, slot int) (best crdt.Cla
 // "no other node".
 func (w World) shortage(s *crdt.Spec, nobody string) string {
 	var why []string
-	for _, e := range Explain(w, s).Excluded {
-		why = append(why, fmt.Sprintf("%s %s", e.Node, e.Reason))
+	for _, j := range w.judge(s) {
+		if j.Reason != "" {
+			why = append(why, fmt.Sprintf("%s %s", j.Node, j.Reason))
+		}
 	}
 	if len(why) == 0 {
 		return nobody + " is there"
@@ -171,59 +172,4 @@ func (w World) shortage(s *crdt.Spec, nobody string) string {
 		why = append(why[:most], fmt.Sprintf("and %d more", len(why)-most))
 	}
 	return nobody + " is eligible: " + strings.Join(why, "; ")
-}
-
-// Explanation says who may run an instance and in which order.
-type Explanation struct {
-	Eligible []stmt.Key // by key; what they have free is not judged for those that run it
-	Excluded []Exclusion
-	Ranks    [][]stmt.Key // by slot, best first
-}
-
-// Exclusion is a node that cannot run an instance, and why.
-type Exclusion struct {
-	Node   stmt.Key
-	Reason string // continues "NODE …"
-}
-
-// Explain judges every node.
-func Explain(w World, s *crdt.Spec) Explanation {
-	s = active(s)
-	var out Explanation
-	used := w.usage()
-	runs := map[stmt.Key]bool{}
-	for _, c := range w.Claims[s.ID] {
-		if c.Phase != crdt.ClaimFailed {
-			runs[c.Node] = true
-		}
-	}
-	for i := range w.Nodes {
-		n := &w.Nodes[i]
-		reason := w.barred(n, s)
-		switch {
-		case reason != "":
-		case w.dead(n.Key):
-			reason = "does not answer"
-		case n.Draining:
-			reason = "is draining"
-		case !runs[n.Key]:
-			reason = full(n, used[n.Key], s)
-		}
-		if reason == "" {
-			out.Eligible = append(out.Eligible, n.Key)
-		} else {
-			out.Excluded = append(out.Excluded, Exclusion{n.Key, reason})
-		}
-	}
-	candidates := w.candidates(s)
-	held := map[stmt.Key]int{}
-	for slot := range s.Replicas {
-		for _, c := range w.holders(s, w.Claims[s.ID], slot) {
-			held[c.Node] = slot
-		}
-	}
-	for slot := range s.Replicas {
-		out.Ranks = append(out.Ranks, place.Rank(*s, slot, candidates, held))
-	}
-	return out
 }
