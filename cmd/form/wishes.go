@@ -270,7 +270,7 @@ func (a *app) warnSecrets(root *store.Root) {
 	}
 	for _, e := range root.Run.Env {
 		if secretName(e.Key) && e.Value != "" {
-			a.p.Warn("ENV %s looks like a credential, and every member of the swarm can read it", e.Key)
+			a.p.Warn("ENV %s looks like a credential, and every member of the swarm can read it\nhint: leave it out, and give it to the instance once it is shipped: form secret set INSTANCE %s --env", e.Key, e.Key)
 		}
 	}
 }
