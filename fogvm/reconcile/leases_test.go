@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -28,7 +29,10 @@ type fence struct {
 	ms []*machine
 }
 
-func newFence(t *testing.T) *fence {
+func newFence(t *testing.T) *fence { return newContract(t, crdt.PartitionFence, 2) }
+
+// newContract is a fence of another kind.
+func newContract(t *testing.T, contract string, replicas int) *fence {
 	t.Helper()
 	h, l := newHub(), newLibrary()
 	pack := l.add("web", store.RunConfig{Entrypoint: []string{"/web"}})
@@ -38,8 +42,8 @@ func newFence(t *testing.T) *fence {
 		t.Fatal(err)
 	}
 	s := crdt.Spec{
-		Name: "web", Pack: pack, Replicas: 2, Phase: crdt.PhaseRunning, VCPU: 1, MemoryBytes: 256 << 20, DiskBytes: 1 << 30,
-		Partition: crdt.PartitionFence,
+		Name: "web", Pack: pack, Replicas: replicas, Phase: crdt.PhaseRunning, VCPU: 1, MemoryBytes: 256 << 20, DiskBytes: 1 << 30,
+		Partition: contract,
 	}
 	for _, m := range f.ms {
 		s.Voters = append(s.Voters, m.key)
@@ -50,7 +54,9 @@ func newFence(t *testing.T) *fence {
 	}
 	f.owner = &owner{t, a, id}
 	f.submit(f.ms[0], raws)
-	f.watch()
+	if contract == crdt.PartitionFence {
+		f.watch()
+	}
 	return f
 }
 
@@ -191,6 +197,40 @@ func TestFenceWithoutMajority(t *testing.T) {
 	f.serves("it runs by the new voters", nil)
 }
 
+// TestStopMinority: the node that is cut off stops its replica and keeps the disk,
+// the others run one; when it comes back the surplus ends.
+func TestStopMinority(t *testing.T) {
+	f := newContract(t, crdt.PartitionStopMinority, 1)
+	first := f.serves("the replica runs", nil)
+	first.end.setCut(true)
+	within(t, 60*time.Second, "the minority stops", func() error {
+		vms := first.vms.List()
+		if len(vms) != 1 || vms[0].Phase != fogvm.Stopped {
+			return fmt.Errorf("%+v", vms)
+		}
+		for _, c := range first.state.View().ClaimsBy(first.key) {
+			if c.Phase != crdt.ClaimStopped || c.Reason != "sees 1 of 3 voters" {
+				return fmt.Errorf("%+v", c)
+			}
+		}
+		return nil
+	})
+	if _, err := os.Stat(filepath.Join(first.dir, "vms", first.vms.List()[0].ID, "disk.raw")); err != nil {
+		t.Errorf("its disk: %v", err)
+	}
+	second := f.serves("the majority takes over", first)
+	first.end.setCut(false)
+	within(t, 60*time.Second, "the first gives up", func() error {
+		if vms := first.vms.List(); len(vms) != 0 {
+			return fmt.Errorf("%+v", vms)
+		}
+		return nil
+	})
+	if ready, executes := f.runs(second); !ready || !executes {
+		t.Error("the second does not serve any more")
+	}
+}
+
 // A voter answers by its own state: nothing that a request says makes up for a
 // claim or a spec that is not there, and nonsense ends the stream.
 func TestHostileHolders(t *testing.T) {
@@ -279,6 +319,45 @@ func TestVotesAreKept(t *testing.T) {
 	}
 	if err := saveVotes(filepath.Join(dir, "none"), want); err == nil {
 		t.Error("kept in a folder that is not there")
+	}
+}
+
+// What is said on the wire is what docs/wire.md says of it: examples for a second
+// implementation.
+func TestLeaseFrames(t *testing.T) {
+	voters := []stmt.Key{{3}, {1}, {2}}
+	set := lease.SetOf(7, voters)
+	var out strings.Builder
+	fmt.Fprintf(&out, "set of term 7 and the keys 03…00, 01…00, 02…00: %x\n", set[:])
+	for _, v := range []struct {
+		name  string
+		frame any
+	}{
+		{"request", leaseRequest{Instance: crdt.DocID{1, 2, 3}, Set: set, Nonce: 258}},
+		{"request of who holds a lease", leaseRequest{Instance: crdt.DocID{1, 2, 3}, Set: set, Nonce: 259, Held: true}},
+		{"release", leaseRequest{Instance: crdt.DocID{1, 2, 3}, Set: set, Nonce: 259, Release: true}},
+		{"granted", leaseAnswer{Granted: true}},
+		{"busy", leaseAnswer{Busy: true, Reason: "another node may still hold the lease"}},
+		{"later", leaseAnswer{Later: true, Reason: "a later claim on the slot is known"}},
+	} {
+		var b bytes.Buffer
+		if err := writeLeaseFrame(&b, v.frame); err != nil {
+			t.Fatal(err)
+		}
+		fmt.Fprintf(&out, "%s: %x\n", v.name, b.Bytes())
+	}
+	path := filepath.Join("testdata", "lease-frames.txt")
+	if *rewrite {
+		if err := os.WriteFile(path, []byte(out.String()), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if out.String() != string(want) {
+		t.Errorf("%s differs; this version says\n%s", path, out.String())
 	}
 }
 
