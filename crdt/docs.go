@@ -28,6 +28,7 @@ type document struct {
 	epoch     uint64
 	root      *change
 	delegates []stmt.Key        // of the root
+	prior     prior             // what the root has taken in of the epoch before
 	order     []*change         // by (depth, ID): the root, and every change after its dependencies
 	seen      map[actorSeq]rec  // changes in order, and within MaxDocBytes what else was verified; not the root
 	bytes     int               // of order
@@ -142,14 +143,14 @@ func (s *State) applySpec(st *stmt.Statement) (bool, error) {
 	}
 	ch := &change{rec: recOf(st), root: b.Root, actor: b.Actor, time: st.Time, deps: c.Deps}
 	if b.isRoot() {
-		return s.applyRoot(id, ch, b)
+		return s.applyRoot(id, ch, b, st.Deps)
 	}
 	return s.applyChange(id, st, ch, c)
 }
 
 // applyRoot starts a new epoch. Of one epoch's roots the one with the lowest ID
 // counts, so that concurrent re-roots end alike everywhere.
-func (s *State) applyRoot(id DocID, ch *change, b *specBody) (bool, error) {
+func (s *State) applyRoot(id DocID, ch *change, b *specBody, heads []stmt.ID) (bool, error) {
 	d := s.docs[id]
 	if d != nil {
 		if ch.epoch < d.epoch || (ch.epoch == d.epoch && ch.id.Compare(d.root.id) > 0) {
@@ -158,14 +159,16 @@ func (s *State) applyRoot(id DocID, ch *change, b *specBody) (bool, error) {
 	} else if err := s.makeRoom(id, ch.author); err != nil {
 		return false, err
 	}
+	var p prior
 	if d != nil {
+		p = s.succeed(d, heads, ch.epoch)
 		s.forgetIDs(d)
 		s.engine.Drop(id)
 	}
 	ch.past = []actorSeq{{ch.actor, 1}}
 	d = &document{
 		id: id, owner: ch.author, device: b.Device, counter: b.Counter,
-		epoch: ch.epoch, root: ch, delegates: b.Delegates, order: []*change{ch},
+		epoch: ch.epoch, root: ch, delegates: b.Delegates, prior: p, order: []*change{ch},
 		bytes: len(ch.raw), noted: len(ch.raw),
 	}
 	s.docs[id] = d
@@ -185,6 +188,7 @@ func (s *State) applyChange(id DocID, st *stmt.Statement, ch *change, c Change) 
 	case d == nil || ch.epoch > d.epoch || (ch.epoch == d.epoch && ch.root.Compare(d.root.id) < 0):
 		return wait("its epoch's root")
 	case ch.epoch < d.epoch || ch.root != d.root.id:
+		s.late(d, ch.rec)
 		return false, fmt.Errorf("%w: change of another root of %s", ErrStale, id)
 	case d.proof != nil:
 		return false, fmt.Errorf("%w: %s", ErrFrozen, id)

@@ -349,6 +349,7 @@ func (r *Replica) record() (news []*stmt.Statement) {
 		r.stats.applied.Add(uint64(len(news)))
 		r.wake()
 	}
+	r.takeOmitted()
 	for _, st := range news {
 		r.backlog.add(st.Raw)
 	}

@@ -75,6 +75,7 @@ type Replica struct {
 	state     *State
 	own       ownRegisters
 	ageing    ageing
+	omissions omissions
 	log       *stateLog
 	backlog   backlog
 	changed   chan struct{} // closed and replaced at every change
@@ -167,6 +168,10 @@ func (r *Replica) load() (err error) {
 	if err := r.own.load(r.fsys); err != nil {
 		return err
 	}
+	if err := r.loadOmitted(); err != nil {
+		return err
+	}
+	r.state.tellOmitted = true
 	marker, err := readSmall(r.fsys, resyncName, 64)
 	if err != nil {
 		return fmt.Errorf("read %s: %w", resyncName, err)
@@ -193,6 +198,7 @@ func (r *Replica) load() (err error) {
 		return err
 	}
 	r.state.collect = true
+	r.takeOmitted()
 	if bad > 0 {
 		r.cfg.Logger.Warn("state log held statements that do not verify in this network", "count", bad)
 	}
@@ -254,6 +260,7 @@ func (r *Replica) Close() error {
 		return nil
 	}
 	r.closed = true
+	r.flushOmitted()
 	err := r.log.close()
 	if r.lock != nil {
 		err = errors.Join(err, r.lock.Close())

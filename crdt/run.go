@@ -68,6 +68,9 @@ func (r *Replica) maintain(ctx context.Context) error {
 		case <-r.readopt:
 			readopt = true
 		case <-tidy.C:
+			r.mu.Lock()
+			r.flushOmitted()
+			r.mu.Unlock()
 			if err := r.tidyOwn(ctx); err != nil && !transient(err) { // a failed log ends below
 				r.cfg.Logger.Warn("raise the floor of this node's claims", "err", err)
 			}

@@ -37,6 +37,9 @@ type State struct {
 	collect bool   // append to news
 	news    []*stmt.Statement
 
+	tellOmitted bool       // append to omitted
+	omitted     []omission // changes that a later epoch left out
+
 	idx        *index // of idxChanges
 	idxChanges uint64
 

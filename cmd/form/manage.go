@@ -172,7 +172,11 @@ func newInspect(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use: "inspect INSTANCE", Short: "everything about one instance", Args: argsBetween(1, 1, "one INSTANCE"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.withWhole(cmd.Context(), args[0], func(_ *swarm.Conn, i api.Instance) error {
+			return a.withWhole(cmd.Context(), args[0], func(c *swarm.Conn, i api.Instance) error {
+				i, err := c.API().Instance(cmd.Context(), i.ID) // of one, more is told
+				if err != nil {
+					return err
+				}
 				return a.p.Answer(i, func(w io.Writer) { writeInstance(w, i) })
 			})
 		},
@@ -208,6 +212,10 @@ func writeInstance(w io.Writer, i api.Instance) {
 		[2]string{"expose", strings.Join(i.Spec.Expose, " ")}, [2]string{"region", i.Spec.Region},
 		[2]string{"labels", strings.Join(labels, " ")}, [2]string{"partition", i.Spec.Partition},
 		[2]string{"voters", strings.Join(voters, " ")})
+	for _, o := range i.Omitted {
+		fmt.Fprintf(w, "left out: a change of %s by %s, signed %s; it does not count, and may be made again\n",
+			strings.Join(o.Keys, ", "), short(o.Author), o.SignedAt.Format(time.RFC3339))
+	}
 	if len(i.Replicas) == 0 {
 		return
 	}

@@ -121,6 +121,10 @@ func (h *hostInfo) Doctor(context.Context) []api.Check {
 	default:
 		add("peers", "fail", fmt.Sprintf("no connection to any of %d other nodes", others), "check the network and that their ports are reachable")
 	}
+	if n := len(h.state.OmittedInstances()); n > 0 {
+		add("left out", "warn", fmt.Sprintf("%d instances began a new epoch without some change that was made at the same time", n),
+			"form manage inspect INSTANCE shows what; make it again if it is still wanted")
+	}
 	if n := len(h.state.Forgotten()); n > 0 {
 		add("forgotten", "warn", fmt.Sprintf("%d member nodes have been dead for a week and count no more", n),
 			"if they are gone for good: form node forget KEY, on a node with the root key")

@@ -50,6 +50,18 @@ type Instance struct {
 	Desired    Desired   `json:"desired"`
 	Replicas   []Replica `json:"replicas"` // sorted by slot, then node; never null
 	Spec       Spec      `json:"spec"`
+	Omitted    []Omitted `json:"omitted,omitempty"` // of one instance only: the latest last
+}
+
+// Omitted is a change of an instance that does not count, because a later epoch of
+// its document began without it.
+type Omitted struct {
+	ID       string    `json:"id"`
+	Author   stmt.Key  `json:"author"`
+	Epoch    uint64    `json:"epoch"`
+	SignedAt time.Time `json:"signed_at"`
+	FoundAt  time.Time `json:"found_at"`
+	Keys     []string  `json:"keys"` // what it set
 }
 
 // Desired is what the owner asked for, in short.

@@ -117,7 +117,15 @@ func (s *server) instance(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	return reply(w, s.wireInstance(v, spec))
+	out := s.wireInstance(v, spec)
+	for _, o := range s.Signed.Omitted(spec.ID) {
+		w := Omitted{ID: o.ID.String(), Author: o.Author, Epoch: o.Epoch, SignedAt: time.Unix(o.SignedAt, 0).UTC(), FoundAt: o.FoundAt.UTC(), Keys: []string{}}
+		for _, op := range o.Ops {
+			w.Keys = append(w.Keys, op.Key)
+		}
+		out.Omitted = append(out.Omitted, w)
+	}
+	return reply(w, out)
 }
 
 func (s *server) explain(w http.ResponseWriter, r *http.Request) error {

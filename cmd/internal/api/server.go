@@ -26,6 +26,8 @@ type State interface {
 type Signed interface {
 	OwnerStatements(owner stmt.Key) [][]byte
 	ClaimStatements(instance string) [][]byte
+	// Omitted are the changes that a later epoch of an instance began without.
+	Omitted(instance string) []crdt.Omission
 }
 
 // Placement judges instances: pure functions of the view and this node's own
