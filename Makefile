@@ -44,7 +44,7 @@ e2e: ## the line through real virtual machines
 fuzz: ## every fuzz target for FUZZTIME=30s each
 	@scripts/fuzz.sh
 
-sim: ## the swarm simulator (not there yet)
+sim: ## every scenario of the simulator; SCENARIO=NAME SEED=N runs one
 	@scripts/sim.sh
 
 bench: ## costs, one line a figure; BENCH=regexp runs some

@@ -79,13 +79,12 @@ func newRoot(a *app) *cobra.Command {
 	add("make", newPack(a), newBase(a), newShip(a), newCommit(a))
 	add("run", newManage(a), newLs(a), newStatusShort(a), newLogs(a), newScale(a), newRm(a), newSecret(a))
 	add("reach", newSSH(a), newProxy(a), newForward(a))
-	add("swarm", newNode(a), newPeers(a), newNet(a), newDoctor(a))
+	add("swarm", newNode(a), newPeers(a), newNet(a), newDoctor(a), newSim(a))
 	add("setup", newKit(a), newKey(a), newConfig(a), newVersion(a))
 	for _, c := range []*cobra.Command{
 		later("top", "watch instances and their load", "figures of load from the guests", "what runs where: form ls, form status, form manage events"),
 		later("ui", "a console in the browser", "the console", "until then: form status, form ls, form node ls, and curl of formd's web address"),
 		later("verify", "check what an instance or a pack claims", "proofs that can be checked offline", "every block and statement is verified when it arrives; where replicas are and why: form manage explain"),
-		later("sim", "simulate a swarm", "the simulator", "a swarm on this machine: make up, make demo"),
 	} {
 		c.Hidden = true
 		root.AddCommand(c)

@@ -242,7 +242,7 @@ func chaos(s *Sim, rng *rand.Rand) {
 	case 6:
 		s.Suspend(i, time.Duration(rng.IntN(20000))*time.Millisecond)
 	case 7:
-		s.Ship(0, i, crdt.Spec{Name: fmt.Sprint("new-", len(mine)), Pack: packName(900 + rng.IntN(9)), Replicas: 1 + rng.IntN(3)})
+		s.Ship(0, i, crdt.Spec{Name: fmt.Sprint("new-", len(mine)), Pack: PackName(900 + rng.IntN(9)), Replicas: 1 + rng.IntN(3)})
 	case 8:
 		if len(mine) > 0 {
 			s.Set(0, i, mine[rng.IntN(len(mine))].ID, func(spec *crdt.Spec) { spec.Replicas = 1 + rng.IntN(3) })

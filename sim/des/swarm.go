@@ -46,8 +46,8 @@ type Workload struct {
 	Memory uint64
 }
 
-// packName is the CID of the n-th pack.
-func packName(n int) string {
+// PackName is the CID of the n-th pack.
+func PackName(n int) string {
 	cid := append([]byte{1, 0x71, 0x12, 0x20}, make([]byte, 32)...) // v1, DAG-CBOR, SHA-256
 	binary.BigEndian.PutUint64(cid[4:], uint64(n))
 	return "b" + base32.NewEncoding("abcdefghijklmnopqrstuvwxyz234567").WithPadding(base32.NoPadding).EncodeToString(cid)
@@ -95,7 +95,7 @@ func (s *Sim) Boot(w Workload) {
 
 func (s *Sim) spec(w Workload, i int) crdt.Spec {
 	return crdt.Spec{
-		Name: fmt.Sprint("app-", i), Pack: packName(i + 1), Replicas: w.Replicas, Phase: crdt.PhaseRunning,
+		Name: fmt.Sprint("app-", i), Pack: PackName(i + 1), Replicas: w.Replicas, Phase: crdt.PhaseRunning,
 		VCPU: w.VCPU, MemoryBytes: w.Memory,
 	}
 }
