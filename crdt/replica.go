@@ -86,12 +86,13 @@ type Replica struct {
 	recovery Recovery    // how Open found the log
 	mustSync atomic.Bool // what was lost has not been made good by a session yet
 
-	fresh   freshness
-	readopt chan struct{} // someone holds a newer register of this node
-	limits  limits        // of what peers say
-	asking  dialogues     // anti-entropy sessions this node began
-	serving dialogues     // and those others began
-	stats   counters
+	fresh    freshness
+	readopt  chan struct{} // someone holds a newer register of this node
+	limits   limits        // of what peers say
+	compared comparisons
+	asking   dialogues // anti-entropy sessions this node began
+	serving  dialogues // and those others began
+	stats    counters
 }
 
 // counters are what Stats returns.

@@ -254,7 +254,7 @@ func (r *Replica) session(ctx context.Context, p peer.ID, d *dialogue) (again bo
 	s := r.newSession(c, d)
 	again, err = s.initiate()
 	d.carry(s.moved)
-	r.account(s, err)
+	r.account(p, s, err)
 	return again && s.news > 0, errors.Join(err, c.Close())
 }
 
@@ -277,7 +277,7 @@ func (r *Replica) serve(ctx context.Context, from peer.ID, c net.Conn) {
 	defer context.AfterFunc(ctx, func() { _ = c.Close() })()
 	s := r.newSession(c, d)
 	err := s.respond()
-	r.account(s, err)
+	r.account(from, s, err)
 	if err != nil {
 		r.failed(from, err)
 	}
@@ -293,11 +293,12 @@ func (r *Replica) failed(p peer.ID, err error) {
 	r.cfg.Logger.Debug("anti-entropy", "peer", p, "err", err)
 }
 
-func (r *Replica) account(s *aeSession, err error) {
+func (r *Replica) account(p peer.ID, s *aeSession, err error) {
 	r.stats.sent.Add(uint64(s.sent))
 	r.stats.received.Add(uint64(s.received))
 	if err == nil {
 		r.stats.sessions.Add(1)
+		r.compared.note(p, s.sent+s.received > 0, r.cfg.Boot())
 	}
 }
 

@@ -22,7 +22,6 @@ import (
 	"github.com/formthefog/formation/cmd/internal/config"
 	"github.com/formthefog/formation/crdt"
 	"github.com/formthefog/formation/crdt/stmt"
-	"github.com/formthefog/formation/fogvm"
 	"github.com/formthefog/formation/fogvm/boottime"
 	"github.com/formthefog/formation/fogvm/reconcile"
 	"github.com/formthefog/formation/fogvm/reconcile/plan"
@@ -88,65 +87,6 @@ func (h *hostInfo) Capacity() api.Capacity {
 	return api.Capacity{
 		CPUs: t.CPUs, Memory: t.Memory, Disk: t.Disk, FreeCPUs: min(t.CPUs, free.CPUs), FreeMemory: free.Memory, FreeDisk: free.Disk,
 	}
-}
-
-// Doctor looks for what commonly goes wrong.
-func (h *hostInfo) Doctor(context.Context) []api.Check {
-	var out []api.Check
-	add := func(name, state, detail, fix string) {
-		out = append(out, api.Check{Name: name, State: state, Detail: detail, Fix: fix})
-	}
-	for _, w := range h.warnings {
-		detail, fix, _ := strings.Cut(w, "; ")
-		add("start", "warn", detail, fix)
-	}
-	if len(out) == 0 {
-		add("start", "ok", "no warning", "")
-	}
-	if h.cfg.VMDriver == fogvm.DriverQEMU {
-		if path, err := exec.LookPath(qemuName); err != nil {
-			add("qemu", "fail", qemuName+" is not installed", "apt-get install qemu-system-x86")
-		} else {
-			add("qemu", "ok", path, "")
-		}
-	}
-	out = append(out, stateCheck(h.state, h.rec.Deciding()))
-	peers := h.node.Peers()
-	others := len(h.state.View().Nodes()) - 1
-	switch {
-	case len(peers) > 0:
-		add("peers", "ok", fmt.Sprintf("connected to %d nodes", len(peers)), "")
-	case others <= 0:
-		add("peers", "ok", "this node is alone in its network", "invite another: form net invite")
-	default:
-		add("peers", "fail", fmt.Sprintf("no connection to any of %d other nodes", others), "check the network and that their ports are reachable")
-	}
-	if n := len(h.state.OmittedInstances()); n > 0 {
-		add("left out", "warn", fmt.Sprintf("%d instances began a new epoch without some change that was made at the same time", n),
-			"form manage inspect INSTANCE shows what; make it again if it is still wanted")
-	}
-	if n := len(h.state.Forgotten()); n > 0 {
-		add("forgotten", "warn", fmt.Sprintf("%d member nodes have been dead for a week and count no more", n),
-			"if they are gone for good: form node forget KEY, on a node with the root key")
-	}
-	dead := h.prober.Dead()
-	if len(dead) > 0 {
-		add("nodes", "warn", fmt.Sprintf("%d nodes do not answer", len(dead)), "form node ls shows which")
-	} else {
-		add("nodes", "ok", "every watched node answers", "")
-	}
-	var fs unix.Statfs_t
-	if err := unix.Statfs(h.cfg.Data, &fs); err != nil {
-		add("disk", "fail", err.Error(), "")
-	} else if free := fs.Bavail * uint64(fs.Bsize); free < lowDisk {
-		add("disk", "warn", fmt.Sprintf("%d MiB free under %s", free>>20, h.cfg.Data), "free some space, or move --data")
-	} else {
-		add("disk", "ok", fmt.Sprintf("%d GiB free under %s", free>>30, h.cfg.Data), "")
-	}
-	if h.id.RootKey != nil {
-		add("root key", "ok", "this node holds the network's root key in "+h.cfg.Data+"/root.key", "keep a copy of it in a safe place")
-	}
-	return out
 }
 
 // ageInterval is how often the state is told which nodes are dead.

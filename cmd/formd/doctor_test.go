@@ -1,0 +1,92 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/formthefog/formation/cmd/internal/api"
+	"github.com/formthefog/formation/crdt"
+	"github.com/formthefog/formation/crdt/stmt"
+)
+
+// What doctor finds, and the fix it names.
+func TestDoctorFinds(t *testing.T) {
+	key := func(n byte) stmt.Key { return stmt.Key{n} }
+	clocks := func(skews ...time.Duration) (out []witness) {
+		for i, s := range skews {
+			out = append(out, witness{peer: key(byte(i + 1)), skew: s})
+		}
+		return out
+	}
+	down := map[stmt.Key]time.Duration{key(8): 0, key(9): 0}
+	sees := func(alive ...byte) []witness {
+		w := witness{peer: key(1), live: map[stmt.Key]bool{}}
+		for _, n := range alive {
+			w.live[key(n)] = true
+		}
+		return []witness{{peer: key(2)}, w}
+	}
+	const m = time.Minute
+	var all strings.Builder
+	for _, tt := range []struct {
+		name  string
+		check api.Check
+	}{
+		{"no peer's clock", clockCheck(nil)},
+		{"clocks agree", clockCheck(clocks(time.Second, -29*time.Second))},
+		{"one clock is ahead", clockCheck(clocks(0, 90*time.Second, 0))},
+		{"one clock is behind", clockCheck(clocks(0, -2*time.Hour, 0))},
+		{"the only peer's clock", clockCheck(clocks(m))},
+		{"this clock is wrong", clockCheck(clocks(m, 61*time.Second, 0))},
+		{"in step", lagCheck(crdt.Lag{Peers: 3, Last: 12 * time.Second}, 2)},
+		{"alone", lagCheck(crdt.Lag{Last: -1}, 0)},
+		{"never compared", lagCheck(crdt.Lag{Last: -1}, 2)},
+		{"not compared for long", lagCheck(crdt.Lag{Peers: 2, Last: 20 * m}, 2)},
+		{"views differ", lagCheck(crdt.Lag{Peers: 5, Differ: 2, For: 7 * m, Last: time.Second}, 5)},
+		{"the disk fails", lagCheck(crdt.Lag{Peers: 5, Behind: true, Last: time.Second}, 5)},
+		{"everybody answers", reachCheck(nil, nil)},
+		{"nodes are down", reachCheck(down, sees())},
+		{"nodes are down for this node alone", reachCheck(down, sees(7, 9))},
+		{"room", diskCheck("disk", "/data", "fix", 40<<30, nil)},
+		{"little room", diskCheck("disk", "/data", "fix", 1<<30, nil)},
+		{"no room", diskCheck("disk", "/data", "fix", 1<<20, nil)},
+		{"no disk", diskCheck("disk", "/data", "fix", 0, errors.New("input/output error"))},
+	} {
+		fmt.Fprintf(&all, "== %s\n%s %s: %s\n", tt.name, tt.check.State, tt.check.Name, tt.check.Detail)
+		if tt.check.Fix != "" {
+			fmt.Fprintf(&all, "fix: %s\n", tt.check.Fix)
+		}
+		if tt.check.State != "ok" && tt.check.Fix == "" {
+			t.Errorf("%s: no fix is named", tt.name)
+		}
+	}
+	golden(t, "doctor.txt", all.String())
+}
+
+// Doctor on one of two nodes hears the other's clock and compares states.
+func TestDoctorAsksPeers(t *testing.T) {
+	procs := swarm(t, 2)
+	within(t, 60*time.Second, "doctor has compared", func() error {
+		checks, err := procs[0].local.Doctor(context.Background())
+		if err != nil {
+			return err
+		}
+		want := map[string]string{"clock": "of 1 peers", "sync": "compared with 1 peers"}
+		for _, c := range checks {
+			if text, ok := want[c.Name]; ok {
+				if c.State != "ok" || !strings.Contains(c.Detail, text) {
+					return fmt.Errorf("%+v", c)
+				}
+				delete(want, c.Name)
+			}
+		}
+		if len(want) > 0 {
+			return fmt.Errorf("%v are missing of %v", want, checks)
+		}
+		return nil
+	})
+}
