@@ -1,6 +1,7 @@
 package crdt
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"slices"
@@ -11,6 +12,9 @@ import (
 // maxOwnerStatements is how many owner statements of one owner are held at once.
 // An Author's statements subsume their predecessors, so that an honest owner
 // stays below the number of its pages times that of its devices at work at once.
+// Of more the richest are held, see compareOwnerStmts. That order puts whatever
+// subsumes before what it subsumes: once everything has been delivered again, as
+// anti-entropy does, everybody holds the same ones, whichever came first.
 const maxOwnerStatements = 256
 
 // ownerState holds an owner's statements that no other one subsumes. That set
@@ -51,7 +55,11 @@ func (s *State) applyOwner(st *stmt.Statement) (bool, error) {
 		}
 	}
 	if len(o.stmts)-len(drop) >= maxOwnerStatements {
-		return false, fmt.Errorf("%w: %d owner statements of %s", ErrQuota, maxOwnerStatements, st.Author)
+		last := slices.MaxFunc(slices.Collect(maps.Values(o.stmts)), compareOwnerStmts)
+		if compareOwnerStmts(add, last) > 0 {
+			return false, fmt.Errorf("%w: %d owner statements of %s", ErrQuota, maxOwnerStatements, st.Author)
+		}
+		drop = append(drop, last.id)
 	}
 	for _, id := range drop {
 		delete(o.stmts, id)
@@ -69,6 +77,29 @@ func (s *ownerStmt) covers(o *ownerStmt) bool {
 		return false
 	}
 	return s.opaque || !o.body.subsumes(s.body) || s.id.Compare(o.id) < 0 // equal facts: the lowest ID stays
+}
+
+// compareOwnerStmts orders an owner's statements by how much they say: first those
+// with more removals and listings, where a removal counts twice because it takes
+// the place of a listing, then those with later descriptions of devices. What
+// subsumes another thus comes before it.
+func compareOwnerStmts(a, b *ownerStmt) int {
+	weigh := func(o ownerBody) (facts int, numbers uint64) {
+		for _, d := range o.Devices {
+			numbers += d.Number
+		}
+		return len(o.Live) + len(o.Devices) + 2*(len(o.Dead)+len(o.Gone)), numbers
+	}
+	af, an := weigh(a.body)
+	bf, bn := weigh(b.body)
+	c := cmp.Or(cmp.Compare(bf, af), cmp.Compare(bn, an), slices.CompareFunc(b.body.Devices, a.body.Devices, deviceBody.compare))
+	if c == 0 && a.opaque != b.opaque { // it covers its equal, and is covered by none
+		c = -1
+		if b.opaque {
+			c = 1
+		}
+	}
+	return cmp.Or(c, a.id.Compare(b.id))
 }
 
 // refreshOwner recomputes which instances live and forgets those that died.
