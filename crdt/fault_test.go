@@ -7,6 +7,7 @@ import (
 	"io"
 	"maps"
 	"math/rand/v2"
+	"slices"
 	"testing"
 	"time"
 
@@ -19,7 +20,7 @@ type memFS struct {
 	dir, durable map[string]*inode // names as seen, and as on disk
 	rng          *rand.Rand
 
-	ops    int // operations so far: every write, sync, truncate, rename, dir sync
+	ops    int // operations so far: every open, read, write, sync, truncate, rename, dir sync and close
 	failAt int // the operation that fails; 0 = none
 	fault  fault
 	down   bool // after a crash nothing works
@@ -43,7 +44,7 @@ const (
 
 var (
 	errCrashed = errors.New("the machine is down")
-	errDisk    = errors.New("no space left on device")
+	errDisk    = errors.New("no space left on device, or the device fails")
 )
 
 func newMemFS(seed uint64) *memFS {
@@ -103,13 +104,16 @@ func (m *memFS) reboot() *memFS {
 }
 
 func (m *memFS) Open(name string, truncate bool) (file, error) {
-	if m.down {
-		return nil, errCrashed
-	}
-	ino := m.dir[name]
-	if ino == nil || truncate {
-		ino = &inode{}
-		m.dir[name] = ino
+	var ino *inode
+	err := m.op(func() {
+		ino = m.dir[name]
+		if ino == nil || truncate {
+			ino = &inode{}
+			m.dir[name] = ino
+		}
+	}, func() {})
+	if err != nil {
+		return nil, err
 	}
 	return &memFile{fs: m, ino: ino}, nil
 }
@@ -132,14 +136,19 @@ type memFile struct {
 }
 
 func (f *memFile) Read(b []byte) (int, error) {
-	if f.fs.down {
-		return 0, errCrashed
+	n := 0
+	read := func(most int) func() {
+		return func() {
+			n = copy(b[:min(most, len(b))], f.ino.data[f.pos:])
+			f.pos += n
+		}
 	}
-	if f.pos >= len(f.ino.data) {
+	if err := f.fs.op(read(len(b)), read(8)); err != nil {
+		return n, err
+	}
+	if n == 0 && len(b) > 0 {
 		return 0, io.EOF
 	}
-	n := copy(b, f.ino.data[f.pos:])
-	f.pos += n
 	return n, nil
 }
 
@@ -165,7 +174,7 @@ func (f *memFile) Truncate(size int64) error {
 	}, func() {})
 }
 
-func (f *memFile) Close() error { return nil }
+func (f *memFile) Close() error { return f.fs.op(func() {}, func() {}) }
 
 // workload does one of everything a replica writes and returns the statements
 // that were acknowledged, all that were tried, and the last published epoch.
@@ -216,8 +225,8 @@ func workload(t *testing.T, fsys fileSystem, w *world, steps [][][]byte) (acked,
 	return acked, tried, epoch
 }
 
-// A crash, a short write, a failed write, sync, truncation or rename at every
-// single point: what was acknowledged is there after the next boot, and nothing
+// A crash, a short write, a failed open, read, write, sync, truncation, rename or
+// close at every single point: what was acknowledged is there after the next boot, and nothing
 // that was never written is.
 func TestFaultAtEveryWrite(t *testing.T) {
 	w := newWorld(t)
@@ -318,6 +327,126 @@ func TestBitRot(t *testing.T) {
 		}
 		if err := r.SetNode(context.Background(), Node{}); err != nil && !errors.Is(err, ErrNotMember) {
 			t.Fatalf("byte %d: the log does not go on: %v", i, err)
+		}
+	}
+}
+
+// image returns a disk with these files, all on it for good.
+func image(files map[string][]byte) *memFS {
+	m := newMemFS(1)
+	for name, data := range files {
+		f := &inode{data: slices.Clone(data), synced: len(data)}
+		m.dir[name], m.durable[name] = f, f
+	}
+	return m
+}
+
+// The same faults while a damaged log is read and mended: the next start has what
+// was before the damage, and does not forget that something was lost.
+func TestFaultWhileRecovering(t *testing.T) {
+	w := newWorld(t)
+	log := []byte(logMagic)
+	for _, raw := range [][]byte{w.admit("n1", stmt.RoleNode), w.admit("n2", stmt.RoleNode), w.node("n2", 1, 1, Node{})} {
+		log = appendFrame(log, raw)
+	}
+	rotten := slices.Clone(log)
+	rotten[len(rotten)-9] ^= 1
+	for name, files := range map[string]map[string][]byte{
+		"torn":    {logName: append(slices.Clone(log), 1, 2, 3), epochName: []byte("3\n")},
+		"rotten":  {logName: rotten, epochName: []byte("3\n")},
+		"no log":  {epochName: []byte("3\n")},
+		"no head": {logName: log[:4], epochName: []byte("3\n")},
+	} {
+		t.Run(name, func(t *testing.T) {
+			open := func(fsys *memFS) (*Replica, error) {
+				return openReplica(ReplicaConfig{Key: keyOf("n1"), Network: w.net, Root: w.root, Engine: NewModel()}, fsys)
+			}
+			clean := image(files)
+			r, err := open(clean)
+			if err != nil || !r.mustSync.Load() {
+				t.Fatalf("%v, must synchronise %v", err, r.mustSync.Load())
+			}
+			want := render(r.View())
+			for at := 1; at <= clean.ops; at++ {
+				for kind := range faultCount {
+					fsys := image(files)
+					fsys.failAt, fsys.fault = at, kind
+					first, ferr := open(fsys)
+					if ferr == nil && render(first.View()) != want {
+						t.Fatalf("operation %d, fault %d: opened with another state:%s", at, kind, diffLines(want, render(first.View())))
+					}
+					again, err := open(fsys.reboot())
+					if err != nil {
+						t.Fatalf("operation %d, fault %d: reopen: %v", at, kind, err)
+					}
+					if got := render(again.View()); got != want {
+						t.Fatalf("operation %d, fault %d:%s", at, kind, diffLines(want, got))
+					}
+					if !again.mustSync.Load() {
+						t.Fatalf("operation %d, fault %d: the loss is forgotten", at, kind)
+					}
+				}
+			}
+			t.Logf("%d operations, %d faults each", clean.ops, faultCount)
+		})
+	}
+}
+
+// A device that fails to read does not make the log shorter.
+func TestUnreadableLogIsLeftAlone(t *testing.T) {
+	w := newWorld(t)
+	log := appendFrame(appendFrame([]byte(logMagic), w.admit("n1", stmt.RoleNode)), w.admit("n2", stmt.RoleNode))
+	files := map[string][]byte{logName: log}
+	clean := image(files)
+	if _, err := openReplica(ReplicaConfig{Key: keyOf("n1"), Network: w.net, Root: w.root, Engine: NewModel()}, clean); err != nil {
+		t.Fatal(err)
+	}
+	for at := 1; at <= clean.ops; at++ {
+		for _, kind := range []fault{faultShort, faultError} {
+			fsys := image(files)
+			fsys.failAt, fsys.fault = at, kind
+			r, err := openReplica(ReplicaConfig{Key: keyOf("n1"), Network: w.net, Root: w.root, Engine: NewModel()}, fsys)
+			if err == nil && r.Recovered() != LogWhole {
+				t.Errorf("operation %d, fault %d: the log is %s", at, kind, r.Recovered())
+			}
+			if got := fsys.dir[logName]; got == nil || string(got.data) != string(log) {
+				t.Errorf("operation %d, fault %d: the log was changed", at, kind)
+			}
+		}
+	}
+}
+
+// A bit flipped anywhere in a file beside the log keeps no node from starting, and
+// lets it say nothing under an epoch that it has used.
+func TestBitRotBesideTheLog(t *testing.T) {
+	w := newWorld(t)
+	log := []byte(logMagic)
+	for _, raw := range [][]byte{w.admit("n1", stmt.RoleNode), w.admit("n2", stmt.RoleNode), w.node("n1", 17, 1, Node{})} {
+		log = appendFrame(log, raw)
+	}
+	files := map[string][]byte{logName: log, epochName: []byte("17\n"), resyncName: []byte("state was lost\n")}
+	for _, name := range []string{epochName, resyncName} {
+		for bit := range 8 * len(files[name]) {
+			for _, lost := range []bool{false, true} {
+				fsys := image(files)
+				fsys.dir[name].data[bit/8] ^= 1 << (bit % 8)
+				if lost {
+					delete(fsys.dir, logName)
+				}
+				r, err := openReplica(ReplicaConfig{Key: keyOf("n1"), Network: w.net, Root: w.root, Engine: NewModel()}, fsys)
+				if err != nil {
+					t.Fatalf("%s, bit %d: %v", name, bit, err)
+				}
+				if !r.mustSync.Load() {
+					t.Errorf("%s, bit %d, log lost %v: does not wait for its peers", name, bit, lost)
+				}
+				if lost {
+					continue
+				}
+				if err := r.SetNode(context.Background(), Node{}); err != nil || r.own.epoch <= 17 {
+					t.Errorf("%s, bit %d: epoch %d after 17 was used (%v)", name, bit, r.own.epoch, err)
+				}
+			}
 		}
 	}
 }

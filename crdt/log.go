@@ -86,10 +86,14 @@ func readFrames(r io.Reader, each func(raw []byte) error) (good int64, cut error
 	good = int64(len(logMagic))
 	for {
 		var h [frameHeader]byte
-		if _, err := io.ReadFull(br, h[:]); errors.Is(err, io.EOF) {
+		switch _, err := io.ReadFull(br, h[:]); {
+		case err == nil:
+		case errors.Is(err, io.EOF):
 			return good, nil, nil
-		} else if err != nil {
+		case errors.Is(err, io.ErrUnexpectedEOF):
 			return good, fmt.Errorf("frame header: %w", err), nil
+		default: // it cannot be read now, which says nothing of what is there
+			return good, nil, fmt.Errorf("read log: %w", err)
 		}
 		n := binary.LittleEndian.Uint32(h[:4])
 		// A length of zero is what a file extended by a crash reads as.
@@ -97,8 +101,12 @@ func readFrames(r io.Reader, each func(raw []byte) error) (good int64, cut error
 			return good, fmt.Errorf("frame of %d bytes", n), nil
 		}
 		raw := make([]byte, n)
-		if _, err := io.ReadFull(br, raw); err != nil {
+		switch _, err := io.ReadFull(br, raw); {
+		case err == nil:
+		case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
 			return good, fmt.Errorf("frame: %w", err), nil
+		default:
+			return good, nil, fmt.Errorf("read log: %w", err)
 		}
 		if crc32.Checksum(raw, castagnoli) != binary.LittleEndian.Uint32(h[4:]) {
 			return good, errors.New("frame checksum"), nil
@@ -291,9 +299,9 @@ func (l *stateLog) compact(raws [][]byte) error {
 		l.failed = fmt.Errorf("%w: compact: %w", errLogFailed, err)
 		return l.failed
 	}
-	err = l.f.Close() // the old file: nothing in it is needed
+	_ = l.f.Close() // the old file: nothing in it is needed, and nothing was written that it could lose
 	l.f, l.size, l.synced = f, framedSize(raws), framedSize(raws)
-	return err
+	return nil
 }
 
 func (l *stateLog) close() error {

@@ -23,8 +23,11 @@ func (o *ownRegisters) load(fsys fileSystem) error {
 	if text == "" {
 		return nil
 	}
-	if o.stored, err = strconv.ParseUint(text, 10, 64); err != nil {
-		return fmt.Errorf("read epoch: %w", err)
+	// Damage is no reason to stay away: the log has the registers that were
+	// published, and when it is gone too, that there was an epoch tells that
+	// something was lost, and peers tell which.
+	if o.stored, err = strconv.ParseUint(text, 10, 64); err != nil || o.stored == 0 {
+		o.stored = 1
 	}
 	return nil
 }
