@@ -223,3 +223,29 @@ func FuzzDecodeRoot(f *testing.F) {
 		}
 	})
 }
+
+// Whatever an interior node says, its parts make up just the size that is asked
+// for, and a tree of it ends.
+func FuzzInterior(f *testing.F) {
+	nodes, leaf := interior{}, cidOf(cid.Raw, []byte("leaf"))
+	below := interiorNode(f, nodes, item{leaf, 1})
+	f.Add(nodes[interiorNode(f, nodes, item{below, 1}, item{leaf, 9})], int64(10))
+	f.Add([]byte{0x0a, 0x02, 0x08, 0x02}, int64(0))
+	f.Add([]byte{}, int64(10))
+	f.Fuzz(func(t *testing.T, data []byte, size int64) {
+		items, err := parseInterior(data, size)
+		if err != nil {
+			return
+		}
+		var sum int64
+		for _, it := range items {
+			if it.size < 1 || it.size > size {
+				t.Fatalf("a part of %d bytes of %d", it.size, size)
+			}
+			sum += it.size
+		}
+		if sum != size || len(items) > MaxLinks {
+			t.Fatalf("%d parts of %d bytes in all, not %d", len(items), sum, size)
+		}
+	})
+}

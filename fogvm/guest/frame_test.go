@@ -79,3 +79,19 @@ func FuzzFrames(f *testing.F) {
 		}
 	})
 }
+
+// Whatever opens the channel, only the preamble of this version is one; a window
+// size comes back as it was sent.
+func FuzzPreamble(f *testing.F) {
+	f.Add(preamble())
+	f.Add(append(preamble()[:len(preamble())-1], 0xff))
+	f.Add([]byte("formation"))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if err := readPreamble(bytes.NewReader(b)); (err == nil) != bytes.HasPrefix(b, preamble()) {
+			t.Fatalf("%q: %v", b, err)
+		}
+		if len(b) == 4 && !bytes.Equal(encodeSize(decodeSize(b)), b) {
+			t.Fatalf("%x does not come back", b)
+		}
+	})
+}

@@ -347,3 +347,19 @@ func FuzzDecodeRequests(f *testing.F) {
 		}
 	})
 }
+
+// Whatever a client asks, reading it is bounded.
+func FuzzReadRequest(f *testing.F) {
+	f.Add(appendRequest(nil, opRead, encodeRead(testCID([]byte("x")), 3, 7)))
+	f.Add([]byte{opHave, 0xff, 0xff, 0xff, 0xff})
+	f.Add([]byte{opDescribe, 0, 0, 0, 9, 1})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		op, payload, err := readRequest(bytes.NewReader(b), nil)
+		if err != nil {
+			return
+		}
+		if len(payload) > maxRequest || !bytes.HasPrefix(b, appendRequest(nil, op, payload)) {
+			t.Errorf("%x reads as %d %x", b, op, payload)
+		}
+	})
+}

@@ -517,3 +517,21 @@ func TestWrongMethod(t *testing.T) {
 		}
 	}
 }
+
+// Whatever a client sends first on a stream, reading it is bounded, ends, and
+// takes nothing of what follows.
+func FuzzReadHeader(f *testing.F) {
+	for _, seed := range []string{"", "{}\n", `{"instance":"a","slot":1,"port":80}` + "\nrest", `{"port":-1}` + "\n", `{"no":1}` + "\n", "[[[[\n"} {
+		f.Add([]byte(seed))
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		r := bytes.NewReader(b)
+		var req ProxyRequest
+		err := ReadHeader(r, &req)
+		if taken := len(b) - r.Len(); taken > MaxHeader {
+			t.Fatalf("%d bytes are taken", taken)
+		} else if end := bytes.IndexByte(b, '\n'); err == nil && taken != end+1 {
+			t.Fatalf("%d bytes are taken of a line of %d", taken, end+1)
+		}
+	})
+}

@@ -1,0 +1,147 @@
+package archtest
+
+import (
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"io/fs"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// decoders are the functions that read bytes of peers, guests or the disk, each
+// with the fuzz target of its package that reaches it, or with why it needs none.
+var decoders = []struct{ dir, fn, fuzz, reason string }{
+	{"crdt", "decodeNode", "FuzzApply", ""},
+	{"crdt", "decodeClaim", "FuzzApply", ""},
+	{"crdt", "decodeOwner", "FuzzApply", ""},
+	{"crdt", "decodeSpec", "FuzzApply", ""},
+	{"crdt", "decodeSecret", "FuzzApply", ""},
+	{"crdt", "decodeGossip", "FuzzGossip", ""},
+	{"crdt", "decodeAEFrame", "FuzzAntiEntropy", ""},
+	{"crdt", "readFrames", "FuzzLog", ""},
+	{"crdt", "decodeAgeing", "FuzzAgeing", ""},
+	{"crdt", "decodeOmitted", "FuzzOmitted", ""},
+	{"crdt", "ParseDocID", "", "a fixed length of base32; what it accepts it also writes"},
+	{"crdt", "readSmall", "", "bounds a file, and interprets nothing"},
+	{"crdt/stmt", "Peek", "FuzzVerify", ""},
+	{"crdt/stmt", "PeekHint", "FuzzPeekHint", ""},
+	{"crdt/stmt", "decodeFixed", "FuzzVerify", ""},
+	{"crdt/stmt", "ParseTicket", "FuzzTicket", ""},
+	{"crdt/stmt", "DecodeHello", "FuzzHello", ""},
+	{"crdt/stmt", "ParseKey", "", "a fixed length behind libp2p's own parser"},
+	{"p2p", "readHello", "FuzzHello", ""},
+	{"p2p", "readVerdict", "FuzzHello", ""},
+	{"p2p", "parseListen", "", "the operator's own flag"},
+	{"p2p/exchange", "readRequest", "FuzzReadRequest", ""},
+	{"p2p/exchange", "decodeRead", "FuzzDecodeRequests", ""},
+	{"p2p/exchange", "decodeEntries", "FuzzDecodeRequests", ""},
+	{"p2p/exchange", "decodeHave", "FuzzDecodeHave", ""},
+	{"p2p/exchange", "readOther", "FuzzDecodeHave", ""},
+	{"store", "decodeNode", "FuzzDecodeRoot", ""},
+	{"store", "decodeRoot", "FuzzDecodeRoot", ""},
+	{"store", "parseInterior", "FuzzInterior", ""},
+	{"store", "readCAR", "FuzzImport", ""},
+	{"store", "readAt", "", "copies bytes of a verified file"},
+	{"fogvm/guest", "ReadFrame", "FuzzFrames", ""},
+	{"fogvm/guest", "readJSON", "FuzzFrames", ""},
+	{"fogvm/guest", "decodeSize", "FuzzPreamble", ""},
+	{"fogvm/guest", "readPreamble", "FuzzPreamble", ""},
+	{"fogvm/reconcile", "readLeaseFrame", "FuzzLeaseFrame", ""},
+	{"fogvm/reconcile", "readRecord", "FuzzSecretQuestion", ""},
+	{"cmd/internal/api", "ReadHeader", "FuzzReadHeader", ""},
+	{"cmd/internal/api", "readEvents", "FuzzReadEvents", ""},
+}
+
+// decoding is how a function is called that takes bytes apart.
+var decoding = regexp.MustCompile(`^([Dd]ecode|[Pp]arse|[Rr]ead|[Pp]eek)([A-Z]|$)`)
+
+// takesApart says whether a function gets bytes: a slice, a string, a reader or a
+// statement with a body.
+func takesApart(f *ast.FuncDecl) bool {
+	for _, p := range f.Type.Params.List {
+		switch t := p.Type.(type) {
+		case *ast.ArrayType:
+			if id, ok := t.Elt.(*ast.Ident); ok && id.Name == "byte" {
+				return true
+			}
+		case *ast.Ident:
+			if t.Name == "string" {
+				return true
+			}
+		case *ast.SelectorExpr:
+			if strings.HasSuffix(t.Sel.Name, "Reader") || t.Sel.Name == "Conn" {
+				return true
+			}
+		case *ast.StarExpr:
+			if s, ok := t.X.(*ast.SelectorExpr); ok && (strings.HasSuffix(s.Sel.Name, "Reader") || s.Sel.Name == "Statement") {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// Whatever takes bytes of others apart has a fuzz target, or a reason to need none.
+func TestDecodersAreFuzzed(t *testing.T) {
+	dirs := map[string]bool{}
+	for _, d := range decoders {
+		dirs[d.dir] = true
+		if (d.fuzz == "") == (d.reason == "") {
+			t.Errorf("%s.%s: one of target and reason, please", d.dir, d.fn)
+		}
+	}
+	for dir := range dirs {
+		funcs, targets := functions(t, filepath.Join("../..", dir))
+		for fn := range funcs {
+			if !slices.ContainsFunc(decoders, func(d struct{ dir, fn, fuzz, reason string }) bool { return d.dir == dir && d.fn == fn }) {
+				t.Errorf("%s.%s takes bytes apart and is not in the table: give it a fuzz target, or a reason", dir, fn)
+			}
+		}
+		for _, d := range decoders {
+			if d.dir != dir {
+				continue
+			}
+			if !funcs[d.fn] {
+				t.Errorf("%s.%s is in the table and not there", dir, d.fn)
+			}
+			if d.fuzz != "" && !targets[d.fuzz] {
+				t.Errorf("%s.%s: there is no %s", dir, d.fn, d.fuzz)
+			}
+		}
+	}
+}
+
+// functions are the decoders and the fuzz targets of a folder.
+func functions(t *testing.T, dir string) (decoders, targets map[string]bool) {
+	t.Helper()
+	decoders, targets = map[string]bool{}, map[string]bool{}
+	files, err := filepath.Glob(filepath.Join(dir, "*.go"))
+	if err != nil || len(files) == 0 {
+		t.Fatal(dir, err, fs.ErrNotExist)
+	}
+	for _, file := range files {
+		f, err := parser.ParseFile(token.NewFileSet(), file, nil, parser.SkipObjectResolution)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, decl := range f.Decls {
+			fn, ok := decl.(*ast.FuncDecl)
+			if !ok || fn.Recv != nil {
+				continue
+			}
+			switch {
+			case strings.HasSuffix(file, "_test.go"):
+				if strings.HasPrefix(fn.Name.Name, "Fuzz") {
+					targets[fn.Name.Name] = true
+				}
+			case decoding.MatchString(fn.Name.Name) && takesApart(fn):
+				decoders[fn.Name.Name] = true
+			}
+		}
+	}
+	return decoders, targets
+}
