@@ -207,6 +207,17 @@ func (f *Field) Order(spec crdt.Spec, able func(i int) bool) iter.Seq[int] {
 	}
 }
 
+// Rank is what [Rank] gives of those candidates that able admits.
+func (f *Field) Rank(spec crdt.Spec, slot int, able func(i int) bool, held map[stmt.Key]int) []stmt.Key {
+	var list []drawn
+	for _, id := range f.list(spec) {
+		if f.at[id] >= 0 && able(int(f.at[id])) {
+			list = append(list, drawn{key: f.all[id].Key, domain: DomainOf(f.all[id])})
+		}
+	}
+	return rank(list, max(spec.Replicas, slot+1), slot, held)
+}
+
 // gave says whether the domain of a candidate is among those given, and adds it.
 func (f *Field) gave(given []uint64, id int32) bool {
 	word, bit := &given[f.domains[id]/64], uint64(1)<<(f.domains[id]%64)

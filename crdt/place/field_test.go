@@ -76,5 +76,17 @@ func compareOrders(t *rapid.T, f *Field, cands []Candidate) {
 		if want := Order(spec, able); !slices.Equal(got, want) {
 			t.Fatalf("got %v, want %v", got, want)
 		}
+		spec.Replicas = rapid.IntRange(1, 3).Draw(t, "replicas")
+		held := map[stmt.Key]int{}
+		for _, c := range cands {
+			if slot := rapid.IntRange(0, 5).Draw(t, "held"); slot < spec.Replicas {
+				held[c.Key] = slot
+			}
+		}
+		slot := rapid.IntRange(0, spec.Replicas-1).Draw(t, "slot")
+		got = f.Rank(spec, slot, func(i int) bool { return able[i].Alive && !able[i].Draining }, held)
+		if want := Rank(spec, slot, able, held); !slices.Equal(got, want) {
+			t.Fatalf("slot %d of %d: got %v, want %v", slot, spec.Replicas, got, want)
+		}
 	}
 }

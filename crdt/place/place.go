@@ -135,8 +135,11 @@ func draws(spec crdt.Spec, cands []Candidate) []drawn {
 // may be nil. A slot whose holder is eligible prefers that holder; the other
 // slots are given, lowest first, to the best of the rest.
 func Rank(spec crdt.Spec, slot int, cands []Candidate, held map[stmt.Key]int) []stmt.Key {
-	list := draws(spec, cands)
-	slots := max(spec.Replicas, slot+1)
+	return rank(draws(spec, cands), max(spec.Replicas, slot+1), slot, held)
+}
+
+// rank is Rank of nodes as they drew.
+func rank(list []drawn, slots, slot int, held map[stmt.Key]int) []stmt.Key {
 	preferred := make([]stmt.Key, slots)
 	used := map[Domain]int{}
 	// A second claimant of a slot is no spare: it is surplus, and drains.

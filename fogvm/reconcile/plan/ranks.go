@@ -40,16 +40,29 @@ func (w World) order(s *crdt.Spec, able func(n *crdt.Node) bool) iter.Seq[int] {
 
 // orderBy is order with another name than the instance's to draw by.
 func (w World) orderBy(id string, s *crdt.Spec, able func(n *crdt.Node) bool) iter.Seq[int] {
-	r := w.Ranks
-	if r == nil {
-		r = &Ranks{}
-	}
 	spec := *s
 	spec.ID = id
-	return r.of(w.Nodes).Order(spec, func(i int) bool {
+	return w.field().Order(spec, w.willing(s, able))
+}
+
+// rank is place.Rank of the nodes that may run s and that able admits.
+func (w World) rank(s *crdt.Spec, slot int, able func(n *crdt.Node) bool, held map[stmt.Key]int) []stmt.Key {
+	return w.field().Rank(*s, slot, w.willing(s, able), held)
+}
+
+func (w World) field() *place.Field {
+	if w.Ranks == nil {
+		return (&Ranks{}).of(w.Nodes)
+	}
+	return w.Ranks.of(w.Nodes)
+}
+
+// willing narrows able, by position, to the nodes that accept s and may run it.
+func (w World) willing(s *crdt.Spec, able func(n *crdt.Node) bool) func(i int) bool {
+	return func(i int) bool {
 		n := &w.Nodes[i]
 		return w.MayRun(s, n.Key) && labelAccepts(n.Labels[AcceptLabel], s.Owner) && able(n)
-	})
+	}
 }
 
 // present admits the nodes that are there.

@@ -124,7 +124,6 @@ type vacancy struct {
 // out, and place.Rank deals the rest so that no two vacancies wait for one node.
 func (p *planner) vacancies(s *crdt.Spec, claims []crdt.Claim) []vacancy {
 	var out []vacancy
-	var able []place.Candidate
 	held := map[stmt.Key]int{}
 	for slot := range s.Replicas {
 		holders := p.World.holders(s, claims, slot)
@@ -139,14 +138,12 @@ func (p *planner) vacancies(s *crdt.Spec, claims []crdt.Claim) []vacancy {
 		return nil
 	}
 	occupied := p.World.occupied(s, claims)
-	for _, c := range p.World.candidates(s) {
-		_, holds := held[c.Key]
-		if holds || !occupied[c.Key] && full(p.World.nodeOf(c.Key), p.used[c.Key], s) == "" {
-			able = append(able, c)
-		}
+	able := func(n *crdt.Node) bool {
+		_, holds := held[n.Key]
+		return p.World.present(n) && (holds || !occupied[n.Key] && full(n, p.used[n.Key], s) == "")
 	}
 	for i := range out {
-		for _, k := range place.Rank(*s, out[i].slot, able, held) {
+		for _, k := range p.World.rank(s, out[i].slot, able, held) {
 			if !occupied[k] {
 				out[i].turns = append(out[i].turns, k)
 			}
