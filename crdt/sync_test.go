@@ -219,8 +219,8 @@ func TestColludingPeers(t *testing.T) {
 	})
 	for _, d := range []*dialogues{&r.serving, &r.asking} { // as if they had for a while
 		d.mu.Lock()
-		for _, s := range d.with {
-			s.began = s.began.Add(-2 * ahead)
+		for p := range d.with {
+			d.used[p] = used{2 * ahead, time.Now()}
 		}
 		d.mu.Unlock()
 	}

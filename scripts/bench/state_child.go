@@ -181,6 +181,7 @@ func (t stateTask) update(ctx context.Context, w *stateWorld) (map[string]float6
 	if err != nil {
 		return nil, err
 	}
+	a.Now = func() time.Time { return time.Now().Add(time.Hour) } // what was made for this has been at rest
 	var signs, updates []float64
 	msg := make([]byte, 400)
 	for _, spec := range a.Instances() {
