@@ -24,7 +24,11 @@ const (
 	// maxSecretNames is how many names are held, removed ones included: the first
 	// by name.
 	maxSecretNames = 2 * MaxSecrets
-	maxSecretBox   = 6 << 10
+	// maxOwnerSecrets is how many names of all instances of one owner are held: the
+	// first by instance and name. With the size of a statement it bounds what an
+	// owner makes others keep to 8 MiB.
+	maxOwnerSecrets = 1024
+	maxSecretBox    = 6 << 10
 )
 
 // Secret is one secret of an instance as its owner published it: everybody sees
@@ -135,44 +139,72 @@ func (s *State) applySecret(st *stmt.Statement) (bool, error) {
 		s.pending.add(waitDoc(id), st, false)
 		return false, fmt.Errorf("%w: secret %s of %s", ErrPending, b.Name, id)
 	}
-	held := s.secrets[id]
 	r := recOf(st)
-	if old := held[b.Name]; old != nil {
+	if old := s.secrets[id][b.Name]; old != nil {
 		if !r.beats(old.rec) {
 			return false, fmt.Errorf("%w: secret %s of %s", ErrStale, b.Name, id)
 		}
 		delete(s.ids, old.id)
-	} else if err := s.makeSecretRoom(id, b.Name); err != nil {
+	} else if err := s.makeSecretRoom(st.Author, id, b.Name); err != nil {
 		return false, err
 	}
-	if held == nil {
-		held = map[string]*secretReg{}
-		s.secrets[id] = held
+	if s.secrets[id] == nil {
+		s.secrets[id] = map[string]*secretReg{}
 	}
-	held[b.Name] = &secretReg{rec: r, gone: b.Gone, secret: Secret{
+	s.secrets[id][b.Name] = &secretReg{rec: r, gone: b.Gone, secret: Secret{
 		Name: b.Name, Env: b.Env, Sum: b.Sum, Box: b.Box, To: b.To, SetAt: st.Time,
 	}}
 	s.dirtyInst[id] = struct{}{}
 	return true, nil
 }
 
-// makeSecretRoom enforces the bound on names: the first ones by name are held,
-// whichever came first, so that everybody holds the same.
-func (s *State) makeSecretRoom(id DocID, name string) error {
-	held := s.secrets[id]
-	if len(held) < maxSecretNames {
+// makeSecretRoom enforces the bounds on names: the first ones are held, whichever
+// came first, so that everybody holds the same. A name that is out stays out, as
+// what comes puts only more names before it.
+func (s *State) makeSecretRoom(owner stmt.Key, id DocID, name string) error {
+	if held := s.secrets[id]; len(held) >= maxSecretNames {
+		last := lastSecret(held)
+		if name > last {
+			return fmt.Errorf("%w: %d names of secrets of %s", ErrQuota, maxSecretNames, id)
+		}
+		s.dropSecret(id, last)
 		return nil
 	}
+	total, highest := 0, DocID{}
+	for d := range s.docsOf[owner] { // any order: a sum and the highest
+		if n := len(s.secrets[d]); n > 0 {
+			total += n
+			if compareDocs(d, highest) > 0 {
+				highest = d
+			}
+		}
+	}
+	if total < maxOwnerSecrets {
+		return nil
+	}
+	last := lastSecret(s.secrets[highest])
+	if c := compareDocs(id, highest); c > 0 || c == 0 && name > last {
+		return fmt.Errorf("%w: %d names of secrets of %s", ErrQuota, maxOwnerSecrets, owner)
+	}
+	s.dropSecret(highest, last)
+	return nil
+}
+
+func lastSecret(held map[string]*secretReg) string {
 	last := ""
 	for n := range held { // any order: the highest
 		last = max(last, n)
 	}
-	if name > last {
-		return fmt.Errorf("%w: %d names of secrets of %s", ErrQuota, maxSecretNames, id)
+	return last
+}
+
+func (s *State) dropSecret(id DocID, name string) {
+	delete(s.ids, s.secrets[id][name].id)
+	delete(s.secrets[id], name)
+	if len(s.secrets[id]) == 0 {
+		delete(s.secrets, id)
 	}
-	delete(s.ids, held[last].id)
-	delete(held, last)
-	return nil
+	s.dirtyInst[id] = struct{}{}
 }
 
 // dropSecrets forgets an instance's secrets.

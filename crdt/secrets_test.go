@@ -1,12 +1,15 @@
 package crdt
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"maps"
+	"math/rand/v2"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"pgregory.net/rapid"
 
@@ -229,6 +232,68 @@ func TestSecretNamesAreBounded(t *testing.T) {
 		}
 		if len(s.ids) != len(s.index().items) {
 			t.Fatalf("%d IDs, %d statements", len(s.ids), len(s.index().items))
+		}
+	})
+}
+
+// All secrets of one owner are bounded together: the first names by instance and
+// name are held, in whatever order they came.
+func TestSecretsOfOneOwnerAreBounded(t *testing.T) {
+	w := newWorld(t)
+	w.admit("olga", stmt.RoleOwner)
+	a := w.author("olga", nil)
+	type key struct {
+		id   DocID
+		name string
+	}
+	var all []key
+	var secrets []*stmt.Statement
+	for range maxOwnerSecrets/maxSecretNames + 2 {
+		id, raws, err := a.Create(Spec{Name: "hello"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.raws = append(w.raws, raws...)
+		doc := mustDoc(t, id)
+		d := a.state.docs[doc]
+		for i := range maxSecretNames {
+			name := fmt.Sprintf("n%03d", i)
+			all = append(all, key{doc, name})
+			st, err := stmt.Verify(w.signSecret("olga", 0, 1, secretBody{
+				Device: d.device, Counter: d.counter, Name: name, Gone: true,
+			}), w.net)
+			if err != nil {
+				t.Fatal(err)
+			}
+			secrets = append(secrets, st)
+		}
+	}
+	slices.SortFunc(all, func(a, b key) int {
+		return cmp.Or(compareDocs(a.id, b.id), strings.Compare(a.name, b.name))
+	})
+	rapid.Check(t, func(rt *rapid.T) {
+		s := w.state()
+		applyAll(s, w.raws)
+		rng := rand.New(rand.NewPCG(rapid.Uint64().Draw(rt, "seed"), 0))
+		for _, i := range rng.Perm(len(secrets)) {
+			if _, err := s.applyNews(secrets[i], time.Time{}); err != nil && !errors.Is(err, ErrQuota) {
+				rt.Fatal(err)
+			}
+		}
+		var held []key
+		for id, names := range s.secrets {
+			for name := range names {
+				held = append(held, key{id, name})
+			}
+		}
+		slices.SortFunc(held, func(a, b key) int {
+			return cmp.Or(compareDocs(a.id, b.id), strings.Compare(a.name, b.name))
+		})
+		if !slices.Equal(held, all[:maxOwnerSecrets]) {
+			rt.Fatalf("%d names held, and not the first", len(held))
+		}
+		if len(s.ids) != len(s.index().items) {
+			rt.Fatalf("%d IDs, %d statements", len(s.ids), len(s.index().items))
 		}
 	})
 }
