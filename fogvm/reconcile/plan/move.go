@@ -90,9 +90,10 @@ func (p *planner) better(s *crdt.Spec, claims []crdt.Claim) (to stmt.Key, from c
 
 // steady says whether every slot of s is served as its owner wants it by one node
 // that may stay, and by which; nobody else has a claim on s. Only under the
-// contract "keep" may two nodes run a slot for the time of a move.
+// contract "keep" may two nodes run a slot for the time of a move. An instance of
+// one replica stays: what its disk holds is nowhere else.
 func (w World) steady(s *crdt.Spec, claims []crdt.Claim) (map[stmt.Key]crdt.Claim, bool) {
-	if s.Partition != "" && s.Partition != "keep" {
+	if s.Replicas < 2 || s.Partition != "" && s.Partition != "keep" {
 		return nil, false
 	}
 	out := make(map[stmt.Key]crdt.Claim, s.Replicas)
