@@ -25,6 +25,8 @@ const (
 	// Tombstones of dropped claims count until their instance is deleted, or the
 	// node raises the floor over them.
 	MaxClaimsPerNode = 4096
+	// MaxGeneration bounds Claim.Generation, so that the next one is no wrap.
+	MaxGeneration = maxCounter
 	// MaxDelegates is how many keys beside its owner's may change one instance.
 	MaxDelegates = 8
 	// MaxBasesPerPublisher is how many base names one key may publish.

@@ -210,8 +210,8 @@ func decodeClaim(st *stmt.Statement) (*claimBody, error) {
 	if err := stmt.Unmarshal(st.Body, &b); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
-	if b.Slot < 0 || b.Slot >= MaxReplicas || b.Owner.IsZero() {
-		return nil, fmt.Errorf("%w: claim on slot %d", ErrInvalid, b.Slot)
+	if b.Slot < 0 || b.Slot >= MaxReplicas || b.Owner.IsZero() || b.Generation > MaxGeneration {
+		return nil, fmt.Errorf("%w: claim on slot %d with generation %d", ErrInvalid, b.Slot, b.Generation)
 	}
 	return &b, nil
 }

@@ -82,7 +82,7 @@ func (p *planner) raise(s *crdt.Spec, claims []crdt.Claim, c *crdt.Claim) {
 	}
 	for _, o := range claims {
 		if o.Slot == c.Slot && o.Node != c.Node && o.Generation > c.Generation {
-			c.Generation = o.Generation + 1
+			c.Generation = min(o.Generation+1, crdt.MaxGeneration)
 		}
 	}
 }

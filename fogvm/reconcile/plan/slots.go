@@ -235,7 +235,7 @@ func (p *planner) take(s *crdt.Spec, claims []crdt.Claim, slot int) {
 	}
 	for _, o := range claims {
 		if o.Slot == slot && o.Generation >= c.Generation {
-			c.Generation = o.Generation + 1
+			c.Generation = min(o.Generation+1, crdt.MaxGeneration)
 		}
 	}
 	u, n := p.used[p.Self], place.Need(*s)
