@@ -16,9 +16,6 @@ func (s *State) View() *View {
 	}
 	for key := range s.dirtyNode { // any order: each entry is rebuilt by itself
 		s.buildNode(key)
-		for k := range s.byNode[key] {
-			s.dirtyInst[k.doc] = struct{}{} // its membership may have changed
-		}
 	}
 	for id := range s.dirtyInst { // any order: each entry is rebuilt by itself
 		s.buildInst(id)
@@ -51,14 +48,13 @@ func (s *State) buildNode(key stmt.Key) {
 	}
 	for k := range s.byNode[key] {
 		if c := s.claims[k]; !c.gone {
-			nv.claims = append(nv.claims, c.claim)
+			nv.claims = append(nv.claims, c)
 		}
 	}
 	if nv.node == nil && nv.claims == nil {
 		s.nodeViews.delete(key)
 		return
 	}
-	slices.SortFunc(nv.claims, compareClaims)
 	s.nodeViews.set(key, nv)
 }
 
@@ -72,7 +68,7 @@ func (s *State) buildInst(id DocID) {
 	for k := range s.byDoc[id] {
 		c := s.claims[k]
 		if !c.gone && (iv.spec == nil || iv.spec.Owner == k.owner) {
-			iv.claims = append(iv.claims, c.claim)
+			iv.claims = append(iv.claims, c.claim(s.network))
 		}
 	}
 	if iv.spec != nil {

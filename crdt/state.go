@@ -58,10 +58,24 @@ type nodeReg struct {
 	floor mark // the node's claims made before it are void
 }
 
+// claimReg is a held claim. What it says is read off its bytes when a View is
+// made: claims are the most of a large state.
 type claimReg struct {
 	rec
-	gone  bool
-	claim Claim
+	gone bool
+}
+
+// claim is what the statement says; it was decoded when it came.
+func (c *claimReg) claim(network stmt.NetworkID) Claim {
+	st, err := stmt.Peek(c.raw, network)
+	if err != nil {
+		return Claim{}
+	}
+	b, err := decodeClaim(st)
+	if err != nil {
+		return Claim{}
+	}
+	return b.claim(c.rec)
 }
 
 type baseKey struct {
@@ -328,7 +342,7 @@ func (s *State) applyClaim(st *stmt.Statement) (bool, error) {
 	} else if len(s.byNode[st.Author]) >= MaxClaimsPerNode {
 		return false, fmt.Errorf("%w: %d claims of %s", ErrQuota, MaxClaimsPerNode, st.Author)
 	}
-	s.claims[k] = &claimReg{rec: r, gone: b.Gone, claim: b.claim(r)}
+	s.claims[k] = &claimReg{rec: r, gone: b.Gone}
 	addTo(s.byNode, st.Author, k)
 	addTo(s.byDoc, b.Instance, k)
 	s.dirtyNode[st.Author] = struct{}{}

@@ -38,8 +38,8 @@ type instView struct {
 
 // nodeView is what a View holds of one node key.
 type nodeView struct {
-	node   *Node   // nil without a register
-	claims []Claim // by (Instance, Slot)
+	node   *Node       // nil without a register
+	claims []*claimReg // in any order
 }
 
 // memberView is never modified once a View holds it.
@@ -128,12 +128,18 @@ func (v *View) Claims(id string) []Claim {
 }
 
 // ClaimsBy returns the claims of one node by (Instance, Slot), none unless it
-// is a member.
+// is a member. The slice is the caller's.
 func (v *View) ClaimsBy(node stmt.Key) []Claim {
-	if nv, ok := v.nodes.get(node); ok {
-		return nv.claims
+	nv, ok := v.nodes.get(node)
+	if !ok || len(nv.claims) == 0 {
+		return nil
 	}
-	return nil
+	out := make([]Claim, 0, len(nv.claims))
+	for _, c := range nv.claims {
+		out = append(out, c.claim(v.network))
+	}
+	slices.SortFunc(out, compareClaims)
+	return out
 }
 
 // Nodes returns every member node that has published a register, by key.
