@@ -46,8 +46,8 @@ func (s *State) buildNode(key stmt.Key) {
 		c.Operator = s.members.operator[key]
 		nv.node = &c
 	}
-	for k := range s.byNode[key] {
-		if c := s.claims[k]; !c.gone {
+	for _, c := range s.byNode[key] {
+		if !c.gone {
 			nv.claims = append(nv.claims, c)
 		}
 	}
@@ -65,10 +65,9 @@ func (s *State) buildInst(id DocID) {
 			iv.spec = s.buildSpec(d)
 		}
 	}
-	for k := range s.byDoc[id] {
-		c := s.claims[k]
-		if !c.gone && (iv.spec == nil || iv.spec.Owner == k.owner) {
-			iv.claims = append(iv.claims, c.claim(s.network))
+	for _, c := range s.byDoc[id] {
+		if !c.gone && (iv.spec == nil || iv.spec.Owner == c.key.owner) {
+			iv.claims = append(iv.claims, iv.sharing(c.claim(s.network)))
 		}
 	}
 	if iv.spec != nil {
@@ -80,6 +79,20 @@ func (s *State) buildInst(id DocID) {
 	}
 	slices.SortFunc(iv.claims, compareClaims)
 	s.insts.set(id.String(), iv)
+}
+
+// sharing gives a claim the texts that others have too: there are many claims.
+func (iv *instView) sharing(c Claim) Claim {
+	if len(iv.claims) > 0 {
+		c.Instance = iv.claims[0].Instance
+	}
+	if iv.spec != nil {
+		c.Instance = iv.spec.ID
+		if c.Pack == iv.spec.Pack {
+			c.Pack = iv.spec.Pack
+		}
+	}
+	return c
 }
 
 // buildSpec returns nil when the engine cannot read the document, which is a

@@ -194,8 +194,8 @@ func workload(t *testing.T, fsys fileSystem, w *world, steps [][][]byte) (acked,
 		if n := r.state.nodes[r.key]; n != nil {
 			raws = append(raws, n.raw)
 		}
-		for k := range r.state.byNode[r.key] {
-			raws = append(raws, r.state.claims[k].raw)
+		for _, c := range r.state.byNode[r.key] {
+			raws = append(raws, c.raw)
 		}
 		return raws
 	}

@@ -2,6 +2,7 @@ package crdt
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/formthefog/formation/crdt/stmt"
 )
@@ -51,10 +52,9 @@ func (s *State) Forget(node stmt.Key) bool {
 		h.node = n.bare()
 		delete(s.nodes, node)
 	}
-	for k := range claims { // any order: each is moved by itself
-		c := s.claims[k]
-		h.claims[k] = c.bare()
-		s.dropClaim(k)
+	for _, c := range slices.Clone(claims) {
+		h.claims[c.key] = c.bare()
+		s.dropClaim(c.key)
 		s.ids[c.id] = struct{}{} // still known
 	}
 	s.dirtyNode[node] = struct{}{}
@@ -106,8 +106,8 @@ func (s *State) restore(node stmt.Key, h *husk) {
 	if n := s.nodes[node]; s.authorise(node, stmt.KindNode) != nil || n != nil && h.outlives(n.rec) {
 		return
 	}
-	for k := range s.byNode[node] { // any order: one is enough
-		if h.outlives(s.claims[k].rec) {
+	for _, c := range s.byNode[node] {
+		if h.outlives(c.rec) {
 			return
 		}
 	}

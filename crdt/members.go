@@ -289,10 +289,10 @@ func (s *State) demote(key stmt.Key) {
 		s.dirtyNode[key] = struct{}{}
 	}
 	if s.authorise(key, stmt.KindClaim) != nil {
-		s.Remember(key)                // whoever admits it again gets it from others
-		for k := range s.byNode[key] { // any order: sorted below
-			out = append(out, s.claims[k].raw)
-			s.dropClaim(k)
+		s.Remember(key) // whoever admits it again gets it from others
+		for _, c := range slices.Clone(s.byNode[key]) {
+			out = append(out, c.raw)
+			s.dropClaim(c.key)
 		}
 	}
 	if s.authorise(key, stmt.KindBase) != nil {

@@ -140,9 +140,9 @@ func (s *State) refreshOwner(owner stmt.Key, o *ownerState) {
 		if doc := s.docs[d]; doc != nil && doc.owner == owner {
 			s.dropDoc(doc)
 		}
-		for k := range s.byDoc[d] { // any order: each is dropped by itself
-			if k.owner == owner {
-				s.dropClaim(k)
+		for _, c := range slices.Clone(s.byDoc[d]) {
+			if c.key.owner == owner {
+				s.dropClaim(c.key)
 			}
 		}
 	}

@@ -12,20 +12,21 @@ import (
 // the nodes that made them, in an order in which they can be applied: what proves
 // to anybody who runs it. The byte slices are shared; do not modify them.
 func (s *State) ClaimStatements(id DocID) [][]byte {
-	keys := slices.SortedFunc(maps.Keys(s.byDoc[id]), func(a, b claimKey) int {
-		return cmp.Or(a.node.Compare(b.node), cmp.Compare(a.slot, b.slot), a.owner.Compare(b.owner))
+	list := slices.SortedFunc(slices.Values(s.byDoc[id]), func(a, b *claimReg) int {
+		return cmp.Or(a.key.node.Compare(b.key.node), cmp.Compare(a.key.slot, b.key.slot), a.key.owner.Compare(b.key.owner))
 	})
 	var admissions, claims [][]byte
-	for i, k := range keys {
-		if c := s.claims[k]; !c.gone {
+	for i, c := range list {
+		if !c.gone {
 			claims = append(claims, c.raw)
 		}
-		if i > 0 && keys[i-1].node == k.node {
+		node := c.key.node
+		if i > 0 && list[i-1].key.node == node {
 			continue
 		}
-		for _, ak := range slices.SortedFunc(maps.Keys(s.members.admitted[k.node]), compareAdmits) {
+		for _, ak := range slices.SortedFunc(maps.Keys(s.members.admitted[node]), compareAdmits) {
 			if ak.role == stmt.RoleNode {
-				admissions = append(admissions, s.members.admitted[k.node][ak].raw)
+				admissions = append(admissions, s.members.admitted[node][ak].raw)
 			}
 		}
 	}

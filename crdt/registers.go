@@ -41,8 +41,8 @@ func (o *ownRegisters) nextEpoch(s *State, self stmt.Key) uint64 {
 	if n := s.nodes[self]; n != nil {
 		next = max(next, n.epoch)
 	}
-	for k := range s.byNode[self] { // any order: the highest
-		next = max(next, s.claims[k].epoch)
+	for _, c := range s.byNode[self] {
+		next = max(next, c.epoch)
 	}
 	return next + 1
 }
@@ -96,8 +96,8 @@ func (o *ownRegisters) tidy(s *State, self stmt.Key, sign signer) (out []*stmt.S
 	}
 	if floor := o.renewed; floor != (mark{}) {
 		o.renewed = mark{}
-		for k := range s.byNode[self] { // any order: one is enough
-			if c := s.claims[k]; !c.gone && c.before(floor) {
+		for _, c := range s.byNode[self] {
+			if !c.gone && c.before(floor) {
 				return nil, nil, nil // it could not be said anew: begin again
 			}
 		}
@@ -117,8 +117,8 @@ func (o *ownRegisters) tidy(s *State, self stmt.Key, sign signer) (out []*stmt.S
 
 func (o *ownRegisters) tombstones(s *State, self stmt.Key) int {
 	n := 0
-	for k := range s.byNode[self] { // any order: only counted
-		if s.claims[k].gone {
+	for _, c := range s.byNode[self] {
+		if c.gone {
 			n++
 		}
 	}
@@ -152,8 +152,8 @@ func (o *ownRegisters) claimChanges(s *State, self stmt.Key, sign signer, anew b
 		}
 		bodies[claimKey{self, doc, c.Owner, c.Slot}] = body
 	}
-	for k := range s.byNode[self] { // any order: each is decided by itself, and signed in order below
-		c := s.claims[k]
+	for _, c := range s.byNode[self] { // signed in order below
+		k := c.key
 		if _, wanted := bodies[k]; wanted {
 			st, err := stmt.Peek(c.raw, s.network)
 			if err == nil && string(st.Body) == string(bodies[k]) && c.epoch >= o.seen && !anew {

@@ -3,6 +3,7 @@ package crdt
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/formthefog/formation/crdt/stmt"
@@ -27,8 +28,8 @@ type State struct {
 	secrets map[DocID]map[string]*secretReg // by instance whose document is held, and name
 	nodes   map[stmt.Key]*nodeReg
 	claims  map[claimKey]*claimReg
-	byNode  map[stmt.Key]map[claimKey]struct{}
-	byDoc   map[DocID]map[claimKey]struct{}
+	byNode  map[stmt.Key]claimList
+	byDoc   map[DocID]claimList
 	bases   map[baseKey]*baseReg
 	devices map[stmt.Key][]Device // of owners that have some; replaced, never changed
 	husks   map[stmt.Key]*husk    // of nodes this State has forgotten
@@ -62,7 +63,35 @@ type nodeReg struct {
 // made: claims are the most of a large state.
 type claimReg struct {
 	rec
+	key  claimKey
 	gone bool
+}
+
+// claimList are claims of one node or on one instance, in any order: there are
+// few, or a search through them is short beside a signature.
+type claimList []*claimReg
+
+func (l claimList) find(k claimKey) int {
+	return slices.IndexFunc(l, func(c *claimReg) bool { return c.key == k })
+}
+
+// with returns l with c in the place of what had its key.
+func (l claimList) with(c *claimReg) claimList {
+	if i := l.find(c.key); i >= 0 {
+		l[i] = c
+		return l
+	}
+	return append(l, c)
+}
+
+// without returns l without the claim of that key.
+func (l claimList) without(k claimKey) claimList {
+	if i := l.find(k); i >= 0 {
+		last := len(l) - 1
+		l[i], l[last] = l[last], nil
+		l = l[:last]
+	}
+	return l
 }
 
 // claim is what the statement says; it was decoded when it came.
@@ -97,7 +126,7 @@ func NewState(network stmt.NetworkID, root stmt.Key, engine SpecEngine) *State {
 		owners: map[stmt.Key]*ownerState{}, docs: map[DocID]*document{}, docsOf: map[stmt.Key]map[DocID]struct{}{},
 		secrets: map[DocID]map[string]*secretReg{},
 		nodes:   map[stmt.Key]*nodeReg{}, claims: map[claimKey]*claimReg{},
-		byNode: map[stmt.Key]map[claimKey]struct{}{}, byDoc: map[DocID]map[claimKey]struct{}{},
+		byNode: map[stmt.Key]claimList{}, byDoc: map[DocID]claimList{},
 		bases: map[baseKey]*baseReg{}, husks: map[stmt.Key]*husk{}, dirtyInst: map[DocID]struct{}{}, dirtyNode: map[stmt.Key]struct{}{},
 		dirty: true,
 	}
@@ -305,9 +334,9 @@ func (s *State) applyNode(st *stmt.Statement) (bool, error) {
 		delete(s.ids, old.id)
 	}
 	s.nodes[st.Author] = &nodeReg{rec: r, node: n, floor: floor}
-	for k := range s.byNode[st.Author] { // any order: each is dropped by itself
-		if s.claims[k].before(floor) {
-			s.dropClaim(k)
+	for _, c := range slices.Clone(s.byNode[st.Author]) {
+		if c.before(floor) {
+			s.dropClaim(c.key)
 		}
 	}
 	s.dirtyNode[st.Author] = struct{}{}
@@ -342,9 +371,9 @@ func (s *State) applyClaim(st *stmt.Statement) (bool, error) {
 	} else if len(s.byNode[st.Author]) >= MaxClaimsPerNode {
 		return false, fmt.Errorf("%w: %d claims of %s", ErrQuota, MaxClaimsPerNode, st.Author)
 	}
-	s.claims[k] = &claimReg{rec: r, gone: b.Gone}
-	addTo(s.byNode, st.Author, k)
-	addTo(s.byDoc, b.Instance, k)
+	s.claims[k] = &claimReg{rec: r, key: k, gone: b.Gone}
+	s.byNode[k.node] = s.byNode[k.node].with(s.claims[k])
+	s.byDoc[k.doc] = s.byDoc[k.doc].with(s.claims[k])
 	s.dirtyNode[st.Author] = struct{}{}
 	s.dirtyInst[b.Instance] = struct{}{}
 	return true, nil
@@ -394,8 +423,12 @@ func (s *State) dropClaim(k claimKey) {
 	}
 	delete(s.ids, c.id)
 	delete(s.claims, k)
-	removeFrom(s.byNode, k.node, k)
-	removeFrom(s.byDoc, k.doc, k)
+	if s.byNode[k.node] = s.byNode[k.node].without(k); len(s.byNode[k.node]) == 0 {
+		delete(s.byNode, k.node)
+	}
+	if s.byDoc[k.doc] = s.byDoc[k.doc].without(k); len(s.byDoc[k.doc]) == 0 {
+		delete(s.byDoc, k.doc)
+	}
 	s.dirtyNode[k.node] = struct{}{}
 	s.dirtyInst[k.doc] = struct{}{}
 }
