@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"crypto/sha256"
 	"encoding/binary"
+	"iter"
 	"slices"
 	"sync"
 
@@ -131,7 +132,8 @@ func (s *State) index() *index {
 	for key, n := range s.nodes {
 		add(subjectOf(stmt.KindNode, key[:]), classRegister, rankNode, n.rec)
 	}
-	for k, c := range s.claims {
+	for c := range s.heldClaims() {
+		k := c.key
 		add(claimSubject(k), classRegister, rankClaim, c.rec)
 	}
 	s.indexHusks(add)
@@ -142,6 +144,19 @@ func (s *State) index() *index {
 	}
 	s.idx, s.idxChanges = x, s.changes
 	return x
+}
+
+// heldClaims ranges over all claims in any order.
+func (s *State) heldClaims() iter.Seq[*claimReg] {
+	return func(yield func(*claimReg) bool) {
+		for _, l := range s.byNode { // any order: as promised
+			for _, c := range l {
+				if !yield(c) {
+					return
+				}
+			}
+		}
+	}
 }
 
 func (s *State) indexDoc(x *index, subject uint64, d *document, add func(uint64, uint8, int, rec)) {

@@ -27,7 +27,6 @@ type State struct {
 	docsOf  map[stmt.Key]map[DocID]struct{}
 	secrets map[DocID]map[string]*secretReg // by instance whose document is held, and name
 	nodes   map[stmt.Key]*nodeReg
-	claims  map[claimKey]*claimReg
 	byNode  map[stmt.Key]claimList
 	byDoc   map[DocID]claimList
 	bases   map[baseKey]*baseReg
@@ -73,6 +72,18 @@ type claimList []*claimReg
 
 func (l claimList) find(k claimKey) int {
 	return slices.IndexFunc(l, func(c *claimReg) bool { return c.key == k })
+}
+
+// claim is the register of that name, nil when there is none.
+func (s *State) claim(k claimKey) *claimReg {
+	l := s.byDoc[k.doc]
+	if of := s.byNode[k.node]; len(of) < len(l) {
+		l = of
+	}
+	if i := l.find(k); i >= 0 {
+		return l[i]
+	}
+	return nil
 }
 
 // with returns l with c in the place of what had its key.
@@ -125,8 +136,8 @@ func NewState(network stmt.NetworkID, root stmt.Key, engine SpecEngine) *State {
 		ids:    map[stmt.ID]struct{}{},
 		owners: map[stmt.Key]*ownerState{}, docs: map[DocID]*document{}, docsOf: map[stmt.Key]map[DocID]struct{}{},
 		secrets: map[DocID]map[string]*secretReg{},
-		nodes:   map[stmt.Key]*nodeReg{}, claims: map[claimKey]*claimReg{},
-		byNode: map[stmt.Key]claimList{}, byDoc: map[DocID]claimList{},
+		nodes:   map[stmt.Key]*nodeReg{},
+		byNode:  map[stmt.Key]claimList{}, byDoc: map[DocID]claimList{},
 		bases: map[baseKey]*baseReg{}, husks: map[stmt.Key]*husk{}, dirtyInst: map[DocID]struct{}{}, dirtyNode: map[stmt.Key]struct{}{},
 		dirty: true,
 	}
@@ -210,7 +221,7 @@ func (s *State) precheck(st *stmt.Statement) error {
 		if err != nil {
 			return err
 		}
-		if old := s.claims[claimKey{st.Author, b.Instance, b.Owner, b.Slot}]; old != nil && !r.beats(old.rec) {
+		if old := s.claim(claimKey{st.Author, b.Instance, b.Owner, b.Slot}); old != nil && !r.beats(old.rec) {
 			return fmt.Errorf("%w: claim of %s", ErrStale, st.Author)
 		}
 	case stmt.KindSpec:
@@ -363,7 +374,7 @@ func (s *State) applyClaim(st *stmt.Statement) (bool, error) {
 	if n := s.nodes[st.Author]; n != nil && r.before(n.floor) {
 		return false, fmt.Errorf("%w: claim of %s below its floor", ErrStale, st.Author)
 	}
-	if old := s.claims[k]; old != nil {
+	if old := s.claim(k); old != nil {
 		if !r.beats(old.rec) {
 			return false, fmt.Errorf("%w: claim of %s", ErrStale, st.Author)
 		}
@@ -371,9 +382,9 @@ func (s *State) applyClaim(st *stmt.Statement) (bool, error) {
 	} else if len(s.byNode[st.Author]) >= MaxClaimsPerNode {
 		return false, fmt.Errorf("%w: %d claims of %s", ErrQuota, MaxClaimsPerNode, st.Author)
 	}
-	s.claims[k] = &claimReg{rec: r, key: k, gone: b.Gone}
-	s.byNode[k.node] = s.byNode[k.node].with(s.claims[k])
-	s.byDoc[k.doc] = s.byDoc[k.doc].with(s.claims[k])
+	c := &claimReg{rec: r, key: k, gone: b.Gone}
+	s.byNode[k.node] = s.byNode[k.node].with(c)
+	s.byDoc[k.doc] = s.byDoc[k.doc].with(c)
 	s.dirtyNode[st.Author] = struct{}{}
 	s.dirtyInst[b.Instance] = struct{}{}
 	return true, nil
@@ -417,12 +428,11 @@ func (s *State) basesOf(publisher stmt.Key) int {
 
 // dropClaim forgets a claim register.
 func (s *State) dropClaim(k claimKey) {
-	c := s.claims[k]
+	c := s.claim(k)
 	if c == nil {
 		return
 	}
 	delete(s.ids, c.id)
-	delete(s.claims, k)
 	if s.byNode[k.node] = s.byNode[k.node].without(k); len(s.byNode[k.node]) == 0 {
 		delete(s.byNode, k.node)
 	}
