@@ -33,7 +33,7 @@ func delegated(t *testing.T) (w *world, a *Author, id string, change []byte) {
 // A delegate, who need be no member, changes what the owner's root lets it, in
 // that root's epoch and no other.
 func TestDelegate(t *testing.T) {
-	w, a, id, change := delegated(t)
+	w, _, id, change := delegated(t)
 	want := func(s *State, replicas int, epoch uint64) {
 		t.Helper()
 		if got, ok := s.View().Instance(id); !ok || got.Replicas != replicas || got.Epoch != epoch {
@@ -92,7 +92,7 @@ func TestDelegate(t *testing.T) {
 	want(s, 3, 1)
 
 	// The owner's next root without dee ends it, with one that dee was in it goes on.
-	a = w.author("olga", append(w.raws, change))
+	a := w.author("olga", append(w.raws, change))
 	raws, err := a.Set(id, func(s *Spec) { s.Replicas, s.Delegates = 4, nil })
 	if err != nil {
 		t.Fatal(err)

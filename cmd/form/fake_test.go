@@ -42,12 +42,12 @@ type daemon struct {
 	onDrain      func(ctx context.Context, on bool) error
 }
 
-func (d *daemon) Live(stmt.Key) string                      { return "alive" }
-func (d *daemon) List(context.Context) ([]api.Pack, error)  { return nil, nil }
-func (d *daemon) Peers() []api.Peer                         { return []api.Peer{} }
-func (d *daemon) Doctor(context.Context) []api.Check        { return []api.Check{} }
-func (d *daemon) Capacity() api.Capacity                    { return api.Capacity{} }
-func (d *daemon) Count() int                                { return 0 }
+func (d *daemon) Live(stmt.Key) string                     { return "alive" }
+func (d *daemon) List(context.Context) ([]api.Pack, error) { return nil, nil }
+func (d *daemon) Peers() []api.Peer                        { return []api.Peer{} }
+func (d *daemon) Doctor(context.Context) []api.Check       { return []api.Check{} }
+func (d *daemon) Capacity() api.Capacity                   { return api.Capacity{} }
+func (d *daemon) Count() int                               { return 0 }
 
 func (d *daemon) Drain(ctx context.Context, on bool) error {
 	if d.onDrain != nil {

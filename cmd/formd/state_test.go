@@ -131,7 +131,7 @@ func TestStateVerify(t *testing.T) {
 		fmt.Fprintf(&all, "== %s: exit %d\n%s\n", tt.name, code, strings.ReplaceAll(stdout+stderr, dir, "DATA"))
 		_, asJSON, _ := command("state", "verify", "--data", dir, "--json")
 		var r stateReport
-		if tt.log != nil && len(tt.log) > 20 {
+		if len(tt.log) > 20 {
 			if err := json.Unmarshal([]byte(asJSON), &r); err != nil || r.OK != (code == api.ExitOK) {
 				t.Errorf("%s: %q, %v", tt.name, asJSON, err)
 			}

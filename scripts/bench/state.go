@@ -13,6 +13,7 @@ func init() {
 			{Name: "state-load-ratio", Unit: "x", Target: 1.5, AtMost: true},
 			{Name: "state-load-rss", Unit: "MiB", Target: 120, AtMost: true},
 			{Name: "state-update-ratio", Unit: "x", Target: 5, AtMost: true},
+			{Name: "state-claim-ratio", Unit: "x", Target: 5, AtMost: true},
 		},
 		Run: measureStateLoad,
 	})
@@ -82,8 +83,13 @@ func measureStateLoad(ctx context.Context, e *env) (_ map[string]float64, err er
 	if err != nil {
 		return nil, err
 	}
+	claim, err := runState(ctx, e, stateTask{Role: "claim", Dir: dir})
+	if err != nil {
+		return nil, err
+	}
 	return map[string]float64{
-		"state-load-ratio": median(ratios), "state-load-rss": median(rss), "state-update-ratio": update["ratio"],
+		"state-load-ratio": median(ratios), "state-load-rss": median(rss),
+		"state-update-ratio": update["ratio"], "state-claim-ratio": claim["ratio"],
 	}, nil
 }
 

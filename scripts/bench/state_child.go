@@ -28,7 +28,7 @@ const stateEnv = "FORMATION_BENCH_STATE"
 
 // stateTask is what a child process is to do.
 type stateTask struct {
-	Role string // load | update | rest | history
+	Role string // load | update | claim | rest | history
 	Dir  string // scratch; its folder "state" is that of a replica
 }
 
@@ -45,7 +45,7 @@ func stateMain() (isChild bool) {
 	var values map[string]float64
 	if err == nil {
 		roles := map[string]func(context.Context, *stateWorld) (map[string]float64, error){
-			"load": t.load, "update": t.update, "rest": t.rest, "history": t.history,
+			"load": t.load, "update": t.update, "claim": t.claim, "rest": t.rest, "history": t.history,
 		}
 		values, err = roles[t.Role](ctx, newStateWorld())
 	}
@@ -204,4 +204,44 @@ func (t stateTask) update(ctx context.Context, w *stateWorld) (map[string]float6
 		}
 	}
 	return map[string]float64{"ratio": median(updates) / median(signs)}, nil
+}
+
+// claim measures one change that a node makes of its own claims, to the next View,
+// with stateInstances instances held and claimsOfOne of them on the node.
+func (t stateTask) claim(ctx context.Context, w *stateWorld) (map[string]float64, error) {
+	const claimsOfOne = 30
+	c := w.config(0, filepath.Join(t.Dir, "state"))
+	r, err := crdt.Open(c)
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	var claims []crdt.Claim
+	for _, s := range r.View().Instances()[:claimsOfOne] {
+		claims = append(claims, crdt.Claim{Instance: s.ID, Owner: s.Owner, Generation: 1, Phase: crdt.ClaimRunning, Pack: s.Pack})
+	}
+	if err := r.SetClaims(ctx, claims); err != nil {
+		return nil, err
+	}
+	self := stmt.KeyOf(c.Key)
+	r.View()
+	var signs, changes []float64
+	msg := make([]byte, 400)
+	for i := range 10 * claimsOfOne {
+		msg[0]++
+		start := time.Now()
+		ed25519.Sign(c.Key, msg)
+		signs = append(signs, time.Since(start).Seconds())
+		claims[i%claimsOfOne].Ready = !claims[i%claimsOfOne].Ready
+		start = time.Now()
+		if err := r.SetClaims(ctx, claims); err != nil {
+			return nil, err
+		}
+		v := r.View()
+		changes = append(changes, time.Since(start).Seconds())
+		if got := v.ClaimsBy(self); len(got) != claimsOfOne {
+			return nil, fmt.Errorf("%d claims of the node show", len(got))
+		}
+	}
+	return map[string]float64{"ratio": median(changes) / median(signs)}, nil
 }

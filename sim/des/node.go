@@ -51,7 +51,6 @@ type node struct {
 	timers    plan.Timers
 	wake      time.Duration
 	draining  bool
-	refused   int
 }
 
 // disk is what outlives a crash: the log of statements, up to what is synced.
