@@ -21,10 +21,18 @@ type ownRegisters struct {
 	seen   uint64  // highest epoch anybody holds of this node
 	node   *Node   // last wanted
 	claims []Claim // last wanted, nil before the first SetClaims
+	said   map[claimKey]saidClaim
 	bad    string  // which of them cannot be published, as last told
 
 	floor   mark // published with the node register
 	renewed mark // where the latest renewal of all claims began; zero when its floor is published
+}
+
+// saidClaim is a wanted claim, its place in the order left out, and the statement
+// that was found to say just that: most stay as they are, and need no look then.
+type saidClaim struct {
+	claim Claim
+	id    stmt.ID
 }
 
 // maxTombstones is how many tombstones a node keeps before it raises its floor
@@ -129,7 +137,7 @@ func (o *ownRegisters) tombstones(s *State, self stmt.Key) int {
 // all that is wanted when it is to be said anew. unfit tells of those that are
 // left out because they cannot be published.
 func (o *ownRegisters) claimChanges(s *State, self stmt.Key, sign signer, anew bool) (out []*stmt.Statement, unfit, err error) {
-	bodies := map[claimKey][]byte{}
+	bodies, wants, said := map[claimKey][]byte{}, map[claimKey]Claim{}, map[claimKey]saidClaim{}
 	var bad []error
 	for _, c := range o.claims {
 		doc, err := ParseDocID(c.Instance)
@@ -145,19 +153,32 @@ func (o *ownRegisters) claimChanges(s *State, self stmt.Key, sign signer, anew b
 		if ow := s.owners[c.Owner]; c.Owner.IsZero() || (ow != nil && ow.dead[doc]) {
 			continue
 		}
+		k := claimKey{self, doc, c.Owner, c.Slot}
+		c.Epoch, c.Seq = 0, 0
+		held := s.claim(k)
+		if was := o.said[k]; !anew && held != nil && held.id == was.id && held.epoch >= o.seen && was.claim == c {
+			said[k] = was
+			delete(bodies, k) // of two for one slot the last counts
+			continue
+		}
 		body, err := encodeClaim(c, false)
 		if err != nil {
 			bad = append(bad, fmt.Errorf("instance %s: %w", c.Instance, err))
 			continue
 		}
-		bodies[claimKey{self, doc, c.Owner, c.Slot}] = body
+		bodies[k], wants[k] = body, c
+		delete(said, k)
 	}
 	for _, c := range s.byNode[self] { // signed in order below
 		k := c.key
+		if _, same := said[k]; same {
+			continue
+		}
 		if _, wanted := bodies[k]; wanted {
 			st, err := stmt.Peek(c.raw, s.network)
 			if err == nil && string(st.Body) == string(bodies[k]) && c.epoch >= o.seen && !anew {
 				delete(bodies, k)
+				said[k] = saidClaim{wants[k], c.id}
 			}
 			continue
 		}
@@ -170,6 +191,7 @@ func (o *ownRegisters) claimChanges(s *State, self stmt.Key, sign signer, anew b
 		}
 		bodies[k] = body
 	}
+	o.said = said
 	keys := slices.SortedFunc(maps.Keys(bodies), func(a, b claimKey) int {
 		return cmp.Or(compareDocs(a.doc, b.doc), a.owner.Compare(b.owner), cmp.Compare(a.slot, b.slot))
 	})
