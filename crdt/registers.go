@@ -22,7 +22,7 @@ type ownRegisters struct {
 	node   *Node   // last wanted
 	claims []Claim // last wanted, nil before the first SetClaims
 	said   map[claimKey]saidClaim
-	bad    string  // which of them cannot be published, as last told
+	bad    string // which of them cannot be published, as last told
 
 	floor   mark // published with the node register
 	renewed mark // where the latest renewal of all claims began; zero when its floor is published
