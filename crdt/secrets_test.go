@@ -102,19 +102,25 @@ func TestSecretsAgreeWithTheModel(t *testing.T) {
 	})
 }
 
-func TestSecretsOfTheOwnerAlone(t *testing.T) {
-	w := newWorld(t)
+// withSecret is an instance of olga's with one secret, KEY.
+func withSecret(t *testing.T) (w *world, a *Author, id string, raws, set [][]byte) {
+	t.Helper()
+	w = newWorld(t)
 	w.admit("olga", stmt.RoleOwner)
-	w.admit("eve", stmt.RoleOwner)
-	a := w.author("olga", nil)
+	a = w.author("olga", nil)
 	id, raws, err := a.Create(Spec{Name: "hello"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	set, err := a.SetSecret(id, someSecret("KEY", 1))
-	if err != nil {
+	if set, err = a.SetSecret(id, someSecret("KEY", 1)); err != nil {
 		t.Fatal(err)
 	}
+	return w, a, id, raws, set
+}
+
+func TestSecretsOfTheOwnerAlone(t *testing.T) {
+	w, a, id, raws, set := withSecret(t)
+	w.admit("eve", stmt.RoleOwner)
 	s := w.state()
 	// The secret comes first: it waits for its instance.
 	applyAll(s, append(append(slices.Clone(w.raws), set...), raws...))
@@ -176,17 +182,7 @@ func TestSecretsOfTheOwnerAlone(t *testing.T) {
 
 // Secrets end with their instance, and no replay brings them back.
 func TestSecretsEndWithTheirInstance(t *testing.T) {
-	w := newWorld(t)
-	w.admit("olga", stmt.RoleOwner)
-	a := w.author("olga", nil)
-	id, raws, err := a.Create(Spec{Name: "hello"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	set, err := a.SetSecret(id, someSecret("KEY", 1))
-	if err != nil {
-		t.Fatal(err)
-	}
+	w, a, id, raws, set := withSecret(t)
 	deleted, err := a.Delete(id)
 	if err != nil {
 		t.Fatal(err)

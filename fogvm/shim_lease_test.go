@@ -29,11 +29,10 @@ func runRenewer(dir string) error {
 		return err
 	}
 	inst := q.instance(dir, shimSpec{})
-	for {
+	for tick := time.Tick(shortLease / 3); ; <-tick {
 		if err := inst.tell(ctx, shimRequest{Op: opHold, Until: boottime.Now() + shortLease}); err != nil {
 			return err
 		}
-		time.Sleep(shortLease / 3)
 	}
 }
 
