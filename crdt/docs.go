@@ -8,12 +8,6 @@ import (
 	"github.com/formthefog/formation/crdt/stmt"
 )
 
-// maxDocs is how many documents of one owner are held, unlisted ones included:
-// a document may arrive before the owner statement that lists it. With
-// MaxDocBytes, which holds for what counts and again for what was only verified,
-// it bounds what an owner makes others keep.
-const maxDocs = MaxInstances + 64
-
 // document is the current epoch of one instance's spec. Most documents are a root
 // and nothing more, kept as its bytes, or a line of changes that each follow the
 // one before, so that the last op of a key counts: the engine hears of a document
@@ -156,7 +150,7 @@ func (s *State) applyRoot(id DocID, ch *change, b *specBody, heads []stmt.ID) (b
 		if ch.epoch < d.epoch || (ch.epoch == d.epoch && ch.id.Compare(d.root.id) > 0) {
 			return false, fmt.Errorf("%w: root of epoch %d of %s", ErrStale, ch.epoch, id)
 		}
-	} else if err := s.makeRoom(id, ch.author); err != nil {
+	} else if err := s.makeDocRoom(id, ch.author); err != nil {
 		return false, err
 	}
 	var p prior
@@ -376,28 +370,4 @@ func (s *State) dropDoc(d *document) {
 	delete(s.docs, d.id)
 	removeFrom(s.docsOf, d.owner, d.id)
 	s.dirtyInst[d.id] = struct{}{}
-}
-
-// makeRoom enforces the quota of documents: a listed one takes the place of an
-// unlisted one.
-func (s *State) makeRoom(id DocID, owner stmt.Key) error {
-	docs := s.docsOf[owner]
-	if len(docs) < maxDocs {
-		return nil
-	}
-	o := s.owners[owner]
-	listed := func(d DocID) bool { return o != nil && o.live[d] }
-	if listed(id) {
-		var victim *DocID
-		for d := range docs { // any order: the highest goes
-			if !listed(d) && (victim == nil || compareDocs(d, *victim) > 0) {
-				victim = &d
-			}
-		}
-		if victim != nil {
-			s.dropDoc(s.docs[*victim])
-			return nil
-		}
-	}
-	return fmt.Errorf("%w: %d documents of %s", ErrQuota, maxDocs, owner)
 }

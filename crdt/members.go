@@ -11,9 +11,6 @@ import (
 	"github.com/formthefog/formation/crdt/stmt"
 )
 
-// maxPerInvite is how many keys one invite may admit.
-const maxPerInvite = 4096
-
 // memberState holds the member statements and the view they make.
 type memberState struct {
 	memberView
@@ -187,8 +184,8 @@ func (s *State) applyAdmission(m *stmt.Member, now time.Time) (bool, error) {
 		return false, fmt.Errorf("%w: %s is admitted already", ErrStale, m.Key)
 	case old == nil && m.Expires != 0 && !now.IsZero() && m.Expires <= now.Unix():
 		return false, fmt.Errorf("%w: the invite of %s", stmt.ErrExpired, m.Key)
-	case old == nil && !m.Invite.IsZero() && ms.perInvite[m.Invite] >= maxPerInvite:
-		return false, fmt.Errorf("%w: %d members by one invite", ErrQuota, maxPerInvite)
+	case old == nil && !m.Invite.IsZero() && ms.perInvite[m.Invite] >= s.most.perInvite(now):
+		return false, fmt.Errorf("%w: %d members by one invite", ErrQuota, ms.perInvite[m.Invite])
 	}
 	if old != nil {
 		delete(s.ids, old.id)

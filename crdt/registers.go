@@ -1,7 +1,6 @@
 package crdt
 
 import (
-	"cmp"
 	"crypto/ed25519"
 	"errors"
 	"fmt"
@@ -192,10 +191,7 @@ func (o *ownRegisters) claimChanges(s *State, self stmt.Key, sign signer, anew b
 		bodies[k] = body
 	}
 	o.said = said
-	keys := slices.SortedFunc(maps.Keys(bodies), func(a, b claimKey) int {
-		return cmp.Or(compareDocs(a.doc, b.doc), a.owner.Compare(b.owner), cmp.Compare(a.slot, b.slot))
-	})
-	for _, k := range keys {
+	for _, k := range slices.SortedFunc(maps.Keys(bodies), claimKey.compareNames) {
 		st, err := sign(stmt.KindClaim, bodies[k])
 		if err != nil {
 			return nil, nil, err

@@ -18,6 +18,7 @@ type State struct {
 	network stmt.NetworkID
 	root    stmt.Key
 	engine  SpecEngine
+	most    quotas
 	version uint64
 
 	ids     map[stmt.ID]struct{} // every held statement
@@ -132,7 +133,7 @@ type baseReg struct {
 // everyone is a member of every role. The State owns engine from now on.
 func NewState(network stmt.NetworkID, root stmt.Key, engine SpecEngine) *State {
 	s := &State{
-		network: network, root: root, engine: engine,
+		network: network, root: root, engine: engine, most: standard,
 		ids:    map[stmt.ID]struct{}{},
 		owners: map[stmt.Key]*ownerState{}, docs: map[DocID]*document{}, docsOf: map[stmt.Key]map[DocID]struct{}{},
 		secrets: map[DocID]map[string]*secretReg{},
@@ -379,8 +380,8 @@ func (s *State) applyClaim(st *stmt.Statement) (bool, error) {
 			return false, fmt.Errorf("%w: claim of %s", ErrStale, st.Author)
 		}
 		delete(s.ids, old.id)
-	} else if len(s.byNode[st.Author]) >= MaxClaimsPerNode {
-		return false, fmt.Errorf("%w: %d claims of %s", ErrQuota, MaxClaimsPerNode, st.Author)
+	} else if err := s.makeClaimRoom(k); err != nil {
+		return false, err
 	}
 	c := &claimReg{rec: r, key: k, gone: b.Gone}
 	s.byNode[k.node] = s.byNode[k.node].with(c)
@@ -408,22 +409,12 @@ func (s *State) applyBase(st *stmt.Statement) (bool, error) {
 			return false, fmt.Errorf("%w: base %q of %s", ErrStale, b.Name, st.Author)
 		}
 		delete(s.ids, old.id)
-	} else if n := s.basesOf(st.Author); n >= MaxBasesPerPublisher {
-		return false, fmt.Errorf("%w: %d bases of %s", ErrQuota, n, st.Author)
+	} else if err := s.makeBaseRoom(k); err != nil {
+		return false, err
 	}
 	s.bases[k] = &baseReg{rec: r, cid: b.CID}
 	s.dirtyBases = true
 	return true, nil
-}
-
-func (s *State) basesOf(publisher stmt.Key) int {
-	n := 0
-	for k := range s.bases {
-		if k.publisher == publisher {
-			n++
-		}
-	}
-	return n
 }
 
 // dropClaim forgets a claim register.

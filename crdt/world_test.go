@@ -42,11 +42,12 @@ type world struct {
 	authors uint64
 	seq     uint64
 	raws    [][]byte
+	most    quotas // of its states
 }
 
 func newWorld(t interface{ Fatalf(string, ...any) }) *world {
 	root := pub("root")
-	return &world{t: t, net: stmt.NewNetworkID("test", root), root: root}
+	return &world{t: t, net: stmt.NewNetworkID("test", root), root: root, most: standard}
 }
 
 func (w *world) must(raw []byte, err error) []byte {
@@ -101,7 +102,16 @@ func (w *world) claim(name string, epoch, seq uint64, c Claim, gone bool) []byte
 	return w.register(name, stmt.KindClaim, epoch, seq, body, err)
 }
 
-func (w *world) state() *State { return NewState(w.net, w.root, NewModel()) }
+func (w *world) base(name string, seq uint64, base string) []byte {
+	body, err := stmt.Marshal(stmt.BaseBody{Name: base, CID: testPack})
+	return w.register(name, stmt.KindBase, 0, seq, body, err)
+}
+
+func (w *world) state() *State {
+	s := NewState(w.net, w.root, NewModel())
+	s.most = w.most
+	return s
+}
 
 // render writes everything a View says.
 func render(v *View) string {
@@ -185,7 +195,7 @@ func history(t *rapid.T, withdraw bool) *world {
 		dev := rapid.IntRange(0, 2).Draw(t, "device")
 		a := authors[owner][dev]
 		w.seq++
-		switch rapid.IntRange(0, 17).Draw(t, "what") {
+		switch rapid.IntRange(0, 18).Draw(t, "what") {
 		case 16, 17:
 			d := Device{Key: pub(rapid.SampledFrom([]string{"phone", "laptop", "ci"}).Draw(t, "key")), Name: rapid.SampledFrom([]string{"", "a", "b"}).Draw(t, "name")}
 			change := func() ([][]byte, error) { return a.SetDevice(d) }
@@ -274,6 +284,8 @@ func history(t *rapid.T, withdraw bool) *world {
 			if mine := a.Instances(); len(mine) > 0 && dev < 2 {
 				w.drawSecret(t, a, mine[rapid.IntRange(0, len(mine)-1).Draw(t, "instance")].ID)
 			}
+		case 18:
+			w.base(rapid.SampledFrom([]string{"n1", "olga"}).Draw(t, "publisher"), w.seq, rapid.SampledFrom([]string{"a", "b", "c"}).Draw(t, "base"))
 		case 13:
 			w.must(stmt.SignMember(keyOf("invite"), w.net, stmt.MemberBody{Key: pub(owner), Role: stmt.RoleOwner}, invite, 0, 0))
 		}
@@ -312,4 +324,11 @@ func diffIndex(a, b *State) string {
 	one("only in order", a, b)
 	one("only shuffled", b, a)
 	return out.String()
+}
+
+// create makes an instance of an owner with what it says of it.
+func (w *world) create(owner string) (id string, raws [][]byte, err error) {
+	id, raws, err = w.author(owner, nil).Create(Spec{Name: "app", Replicas: 1})
+	w.raws = append(w.raws, raws...)
+	return id, raws, err
 }
