@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	"os"
 	"strings"
 	"sync"
@@ -56,19 +55,11 @@ type Leases struct {
 	asking  chan struct{} // one token per question in progress
 	serve   chan struct{} // one token per question of others
 
-	mu    sync.Mutex
-	voter *lease.Voter
-	seen  *crdt.View // the view that the voter knows
-	want  map[string]plan.Lease
-	held  map[string]*held // by instance
-}
-
-// held is a lease that this node holds or asks for.
-type held struct {
-	vm      string // ID
-	holder  *lease.Holder
-	pushing bool // a VM is being told
-	shown   plan.LeaseStatus
+	mu     sync.Mutex
+	voter  *lease.Voter
+	seen   *crdt.View // the view that the voter knows
+	tenant *plan.Tenant
+	shown  map[string]plan.LeaseStatus
 }
 
 // Timing and bounds of leases.
@@ -100,7 +91,7 @@ func NewLeases(cfg LeasesConfig) (*Leases, error) {
 	l := &Leases{
 		cfg: cfg, log: cfg.Logger, changed: make(chan struct{}, 1), kick: make(chan struct{}, 1),
 		asking: make(chan struct{}, leaseAsks), serve: make(chan struct{}, leaseServes),
-		want: map[string]plan.Lease{}, held: map[string]*held{},
+		tenant: plan.NewTenant(cfg.Times, cfg.Self), shown: map[string]plan.LeaseStatus{},
 	}
 	memory, err := loadVotes(cfg.Dir)
 	if err != nil {
@@ -118,10 +109,12 @@ func NewLeases(cfg LeasesConfig) (*Leases, error) {
 func (l *Leases) Want(leases []plan.Lease) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	clear(l.want)
-	for _, w := range leases {
-		l.want[w.Instance] = w
-	}
+	l.tenant.Want(leases)
+	l.soon()
+}
+
+// soon has Run take a step at once.
+func (l *Leases) soon() {
 	select {
 	case l.kick <- struct{}{}:
 	default:
@@ -132,21 +125,11 @@ func (l *Leases) Want(leases []plan.Lease) {
 func (l *Leases) Status() map[string]plan.LeaseStatus {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	out := make(map[string]plan.LeaseStatus, len(l.held))
-	now := l.cfg.Now()
-	for id, h := range l.held {
-		out[id] = h.status(now)
-	}
-	return out
+	return l.tenant.Status(l.cfg.Now())
 }
 
 // Changed has an element after Status has changed.
 func (l *Leases) Changed() <-chan struct{} { return l.changed }
-
-func (h *held) status(now time.Duration) plan.LeaseStatus {
-	why := h.holder.Missing(now)
-	return plan.LeaseStatus{Held: why == "", Outdated: why != "" && h.holder.Outdated(), Reason: why}
-}
 
 // Run votes and holds until ctx ends, and then returns nil. The VMs run on until
 // their leases end.
@@ -184,18 +167,7 @@ func (l *Leases) look() error {
 	if v == l.seen {
 		return nil
 	}
-	now, changed := l.cfg.Now(), false
-	for _, s := range v.Instances() {
-		if votes(&s, l.cfg.Self) {
-			changed = l.voter.See(now, s.ID, lease.SetOf(s.Term, s.Voters), s.Term) || changed
-		}
-	}
-	for _, id := range l.voter.Instances() {
-		if _, lives := v.Instance(id); !lives {
-			changed = l.voter.Forget(id) || changed
-		}
-	}
-	if changed {
+	if plan.Register(v, l.cfg.Self, l.cfg.Now(), l.voter) {
 		if err := saveVotes(l.cfg.Dir, l.voter.Memory()); err != nil {
 			return err
 		}
@@ -204,75 +176,47 @@ func (l *Leases) look() error {
 	return nil
 }
 
-// step begins and ends leases as they are wanted, asks what is due, and tells the
-// VMs.
+// step does what the tenant says.
 func (l *Leases) step(ctx context.Context, asks *sync.WaitGroup) {
-	vms := map[string]fogvm.Status{}
+	vms := map[string]plan.FencedVM{}
 	for _, s := range l.cfg.VMs.List() {
-		vms[s.ID] = s
+		vms[s.ID] = plan.FencedVM{
+			Fenced: s.Fenced, HeldUntil: s.HeldUntil, Stopped: s.Phase == fogvm.Stopped,
+			Lost: s.Phase == fogvm.Failed && s.ShimPID == 0,
+		}
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	now := l.cfg.Now()
-	for _, w := range l.want { // any order: each is by itself
-		l.begin(w, vms)
+	out := l.tenant.Step(now, vms, nonce)
+	l.send(ctx, asks, out.Asks)
+	for _, e := range out.Tell {
+		l.push(ctx, asks, e)
 	}
-	for id, h := range maps.Clone(l.held) { // any order: each is by itself
-		vm, there := vms[h.vm]
-		if _, wanted := l.want[id]; !wanted && l.end(ctx, asks, id, h, vm, there) {
-			continue
-		}
-		l.send(ctx, asks, h, h.holder.Tick(now))
-		if there && vm.Fenced && vm.HeldUntil < h.holder.Until() {
-			l.push(ctx, asks, h)
-		}
-		if s := h.status(now); s != h.shown {
+	if out.Changed {
+		l.show(l.tenant.Status(now))
+		l.notify()
+	}
+}
+
+func nonce() uint64 {
+	var b [8]byte
+	rand.Read(b[:]) // never fails (crypto/rand)
+	return binary.BigEndian.Uint64(b[:]) >> 1
+}
+
+// show logs what has changed.
+func (l *Leases) show(now map[string]plan.LeaseStatus) {
+	for id, s := range now {
+		if s != l.shown[id] {
 			l.log.Info("lease", "instance", id, "held", s.Held, "reason", s.Reason)
-			h.shown = s
-			l.notify()
 		}
 	}
-}
-
-// begin asks for a lease, or asks by what has changed of it.
-func (l *Leases) begin(w plan.Lease, vms map[string]fogvm.Status) {
-	id, set := plan.VMID(w.Instance, w.Slot), lease.SetOf(w.Term, w.Voters)
-	h := l.held[w.Instance]
-	if h != nil && h.holder.Set() == set {
-		return
-	}
-	until := vms[id].HeldUntil
-	if h != nil {
-		until = max(until, h.holder.Until())
-	}
-	var nonce [8]byte
-	rand.Read(nonce[:]) // never fails (crypto/rand)
-	base := lease.Request{Instance: w.Instance, Set: set, Term: w.Term, Holder: l.cfg.Self}
-	l.held[w.Instance] = &held{
-		vm: id, holder: lease.NewHolder(l.cfg.Times, base, w.Voters, binary.BigEndian.Uint64(nonce[:])>>1, until),
-	}
-	l.notify()
-}
-
-// end gives a lease back that is not wanted any more, once it is certain that its
-// VM does not run, and reports whether it is over.
-func (l *Leases) end(ctx context.Context, asks *sync.WaitGroup, id string, h *held, vm fogvm.Status, there bool) bool {
-	switch {
-	case h.pushing:
-		return false
-	case !there || vm.Phase == fogvm.Stopped:
-		l.send(ctx, asks, h, h.holder.Release())
-	case vm.Phase == fogvm.Failed && vm.ShimPID == 0: // it may run where nobody sees it, until its lease ends
-	default:
-		return false
-	}
-	delete(l.held, id)
-	l.notify()
-	return true
+	l.shown = now
 }
 
 // send puts questions to voters.
-func (l *Leases) send(ctx context.Context, asks *sync.WaitGroup, h *held, list []lease.Ask) {
+func (l *Leases) send(ctx context.Context, asks *sync.WaitGroup, list []lease.Ask) {
 	for _, a := range list {
 		select {
 		case l.asking <- struct{}{}:
@@ -286,43 +230,29 @@ func (l *Leases) send(ctx context.Context, asks *sync.WaitGroup, h *held, list [
 				l.log.Debug("a voter does not answer", "voter", a.To, "instance", a.Instance, "err", err)
 				return
 			}
-			if a.Release {
-				return
-			}
 			l.mu.Lock()
 			defer l.mu.Unlock()
-			if l.held[a.Instance] != h {
-				return
-			}
-			before := h.holder.Until()
-			l.send(ctx, asks, h, h.holder.Answer(l.cfg.Now(), a.To, a.Nonce, answer))
-			if h.holder.Until() != before {
-				select {
-				case l.kick <- struct{}{}:
-				default:
-				}
+			more, news := l.tenant.Answer(l.cfg.Now(), a, answer)
+			l.send(ctx, asks, more)
+			if news {
+				l.soon()
 			}
 		})
 	}
 }
 
 // push tells a VM until when it may run.
-func (l *Leases) push(ctx context.Context, asks *sync.WaitGroup, h *held) {
-	if h.pushing {
-		return
-	}
-	h.pushing = true
-	until := h.holder.Until()
+func (l *Leases) push(ctx context.Context, asks *sync.WaitGroup, e plan.Extension) {
 	asks.Go(func() {
 		ctx, cancel := context.WithTimeout(ctx, pushTimeout)
 		defer cancel()
-		err := l.cfg.VMs.RunUntil(ctx, h.vm, until)
+		err := l.cfg.VMs.RunUntil(ctx, e.VM, e.Until)
 		if err != nil && !errors.Is(err, fogvm.ErrNotRunning) && !errors.Is(err, fogvm.ErrNotFound) {
-			l.log.Warn("a VM is not told of its lease", "vm", h.vm, "err", err)
+			l.log.Warn("a VM is not told of its lease", "vm", e.VM, "err", err)
 		}
 		l.mu.Lock()
 		defer l.mu.Unlock()
-		h.pushing = false
+		l.tenant.Told(e)
 	})
 }
 

@@ -11,7 +11,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"slices"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
@@ -19,6 +18,7 @@ import (
 	"github.com/formthefog/formation/crdt"
 	"github.com/formthefog/formation/crdt/lease"
 	"github.com/formthefog/formation/crdt/stmt"
+	"github.com/formthefog/formation/fogvm/reconcile/plan"
 )
 
 // ProtoLease is the bare protocol name of requests for leases: one frame each
@@ -101,42 +101,21 @@ func (l *Leases) vote(ctx context.Context, from peer.ID, c net.Conn) {
 	_ = writeLeaseFrame(c, leaseAnswer{Granted: a.Granted, Busy: a.Busy, Later: a.Later, Reason: a.Reason}) // a holder that went away asks again
 }
 
-// votes says whether node votes on the lease of s.
-func votes(s *crdt.Spec, node stmt.Key) bool {
-	return s.Partition == crdt.PartitionFence && slices.Contains(s.Voters, node)
-}
-
 // judge answers a request by the state that this node holds. What it grants is on
 // disk before it says so.
 func (l *Leases) judge(from stmt.Key, r leaseRequest) lease.Answer {
 	no := func(why string) lease.Answer { return lease.Answer{Reason: why} }
-	id := r.Instance.String()
-	v := l.cfg.View()
-	s, ok := v.Instance(id)
-	switch {
-	case !l.cfg.Ready():
+	if !l.cfg.Ready() {
 		return no("its state is not synchronised")
-	case !ok || !v.OwnerAllowed(s.Owner) || !votes(&s, l.cfg.Self) || r.Set != lease.SetOf(s.Term, s.Voters):
-		return no("it does not vote on this")
 	}
-	generation, known, claims := uint64(0), uint64(0), false
-	for _, c := range v.Claims(id) {
-		if c.Slot != 0 || c.Phase == crdt.ClaimFailed {
-			continue
-		}
-		known = max(known, c.Generation)
-		if c.Node == from {
-			generation, claims = c.Generation, true
-		}
-	}
-	if !r.Release && (!claims || !v.MayRun(&s, from)) {
-		return no("it knows of no claim that counts")
+	q := plan.Question{Instance: r.Instance.String(), Set: r.Set, Nonce: r.Nonce, Held: r.Held, Release: r.Release}
+	request, known, refusal := plan.Ballot(l.cfg.View(), l.cfg.Self, from, q)
+	if refusal != "" {
+		return no(refusal)
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	a, changed := l.voter.Ask(l.cfg.Now(), lease.Request{
-		Instance: id, Set: r.Set, Term: s.Term, Holder: from, Generation: generation, Nonce: r.Nonce, Held: r.Held, Release: r.Release,
-	}, known)
+	a, changed := l.voter.Ask(l.cfg.Now(), request, known)
 	if !changed {
 		return a
 	}

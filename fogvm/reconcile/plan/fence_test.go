@@ -20,9 +20,9 @@ var leaseTimes = lease.Times{Lease: 12 * time.Second, Margin: 2 * time.Second}
 // booth is where a node votes and holds leases: the real steps, whose messages
 // take no time and reach whom the node reaches.
 type booth struct {
-	voter   *lease.Voter
-	holders map[string]*lease.Holder // by instance
-	until   map[string]time.Duration // of VMs, by ID: what their shims were told
+	voter  *lease.Voter
+	tenant *Tenant
+	until  map[string]time.Duration // of VMs, by ID: what their shims were told
 }
 
 func (c *cluster) booth(n *simNode) *booth {
@@ -33,7 +33,7 @@ func (c *cluster) booth(n *simNode) *booth {
 	if b == nil {
 		// It has been there for long.
 		v := lease.NewVoter(leaseTimes, "boot", epoch, &lease.Memory{Boot: "boot"})
-		b = &booth{voter: v, holders: map[string]*lease.Holder{}, until: map[string]time.Duration{}}
+		b = &booth{voter: v, tenant: NewTenant(leaseTimes, n.key), until: map[string]time.Duration{}}
 		c.booths[n.id] = b
 	}
 	return b
@@ -44,42 +44,30 @@ func (c *cluster) mayRun(n *simNode, id string, vm *simVM) bool {
 }
 
 func (c *cluster) leases(n *simNode) map[string]LeaseStatus {
-	b := c.booth(n)
-	out := map[string]LeaseStatus{}
-	for id, h := range b.holders {
-		why := h.Missing(epoch + c.now)
-		out[id] = LeaseStatus{Held: why == "", Outdated: why != "" && h.Outdated(), Reason: why}
-	}
-	return out
+	return c.booth(n).tenant.Status(epoch + c.now)
 }
 
 // lease does for one node what the driver does.
 func (c *cluster) lease(n *simNode, want []Lease) {
 	b := c.booth(n)
-	for _, w := range want {
-		set := lease.SetOf(w.Term, w.Voters)
-		h := b.holders[w.Instance]
-		if h == nil || h.Set() != set {
-			base := lease.Request{Instance: w.Instance, Set: set, Term: w.Term, Holder: n.key}
-			b.holders[w.Instance] = lease.NewHolder(leaseTimes, base, w.Voters, uint64(c.now), b.until[VMID(w.Instance, w.Slot)])
-		}
+	b.tenant.Want(want)
+	vms := map[string]FencedVM{}
+	for id, vm := range n.vms {
+		vms[id] = FencedVM{Fenced: vm.fenced, HeldUntil: b.until[id], Stopped: !vm.run}
 	}
-	for _, id := range slices.Sorted(maps.Keys(b.holders)) {
-		h := b.holders[id]
-		if vm := n.vms[VMID(id, 0)]; !slices.ContainsFunc(want, func(w Lease) bool { return w.Instance == id }) && (vm == nil || !vm.run) {
-			c.post(n, h, h.Release())
-			delete(b.holders, id)
-			continue
-		}
-		c.post(n, h, h.Tick(epoch+c.now))
-		if vm := n.vms[VMID(id, 0)]; vm != nil {
-			b.until[VMID(id, 0)] = max(b.until[VMID(id, 0)], h.Until())
+	for news := true; news; {
+		out := b.tenant.Step(epoch+c.now, vms, func() uint64 { return uint64(c.now) })
+		news = c.post(n, out.Asks)
+		for _, e := range out.Tell {
+			b.until[e.VM] = max(b.until[e.VM], e.Until)
+			b.tenant.Told(e)
 		}
 	}
 	maps.DeleteFunc(b.until, func(id string, _ time.Duration) bool { return n.vms[id] == nil || !n.vms[id].run })
 }
 
-func (c *cluster) post(n *simNode, h *lease.Holder, asks []lease.Ask) {
+// post puts questions to voters, and says whether a lease goes further by that.
+func (c *cluster) post(n *simNode, asks []lease.Ask) (news bool) {
 	for len(asks) > 0 {
 		a := asks[0]
 		asks = asks[1:]
@@ -87,11 +75,10 @@ func (c *cluster) post(n *simNode, h *lease.Holder, asks []lease.Ask) {
 		if i < 0 || c.nodes[i] != n && !c.reach(n, c.nodes[i]) {
 			continue
 		}
-		answer := c.judge(c.nodes[i], n, a.Request)
-		if !a.Release {
-			asks = append(asks, h.Answer(epoch+c.now, a.To, a.Nonce, answer)...)
-		}
+		more, further := c.booth(n).tenant.Answer(epoch+c.now, a, c.judge(c.nodes[i], n, a.Request))
+		asks, news = append(asks, more...), news || further
 	}
+	return news
 }
 
 // judge is what a voter's driver does: it answers by the state it has.
@@ -132,7 +119,7 @@ func (c *cluster) fencedRun(d time.Duration) {
 	for end := c.now + d; c.now < end; {
 		for _, n := range c.nodes {
 			if !n.up {
-				clear(c.booth(n).holders) // its memory; what VMs were told stays with them
+				c.booth(n).tenant = NewTenant(leaseTimes, n.key) // what VMs were told stays with them
 			}
 		}
 		c.run(c.tick)
