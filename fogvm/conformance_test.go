@@ -84,11 +84,15 @@ func testLife(t *testing.T, r rig) {
 	t.Run("restart", func(t *testing.T) {
 		again := r.vm
 		again.Restart++
+		again.MemoryBytes += 1 << 20
 		before, _ := m.status("web-0")
 		m.sync(t, again)
 		s := m.await(t, r, "web-0", "ready again", func(s Status) bool { return ready(s) && s.Restart == again.Restart })
 		if !s.StartedAt.After(before.StartedAt) {
 			t.Errorf("not restarted: %+v", s)
+		}
+		if before.Size != sizeOf(r.vm) || s.Size != sizeOf(again) {
+			t.Errorf("%+v became %+v", before.Size, s.Size)
 		}
 		if s.SSHHostKey != before.SSHHostKey && r.real {
 			t.Error("host key changed: the disk was not kept")
@@ -112,7 +116,7 @@ func testAdopt(t *testing.T, r rig) {
 	before := m.await(t, r, "web-0", "ready", ready)
 	m.end(t)
 	again := r.manage(t)
-	if s, ok := again.status("web-0"); !ok || s.PID != before.PID || !s.Ready {
+	if s, ok := again.status("web-0"); !ok || s.PID != before.PID || !s.Ready || s.Size != sizeOf(r.vm) {
 		t.Fatalf("not adopted at once: %+v", s)
 	}
 	if got := get(t, again, "web-0", 8080); !strings.HasPrefix(got, "hello") {

@@ -96,6 +96,17 @@ type Status struct {
 
 	SSHHostKey string `json:"ssh_host_key,omitempty"`
 	MeshKey    string `json:"mesh_key,omitempty"`
+
+	// Size is what the VM was last started with; its disk has it also while it is
+	// stopped. Zero: nothing was started yet, or it is not known.
+	Size Size `json:"size,omitzero"`
+}
+
+// Size is what a VM takes of its host.
+type Size struct {
+	VCPU        int    `json:"vcpu"`
+	MemoryBytes uint64 `json:"memory_bytes"`
+	DiskBytes   uint64 `json:"disk_bytes"`
 }
 
 // LogOptions select what Logs returns.

@@ -32,7 +32,8 @@ type worker struct {
 
 	mu     sync.Mutex
 	inst   instance // nil: not running
-	status Status
+	status Status   // but for Size
+	size   Size     // of have
 }
 
 // A run this long counts as a success for the back-off.
@@ -81,9 +82,10 @@ func (w *worker) find(ctx context.Context) error {
 	readErr := readJSONFile(filepath.Join(w.dir, specFile), spec)
 	switch {
 	case readErr == nil:
-		w.have = spec
+		w.prepared(spec)
 	case errors.Is(readErr, fs.ErrNotExist):
-		w.have, readErr = nil, nil
+		w.prepared(nil)
+		readErr = nil
 	}
 	err := errors.Join(readErr, w.adopt(ctx))
 	w.unsure = err != nil
@@ -122,7 +124,29 @@ func (w *worker) running() instance {
 func (w *worker) snapshot() Status {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.status
+	s := w.status
+	s.Size = w.size
+	return s
+}
+
+func sizeOf(vm VM) Size {
+	return Size{VCPU: vm.VCPU, MemoryBytes: vm.MemoryBytes, DiskBytes: vm.DiskBytes}
+}
+
+// prepared takes note of what dir is prepared for; nil: nothing.
+func (w *worker) prepared(spec *shimSpec) {
+	w.have = spec
+	var size Size
+	if spec != nil {
+		size = sizeOf(spec.VM)
+	}
+	w.mu.Lock()
+	differs := w.size != size
+	w.size = size
+	w.mu.Unlock()
+	if differs {
+		w.m.notify()
+	}
 }
 
 func (w *worker) set(change func(*Status)) {
@@ -342,7 +366,7 @@ func (w *worker) start(ctx context.Context, want VM) error {
 		w.unsure = true // how far it came is not known
 		return fmt.Errorf("start VM: %w", err)
 	}
-	w.have = &shimSpec{VM: want}
+	w.prepared(&shimSpec{VM: want})
 	w.setInstance(inst)
 	w.keys = &want.Guest.SSHKeys
 	w.m.log.Info("VM started", "instance", w.id, "vcpu", want.VCPU, "memory", want.MemoryBytes, "disk", want.DiskBytes)
@@ -378,7 +402,8 @@ func (w *worker) wipe(ctx context.Context) error {
 	if err := os.RemoveAll(w.dir); err != nil {
 		return fmt.Errorf("delete VM: %w", err)
 	}
-	w.have, w.unsure = nil, false
+	w.prepared(nil)
+	w.unsure = false
 	return nil
 }
 

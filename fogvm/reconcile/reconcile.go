@@ -248,7 +248,7 @@ func (r *Reconciler) Explain(v *crdt.View, s *crdt.Spec) plan.Explanation {
 	timers := r.told
 	r.mu.Unlock()
 	return plan.Explain(plan.Input{
-		Now: r.cfg.Now(), Self: r.cfg.Self, World: w, Packs: r.packs.status([]string{s.Pack}), Accepts: r.cfg.Accepts,
+		Now: r.cfg.Now(), Self: r.cfg.Self, World: w, VMs: r.vmStatus(), Packs: r.packs.status([]string{s.Pack}), Accepts: r.cfg.Accepts,
 		TakeoverDelay: r.cfg.TakeoverDelay, Hysteresis: r.cfg.Hysteresis, Timers: timers,
 	}, s)
 }

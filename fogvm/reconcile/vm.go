@@ -35,10 +35,19 @@ func (r *Reconciler) vmStatus() map[string]plan.VMStatus {
 			Booted: !s.AgentAt.IsZero(),
 			Reason: s.Reason, Accel: s.Accel, StartedAt: unixOf(s.StartedAt), ReadyAt: unixOf(s.ReadyAt),
 			SSHHostKey: s.SSHHostKey, MeshKey: s.MeshKey, Fenced: s.Fenced,
+			Size: crdt.Resources{CPUs: s.Size.VCPU, Memory: s.Size.MemoryBytes, Disk: s.Size.DiskBytes},
 		}
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	for id, vm := range out {
+		if d, defined := r.applied[id]; defined {
+			vm.Size = crdt.Resources{
+				CPUs: max(vm.Size.CPUs, d.VCPU), Memory: max(vm.Size.Memory, d.MemoryBytes), Disk: max(vm.Size.Disk, d.DiskBytes),
+			}
+			out[id] = vm
+		}
+	}
 	for id, b := range r.broken {
 		vm, there := out[id]
 		if there && vm.Incarnation == b.incarnation && vm.Restart == b.restart {
@@ -46,7 +55,7 @@ func (r *Reconciler) vmStatus() map[string]plan.VMStatus {
 			out[id] = vm
 			continue
 		}
-		out[id] = plan.VMStatus{Incarnation: b.incarnation, Restart: b.restart, Phase: plan.VMFailed, Reason: b.reason}
+		out[id] = plan.VMStatus{Incarnation: b.incarnation, Restart: b.restart, Phase: plan.VMFailed, Reason: b.reason, Size: vm.Size}
 	}
 	return out
 }

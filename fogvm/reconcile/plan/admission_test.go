@@ -9,12 +9,11 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/formthefog/formation/crdt"
-	"github.com/formthefog/formation/crdt/place"
 )
 
-// TestNodesKeepTheirPromises: whatever is shipped at once, split, healed, killed
-// or drained, at no moment have a node's claims more memory, disk or CPUs in sum
-// than it has.
+// TestNodesKeepTheirPromises: whatever is shipped at once, resized, deleted, split,
+// healed, killed or drained, at no moment have a node's VMs, and its claims for
+// what they were taken for, more memory, disk or CPUs in sum than it has.
 func TestNodesKeepTheirPromises(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		n := rapid.IntRange(1, 4).Draw(t, "nodes")
@@ -27,15 +26,15 @@ func TestNodesKeepTheirPromises(t *testing.T) {
 		}
 		node := func() int { return rapid.IntRange(1, n).Draw(t, "node") }
 		for range rapid.IntRange(1, 10).Draw(t, "events") {
-			switch rapid.IntRange(0, 5).Draw(t, "event") {
+			switch rapid.IntRange(0, 9).Draw(t, "event") {
 			case 0, 1: // several at once, of two owners
 				for range rapid.IntRange(1, 4).Draw(t, "shipped") {
-					id := fmt.Sprint("i", len(c.specs))
+					id := fmt.Sprint("i", len(c.sizes))
 					c.ship(id, rapid.IntRange(1, 3).Draw(t, "replicas"), "p1")
 					s := c.specs[id]
-					s.Owner[0] -= byte(len(c.specs) % 2)
+					s.Owner[0] -= byte(len(c.sizes) % 2)
 					s.VCPU = rapid.IntRange(1, 3).Draw(t, "vcpu")
-					c.specs[id] = s
+					c.sign(s)
 				}
 			case 2:
 				c.node(node()).side = rapid.IntRange(0, 1).Draw(t, "side")
@@ -47,6 +46,17 @@ func TestNodesKeepTheirPromises(t *testing.T) {
 			case 5:
 				r := &c.node(node()).reg
 				r.Draining = !r.Draining
+			case 6, 7, 8:
+				for range rapid.IntRange(1, 2).Draw(t, "resized") {
+					c.change(instance(t, c), "other sizes", func(s *crdt.Spec) {
+						s.VCPU = rapid.IntRange(1, 6).Draw(t, "vcpu")
+						s.MemoryBytes = rapid.Uint64Range(1, 5).Draw(t, "memory") << 29
+						s.DiskBytes = rapid.Uint64Range(1, 3).Draw(t, "disk") * (5 << 30)
+						s.Phase = rapid.SampledFrom([]crdt.Phase{crdt.PhaseRunning, crdt.PhaseRunning, crdt.PhaseStopped}).Draw(t, "phase")
+					})
+				}
+			case 9:
+				c.remove(instance(t, c))
 			}
 			for range rapid.IntRange(1, 25).Draw(t, "seconds") {
 				c.run(time.Second)
@@ -63,16 +73,23 @@ func TestNodesKeepTheirPromises(t *testing.T) {
 	})
 }
 
-// promised says what a node has claimed beyond what it has.
+// instance draws one that was shipped.
+func instance(t *rapid.T, c *cluster) string {
+	return fmt.Sprint("i", rapid.IntRange(0, max(len(c.sizes)-1, 0)).Draw(t, "instance"))
+}
+
+// promised says what a node's VMs, and claims that have none yet, take beyond what
+// it has.
 func promised(c *cluster, n *simNode) string {
 	var sum crdt.Resources
+	for _, vm := range n.vms {
+		sum = plus(sum, vm.size)
+	}
 	for s, cl := range n.claims {
-		spec, there := c.specs[s.Instance]
-		if !there || cl.Phase == crdt.ClaimFailed {
-			continue
+		waits := cl.Phase == crdt.ClaimClaimed || cl.Phase == crdt.ClaimFetching || cl.Phase == crdt.ClaimLaunching
+		if waits && n.vms[VMID(s.Instance, s.Slot)] == nil {
+			sum = plus(sum, c.sizes[s.Instance][cl.SpecGeneration])
 		}
-		need := place.Need(spec)
-		sum.CPUs, sum.Memory, sum.Disk = sum.CPUs+need.CPUs, sum.Memory+need.Memory, sum.Disk+need.Disk
 	}
 	has := n.reg.Total
 	switch {
@@ -84,4 +101,32 @@ func promised(c *cluster, n *simNode) string {
 		return fmt.Sprintf("%d MiB of disk of %d", sum.Disk>>20, has.Disk>>20)
 	}
 	return ""
+}
+
+// TestGrowthWaitsForRoom: a replica stays as it is while its node has no room for
+// what its owner asks for, and says so; it grows when there is room.
+func TestGrowthWaitsForRoom(t *testing.T) {
+	c := newCluster(2)
+	c.ship("web", 1, "p1")
+	c.ship("db", 2, "p1")
+	c.run(10 * time.Second)
+	boots := func() int { return c.node(c.holder("web", 0)).vms["web-0"].boots }
+	c.change("web", "wants 4 GiB", func(s *crdt.Spec) { s.MemoryBytes = 4 << 30 })
+	c.run(10 * time.Second)
+	said := c.explain(1, "web")
+	spec := c.specs["web"]
+	word, reason := Status(c.world(c.node(1)), &spec)
+	said += word + " { " + reason + " }\n"
+	if boots() != 1 {
+		t.Errorf("the replica booted %d times", boots())
+	}
+	c.remove("db")
+	c.run(20 * time.Second)
+	if word, reason := Status(c.world(c.node(1)), &spec); word != Success || boots() != 2 {
+		t.Errorf("%s { %s } with room, and %d boots", word, reason, boots())
+	}
+	for _, n := range c.nodes {
+		said = strings.ReplaceAll(said, n.key.String(), c.name(n.key))
+	}
+	golden(t, "growth-without-room", c.log.String()+said)
 }

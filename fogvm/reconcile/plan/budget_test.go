@@ -13,13 +13,13 @@ import (
 // with packs of their own of so many bytes.
 func fleet(n, k int, bytes int64) *cluster {
 	c := newCluster(n)
-	c.tick, c.sizes = time.Second, map[string]int64{}
+	c.tick, c.bytes = time.Second, map[string]int64{}
 	for _, n := range c.nodes {
 		n.reg.Total = crdt.Resources{CPUs: 256, Memory: 256 << 30, Disk: 4 << 40}
 	}
 	for i := range n * k {
 		pack := fmt.Sprint("p", i)
-		c.sizes[pack] = bytes
+		c.bytes[pack] = bytes
 		c.ship(fmt.Sprint("app", i), 1, pack)
 	}
 	c.run(20 * time.Second)

@@ -2,6 +2,7 @@ package plan
 
 import (
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/formthefog/formation/crdt"
@@ -105,6 +106,8 @@ func (p *planner) explainHeld(e *SlotWhy, s *crdt.Spec, claims, holders []crdt.C
 	}
 	if over := p.over(s, e.Slot); over.why != "" {
 		e.say("%s", over.why)
+	} else if strings.HasPrefix(keeper.Reason, refusedChange) && keeper.SpecGeneration < s.Generation {
+		e.say("it stays as it is: %s", keeper.Reason)
 	}
 	to, from, ok := p.better(s, claims)
 	switch {

@@ -35,6 +35,9 @@ func active(s *crdt.Spec) *crdt.Spec {
 
 // ask has the lease asked for, or renewed.
 func (p *planner) ask(s *crdt.Spec, c crdt.Claim) {
+	if n := len(p.out.Leases); n > 0 && p.out.Leases[n-1].Instance == s.ID {
+		return
+	}
 	p.out.Leases = append(p.out.Leases, Lease{Instance: s.ID, Slot: c.Slot, Term: s.Term, Voters: s.Voters})
 }
 

@@ -129,6 +129,9 @@ type VMStatus struct {
 	SSHHostKey  string
 	MeshKey     string
 	Fenced      bool // it runs only while a lease lasts
+	// Size is the largest that it was defined with and may still have. Zero: not
+	// known, and taken to be what its spec says.
+	Size crdt.Resources
 }
 
 // VM is one wanted virtual machine.
@@ -207,6 +210,7 @@ func newPlanner(in Input) *planner {
 		wanted: map[string]bool{}, keep: map[string]bool{},
 	}
 	p.remeasure()
+	p.count()
 	p.handing = p.handovers()
 	for i := range in.World.Nodes {
 		if in.World.Nodes[i].Key == in.Self {
@@ -220,6 +224,8 @@ type planner struct {
 	Input
 	self    *crdt.Node // nil until this node has published a register
 	used    map[stmt.Key]crdt.Resources
+	parts   map[string]crdt.Resources // see count
+	sum     crdt.Resources            // of parts
 	out     Output
 	wanted  map[string]bool // packs to fetch, in p.out.Fetch
 	keep    map[string]bool

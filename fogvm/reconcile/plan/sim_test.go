@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/formthefog/formation/crdt"
+	"github.com/formthefog/formation/crdt/place"
 	"github.com/formthefog/formation/crdt/stmt"
 )
 
@@ -22,6 +23,7 @@ type cluster struct {
 	steps int
 	nodes []*simNode
 	specs map[string]crdt.Spec
+	sizes map[string]map[uint64]crdt.Resources // of instances, by generation
 	log   strings.Builder
 	bad   []string          // violated safety invariants
 	fails map[string]bool   // packs whose VMs fail
@@ -31,7 +33,7 @@ type cluster struct {
 	hysteresis time.Duration    // as Input has it
 	ranks      Ranks            // of all nodes
 	quota      *stmt.Quota      // of the owner of everything
-	sizes      map[string]int64 // of packs; others are not known
+	bytes      map[string]int64 // of packs; others are not known
 	jumps      time.Duration    // how far wall clocks are from the truth, either way
 	booths     map[int]*booth   // of nodes, by ID: leases
 }
@@ -70,11 +72,12 @@ type simVM struct {
 	pack        string
 	boots       int
 	fenced      bool
+	size        crdt.Resources
 	wall        time.Time // what the clock of its host showed then
 }
 
 func newCluster(n int) *cluster {
-	c := &cluster{tick: 250 * time.Millisecond, specs: map[string]crdt.Spec{}, fails: map[string]bool{}, hangs: map[int]bool{}, noted: map[string]string{}}
+	c := &cluster{tick: 250 * time.Millisecond, specs: map[string]crdt.Spec{}, sizes: map[string]map[uint64]crdt.Resources{}, fails: map[string]bool{}, hangs: map[int]bool{}, noted: map[string]string{}}
 	for i := range n {
 		c.add(i + 1)
 	}
@@ -113,8 +116,7 @@ func (c *cluster) ship(id string, replicas int, pack string) {
 	s := c.specs[id]
 	s.ID, s.Name, s.Replicas, s.Pack, s.Phase = id, id, replicas, pack, crdt.PhaseRunning
 	s.VCPU, s.MemoryBytes, s.DiskBytes, s.Owner = 1, 512<<20, 5<<30, stmt.Key{99}
-	s.Generation++
-	c.specs[id] = s
+	c.sign(s)
 	c.logf("owner ships %s: %d × %s", id, replicas, pack)
 }
 
@@ -124,9 +126,18 @@ func (c *cluster) change(id, what string, f func(*crdt.Spec)) {
 		return
 	}
 	f(&s)
-	s.Generation++
-	c.specs[id] = s
+	c.sign(s)
 	c.logf("owner: %s %s", id, what)
+}
+
+// sign has a spec known to everybody as the next generation.
+func (c *cluster) sign(s crdt.Spec) {
+	s.Generation++
+	c.specs[s.ID] = s
+	if c.sizes[s.ID] == nil {
+		c.sizes[s.ID] = map[uint64]crdt.Resources{}
+	}
+	c.sizes[s.ID][s.Generation] = place.Need(s)
 }
 
 func (c *cluster) remove(id string) {
@@ -268,7 +279,7 @@ func (c *cluster) status(n *simNode) map[string]VMStatus {
 		case vm.run:
 			s.Phase = VMLaunching
 		}
-		s.Fenced = vm.fenced
+		s.Fenced, s.Size = vm.fenced, vm.size
 		out[id] = s
 	}
 	return out
@@ -277,9 +288,9 @@ func (c *cluster) status(n *simNode) map[string]VMStatus {
 func (c *cluster) step(n *simNode) {
 	packs := map[string]PackStatus{}
 	for p, at := range n.packs {
-		packs[p] = PackStatus{State: Fetching, Bytes: c.sizes[p]}
+		packs[p] = PackStatus{State: Fetching, Bytes: c.bytes[p]}
 		if c.now >= at {
-			packs[p] = PackStatus{State: Complete, Bytes: c.sizes[p]}
+			packs[p] = PackStatus{State: Complete, Bytes: c.bytes[p]}
 		}
 	}
 	in := Input{
@@ -326,10 +337,16 @@ func (c *cluster) syncVMs(n *simNode, want []VM) {
 			if w.Keep {
 				c.violate("n%d: keeps %s, which is not there", n.id, w.ID)
 			}
-			n.vms[w.ID] = &simVM{incarnation: w.Incarnation, restart: w.Restart, run: w.Run, at: c.now, pack: w.Pack, boots: 1, wall: c.wall(n), fenced: w.Fenced}
+			n.vms[w.ID] = &simVM{
+				incarnation: w.Incarnation, restart: w.Restart, run: w.Run, at: c.now, pack: w.Pack, boots: 1, wall: c.wall(n), fenced: w.Fenced,
+				size: place.Need(c.specs[w.Instance]),
+			}
 		case vm.restart != w.Restart || vm.run != w.Run:
 			vm.restart, vm.run, vm.at, vm.wall = w.Restart, w.Run, c.now, c.wall(n)
 			vm.boots++
+			if !w.Keep {
+				vm.size = place.Need(c.specs[w.Instance])
+			}
 			vm.fenced = w.Fenced || w.Keep && vm.fenced
 		}
 	}

@@ -238,8 +238,9 @@ func (p *planner) take(s *crdt.Spec, claims []crdt.Claim, slot int) {
 			c.Generation = min(o.Generation+1, crdt.MaxGeneration)
 		}
 	}
-	u, n := p.used[p.Self], place.Need(*s)
-	p.used[p.Self] = crdt.Resources{CPUs: u.CPUs + n.CPUs, Memory: u.Memory + n.Memory, Disk: u.Disk + n.Disk}
+	need := place.Need(*s)
+	p.used[p.Self] = plus(p.used[p.Self], need)
+	p.promise(VMID(s.ID, slot), need)
 	delete(p.out.Timers.Empty, Slot{s.ID, slot})
 	delete(p.out.Timers.Failed, Slot{s.ID, slot})
 	p.run(s, claims, c)
@@ -265,10 +266,10 @@ func (p *planner) own(s *crdt.Spec, claims []crdt.Claim, c crdt.Claim, kept bool
 		return false
 	}
 	if why := place.OutOfBounds(*s); why != "" && s.Phase != crdt.PhaseStopped {
-		return p.refuseChange(c, why)
+		return p.refuseChange(s, c, why)
 	}
 	if over := p.over(s, c.Slot); over.change {
-		return p.refuseChange(c, over.why)
+		return p.refuseChange(s, c, over.why)
 	} else if over.why != "" {
 		p.drain(c, over.why)
 		return false
@@ -293,23 +294,12 @@ func (p *planner) own(s *crdt.Spec, claims []crdt.Claim, c crdt.Claim, kept bool
 	if p.onTrial(s, c, holders) {
 		return false
 	}
-	p.run(s, claims, c)
+	if !p.run(s, claims, c) {
+		return false
+	}
 	if o := &p.out.Claims[len(p.out.Claims)-1]; p.self != nil && p.self.Draining && o.Ready && o.Reason == "" {
 		o.Reason = "this node drains: waits for another node to take it"
 	}
-	return true
-}
-
-// refuseChange leaves a replica as it was before its owner asked for what no
-// machine gives, or a quota does not.
-func (p *planner) refuseChange(c crdt.Claim, why string) bool {
-	id := VMID(c.Instance, c.Slot)
-	vm, there := p.VMs[id]
-	if !there {
-		return false
-	}
-	p.keep[c.Pack] = true
-	p.retain(c, id, vm, "the change is refused: "+why)
 	return true
 }
 

@@ -112,6 +112,9 @@ func (w World) tally(s *crdt.Spec) tally {
 			t.ready++
 			if best.SpecGeneration >= s.Generation {
 				t.current++
+			} else if why, refused := strings.CutPrefix(best.Reason, refusedChange); refused {
+				first(&t.rolling, "replica %d stays as it is", slot)
+				first(&t.broken, "replica %d on %s: %s", slot, best.Node, why)
 			} else {
 				first(&t.rolling, "replica %d waits for its turn in the rollout", slot)
 			}

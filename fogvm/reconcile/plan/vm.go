@@ -38,14 +38,15 @@ func RestartToken(s *crdt.Spec) uint64 {
 	return binary.BigEndian.Uint64(h.Sum(nil))
 }
 
-// run wants the VM of a claim this node keeps, and says how it does.
-func (p *planner) run(s *crdt.Spec, claims []crdt.Claim, c crdt.Claim) {
+// run wants the VM of a claim this node keeps, and says how it does. It reports
+// false when there is no VM, nor room for one: the slot is given up.
+func (p *planner) run(s *crdt.Spec, claims []crdt.Claim, c crdt.Claim) bool {
 	id := VMID(c.Instance, c.Slot)
 	vm, there := p.VMs[id]
 	p.keep[c.Pack], p.keep[s.Pack] = true, true
 	if s.Phase == crdt.PhaseStopped {
 		p.stop(s, c, vm, there)
-		return
+		return true
 	}
 	incarnation, restart := Incarnation(s, s.Pack), RestartToken(s)
 	current := there && vm.Incarnation == incarnation && vm.Restart == restart
@@ -58,22 +59,25 @@ func (p *planner) run(s *crdt.Spec, claims []crdt.Claim, c crdt.Claim) {
 	if !current && there && vm.Ready && !p.turn(s, claims, c) {
 		p.fetch(s.Pack, true)
 		p.retain(c, id, vm, "waits for its turn in the rollout")
-		return
+		return true
+	}
+	if why := p.grow(s, c); why != "" {
+		return p.refuseChange(s, c, why)
 	}
 	if p.Packs[s.Pack].State != Complete && vm.Incarnation != incarnation {
 		p.awaitPack(s, c, id, vm, there)
-		return
+		return true
 	}
 	if p.Packs[s.Pack].State != Complete {
 		p.fetch(s.Pack, true)
 	}
 	if p.Secrets[s.ID] != "" && (!current || vm.Phase == VMStopped) {
 		p.awaitSecrets(s, c, id, vm, there)
-		return
+		return true
 	}
 	c.Pack, c.SpecGeneration = s.Pack, s.Generation
 	if s.Partition == crdt.PartitionFence && p.awaitLease(s, c, id, vm, there) {
-		return
+		return true
 	}
 	p.out.VMs = append(p.out.VMs, VM{
 		ID: id, Slot: Slot{c.Instance, c.Slot}, Pack: s.Pack, Run: true, Incarnation: incarnation, Restart: restart,
@@ -87,6 +91,7 @@ func (p *planner) run(s *crdt.Spec, claims []crdt.Claim, c crdt.Claim) {
 		c.SSHHostKey, c.MeshKey = "", ""
 	}
 	p.out.Claims = append(p.out.Claims, c)
+	return true
 }
 
 // turn says whether it is this replica's turn in the rollout of a change: all

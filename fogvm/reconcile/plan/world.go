@@ -122,9 +122,7 @@ func (w World) usage() map[stmt.Key]crdt.Resources {
 			if c.Phase == crdt.ClaimFailed {
 				continue
 			}
-			u, n := used[c.Node], place.Need(*s)
-			u.CPUs, u.Memory, u.Disk = u.CPUs+n.CPUs, u.Memory+n.Memory, u.Disk+n.Disk
-			used[c.Node] = u
+			used[c.Node] = plus(used[c.Node], place.Need(*s))
 		}
 	}
 	return used
