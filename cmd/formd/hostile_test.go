@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"bytes"
 	"context"
-	"crypto/ed25519"
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
@@ -18,8 +17,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/formthefog/formation/cmd/internal/api"
-	"github.com/formthefog/formation/crdt"
 	"github.com/formthefog/formation/crdt/stmt"
 )
 
@@ -155,11 +152,14 @@ func TestHostilePeers(t *testing.T) {
 	for i, p := range procs {
 		after := p.metrics()
 		grown := func(name string) float64 { return after[name] - before[i][name] }
-		t.Logf("%s: heap %+.1f MiB, resident %.0f MiB, %.0f statements held, %.0f wait, refused %.0f", p.key,
-			grown("go_memstats_heap_inuse_bytes")/(1<<20), after["process_resident_memory_bytes"]/(1<<20),
+		t.Logf("%s: heap %+.1f MiB, resident %.0f MiB, at most %d, %.0f statements held, %.0f wait, refused %.0f", p.key,
+			grown("go_memstats_heap_inuse_bytes")/(1<<20), after["process_resident_memory_bytes"]/(1<<20), p.peak()>>20,
 			after["formd_statements_held"], after["formd_statements_pending"], sum(after, "formd_statements_refused_total{"))
 		if g := grown("go_memstats_heap_inuse_bytes"); g > hostileHeap {
 			t.Errorf("%s: the heap grew by %.0f MiB", p.key, g/(1<<20))
+		}
+		if peak := p.peak(); peak > hostilePeak {
+			t.Errorf("%s: it had %d MiB", p.key, peak>>20)
 		}
 		if after["formd_statements_held"] > hostileHeld || after["formd_statements_pending"] > hostileHeld {
 			t.Errorf("%s: %v statements held, %v wait", p.key, after["formd_statements_held"], after["formd_statements_pending"])
@@ -240,102 +240,4 @@ func told(log, peer, reason string) error {
 		}
 	}
 	return fmt.Errorf("no line about %s with %s", peer, reason)
-}
-
-// honest is an owner whose instance changes all the time.
-type honest struct {
-	t     *testing.T
-	procs []*proc
-	key   ed25519.PrivateKey
-	net   stmt.NetworkID
-	id    string
-	turn  int
-}
-
-func newHonest(t *testing.T, procs []*proc, network stmt.NetworkID) *honest {
-	t.Helper()
-	h := &honest{t: t, procs: procs, key: newKey(t), net: network}
-	a, err := crdt.NewAuthor(h.key, h.net, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	id, raws, err := a.Create(crdt.Spec{Name: "honest", Replicas: 0})
-	if err != nil {
-		t.Fatal(err)
-	}
-	h.id = id
-	h.spread(raws, procs[0], func(c *api.Client) error {
-		_, err := c.Instance(context.Background(), id)
-		return err
-	})
-	return h
-}
-
-// change says something new at one node, the next in turn, and waits until every
-// node has it, before any of them held too many sessions.
-func (h *honest) change() {
-	h.t.Helper()
-	h.turn++
-	p := h.procs[h.turn%len(h.procs)]
-	h.spread(h.at(p, func(a *crdt.Author) ([][]byte, error) {
-		return a.Set(h.id, func(s *crdt.Spec) { s.Restart = uint64(h.turn) })
-	}), p, func(c *api.Client) error {
-		i, err := c.Instance(context.Background(), h.id)
-		if err == nil && i.Spec.Restart != uint64(h.turn) {
-			err = fmt.Errorf("it has turn %d, not %d", i.Spec.Restart, h.turn)
-		}
-		return err
-	})
-}
-
-// remove deletes the instance, everywhere.
-func (h *honest) remove() {
-	h.t.Helper()
-	p := h.procs[0]
-	h.spread(h.at(p, func(a *crdt.Author) ([][]byte, error) { return a.Delete(h.id) }), p, func(c *api.Client) error {
-		if _, err := c.Instance(context.Background(), h.id); api.ExitOf(err) != api.ExitNotFound {
-			return fmt.Errorf("it is still there: %v", err)
-		}
-		return nil
-	})
-}
-
-// at makes statements from what a node knows of the owner.
-func (h *honest) at(p *proc, work func(a *crdt.Author) ([][]byte, error)) [][]byte {
-	h.t.Helper()
-	known, err := p.local.OwnerStatements(context.Background(), stmt.KeyOf(h.key))
-	if err != nil {
-		h.t.Fatal(err)
-	}
-	a, err := crdt.NewAuthor(h.key, h.net, known)
-	if err != nil {
-		h.t.Fatal(err)
-	}
-	raws, err := work(a)
-	if err != nil {
-		h.t.Fatal(err)
-	}
-	return raws
-}
-
-func (h *honest) spread(raws [][]byte, at *proc, arrived func(*api.Client) error) {
-	h.t.Helper()
-	sessions := func(p *proc) float64 { return p.metrics()[`formd_sync_sessions_total{result="ok"}`] }
-	var began []float64
-	for _, p := range h.procs {
-		began = append(began, sessions(p))
-	}
-	if _, err := at.local.Submit(context.Background(), raws); err != nil {
-		h.t.Fatal(err)
-	}
-	for i, p := range h.procs {
-		// The bound is one of rounds; the time is for a loaded machine.
-		within(h.t, 2*time.Minute, "an honest change arrives", func() error {
-			err := arrived(p.local)
-			if n := sessions(p) - began[i]; err != nil && n > hostileRounds {
-				h.t.Fatalf("%s: after %.0f sessions: %v", p.key, n, err)
-			}
-			return err
-		})
-	}
 }
