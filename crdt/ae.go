@@ -269,6 +269,9 @@ func (s *aeSession) receiveRaws(limit int, want *[]shortID, apply func(raws [][]
 		if s.received > limit || (f.More && len(f.Raws)+len(f.Want) == 0) {
 			return fmt.Errorf("%w: too many frames", errAEProtocol)
 		}
+		if want == nil && len(f.Want) > 0 {
+			return fmt.Errorf("%w: it asks where it may not", errAEProtocol)
+		}
 		if len(f.Raws) > 0 {
 			if err := apply(f.Raws); err != nil {
 				return err

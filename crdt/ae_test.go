@@ -144,6 +144,9 @@ func TestProtocolBreakers(t *testing.T) {
 		{"endless entries", false, []aeFrame{{Count: 70, Digest: wrong}, {Differ: all(3)}, {Differ: all(5), Entries: entries, More: true}}, aeFrame{Entries: entries, More: true}},
 		{"statements that were not asked for", false, []aeFrame{{Count: 70, Digest: wrong}, {Differ: all(3)}, {Differ: all(5)}}, aeFrame{Raws: batch, More: true}},
 		{"a snapshot without end", false, []aeFrame{{Count: 1 << 40, Digest: wrong}}, aeFrame{Raws: batch, More: true}},
+		{"wants of who may not ask", false, []aeFrame{{Count: 70, Digest: wrong}, {Differ: all(3)}, {Differ: all(5)}}, aeFrame{Want: make([]shortID, 3000), More: true}},
+		{"a snapshot of wants", false, []aeFrame{{Count: 1 << 40, Digest: wrong}}, aeFrame{Want: make([]shortID, 3000), More: true}},
+		{"wants after a snapshot", true, []aeFrame{hello, {Snapshot: true}}, aeFrame{Want: make([]shortID, 3000), More: true}},
 		{"a snapshot of nothing", false, []aeFrame{{Count: 1 << 40, Digest: wrong}}, aeFrame{More: true}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

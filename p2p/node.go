@@ -135,6 +135,7 @@ func (n *Node) assemble(p parsed) (err error) {
 		n.blocks, err = exchange.New(exchange.Config{
 			Host: n.host, Router: n.dht, Network: n.cfg.Network,
 			Blocks: n.cfg.Blocks, Source: n.cfg.Source, Logger: n.log,
+			Broke: func(p peer.ID, err error) { n.Broke(p, Blocks, err) }, Full: n.streamRefused,
 		})
 		if err != nil {
 			return fmt.Errorf("p2p: %w", err)

@@ -127,6 +127,18 @@ func (n *Node) Offence(p peer.ID, what string) {
 	})
 }
 
+// Blocks names offences in the exchange of blocks: bytes that are not what was
+// asked for, or messages against its protocol.
+const Blocks = "blocks"
+
+// Broke is Offence, and tells of it in the log now and then.
+func (n *Node) Broke(p peer.ID, what string, err error) {
+	if n.tellAgain(p) {
+		n.log.Warn("a peer broke the rules", "peer", p, "reason", what, "err", err)
+	}
+	n.Offence(p, what)
+}
+
 // refusedFor is the error that a refused peer is told, nil for others.
 func (n *Node) refusedFor(p peer.ID) error {
 	left := n.penalties.left(p)

@@ -157,13 +157,17 @@ func cidOfDigest(codec uint64, d digest) cid.Cid {
 	return cid.NewCidV1(codec, must(multihash.Encode(d[:], multihash.SHA2_256)))
 }
 
+// errOther is ErrCorrupt of a peer: it gave other bytes than those it was asked for,
+// which nobody who has them does. That the right bytes are no pack is not its fault.
+var errOther = fmt.Errorf("%w: other bytes than asked for", ErrCorrupt)
+
 // verifyBlock checks that data is what c names.
 func verifyBlock(c cid.Cid, data []byte) error {
 	if err := CheckCID(c); err != nil {
 		return err
 	}
 	if sha256.Sum256(data) != digestOf(c) {
-		return fmt.Errorf("%w: block %s does not match its hash", ErrCorrupt, c)
+		return fmt.Errorf("%w: block %s does not match its hash", errOther, c)
 	}
 	return nil
 }

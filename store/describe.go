@@ -115,7 +115,7 @@ func (d *description) addRoot(data []byte) error {
 func (d *description) addSeal(data []byte) error {
 	r := &d.roots[len(d.roots)-1]
 	if err := checkSignature(data, r.cid, d.author); err != nil {
-		return err
+		return fmt.Errorf("%w: %w", errOther, err)
 	}
 	r.seal, r.sig = data, cidOf(cid.DagCBOR, data)
 	if d.stage == stageSeal && d.root.pack != nil {

@@ -22,6 +22,7 @@ import (
 type fakeNet struct {
 	mu      sync.Mutex
 	members map[peer.ID]*member
+	broke   map[peer.ID]int              // who gave other bytes than it was asked for
 	asked   map[cid.Cid]map[peer.ID]bool // who asked for an entry: peers told of each other
 }
 
@@ -36,7 +37,7 @@ type member struct {
 }
 
 func newFakeNet() *fakeNet {
-	return &fakeNet{members: map[peer.ID]*member{}, asked: map[cid.Cid]map[peer.ID]bool{}}
+	return &fakeNet{members: map[peer.ID]*member{}, broke: map[peer.ID]int{}, asked: map[cid.Cid]map[peer.ID]bool{}}
 }
 
 func (n *fakeNet) join(id peer.ID, s *Store) *member {
@@ -69,6 +70,12 @@ type fakeFetcher struct {
 func (f fakeFetcher) ID() peer.ID                                           { return f.id }
 func (f fakeFetcher) Providers(context.Context, cid.Cid) ([]peer.ID, error) { return nil, nil }
 func (f fakeFetcher) Provide(context.Context, cid.Cid) error                { return nil }
+func (f fakeFetcher) Broke(p peer.ID, err error) {
+	f.net.mu.Lock()
+	defer f.net.mu.Unlock()
+	f.net.broke[p]++
+}
+
 func (f fakeFetcher) Session(_ context.Context, from []peer.ID) (exchange.Fetcher, error) {
 	return fakeSession{f.net, from}, nil
 }

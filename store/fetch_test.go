@@ -316,6 +316,9 @@ func TestHostileDescriptionsAreRefused(t *testing.T) {
 		if n < 6 && net.leavesSent("liar") != 0 {
 			t.Errorf("block %d changed, and leaves were asked for", n)
 		}
+		if n < 6 && net.broke["liar"] != n+1 {
+			t.Errorf("block %d changed: told of the liar %d times", n, net.broke["liar"])
+		}
 		if infos, err := fresh.List(t.Context()); n < 6 && (err != nil || len(infos) != 0) {
 			t.Errorf("block %d changed: %v, %v", n, infos, err)
 		}
@@ -347,6 +350,9 @@ func TestWrongDeclaredHashLeavesNothing(t *testing.T) {
 	}
 	if err := node.Fetch(t.Context(), c, FetchOptions{From: []peer.ID{"origin"}}); !errors.Is(err, ErrCorrupt) {
 		t.Fatalf("fetch: %v", err)
+	}
+	if len(net.broke) != 0 {
+		t.Errorf("the bad pack is its author's fault, not that of %v", net.broke)
 	}
 	if _, err := os.Stat(node.partPath(e.Root)); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("a part is left: %v", err)

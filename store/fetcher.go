@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"errors"
 
 	"github.com/ipfs/boxo/exchange"
 	"github.com/ipfs/go-cid"
@@ -9,7 +10,8 @@ import (
 )
 
 // Fetcher is what the store needs of the network. p2p/exchange implements it.
-// Nothing it returns is trusted.
+// Nothing it returns is trusted. One that also has Broke(peer.ID, error) is told
+// of peers that gave other bytes than they were asked for.
 type Fetcher interface {
 	// Providers lists peers that may hold c, best first. It may take seconds;
 	// an empty list is no error.
@@ -48,4 +50,15 @@ type Bulk = interface {
 	Have(ctx context.Context, entries []cid.Cid) (bitmaps [][]byte, others []peer.ID, err error)
 	Read(ctx context.Context, next func(ctx context.Context) (entry cid.Cid, first, count int, ok bool), room func() []byte, recv func(data []byte) error) error
 	Close() error
+}
+
+// blame tells the network of a peer that gave what no honest one does.
+func (j *job) blame(p peer.ID, err error) {
+	if !errors.Is(err, errOther) {
+		return
+	}
+	j.s.log.Warn("a peer gave other bytes than it was asked for", "peer", p, "pack", j.root, "err", err)
+	if f, ok := j.fetcher.(interface{ Broke(p peer.ID, err error) }); ok {
+		f.Broke(p, err)
+	}
 }

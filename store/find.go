@@ -160,6 +160,7 @@ func (j *job) describeFrom(ctx context.Context, p peer.ID) (a answer) {
 		err = fmt.Errorf("%w: it does not have all of the pack's nodes", ErrIncomplete)
 	}
 	if err != nil {
+		j.blame(p, err)
 		a.err = errors.Join(err, b.Close())
 		return a
 	}

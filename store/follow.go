@@ -27,6 +27,7 @@ func (w *swarm) follow(ctx context.Context, p *source) {
 		}
 		w.j.s.log.Debug("peer failed", "peer", p.id, "pack", w.j.root, "attempt", n+1, "err", err)
 		if errors.Is(err, ErrCorrupt) {
+			w.j.blame(p.id, err)
 			return
 		}
 		pause := time.Second << n
@@ -171,7 +172,7 @@ func (w *swarm) take(p *source, raw [][]byte, others []peer.ID) error {
 			continue
 		}
 		if len(b) != len(newBits(w.parts[i].tree.leaves())) {
-			return fmt.Errorf("%w: bitmap of %d bytes", ErrCorrupt, len(b))
+			return fmt.Errorf("%w: bitmap of %d bytes", errOther, len(b))
 		}
 		have[i] = b
 	}

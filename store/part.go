@@ -225,7 +225,7 @@ func (p *part) mark(i int, fresh bool) bool {
 // added is false for one that was there.
 func (p *part) put(i int, data []byte) (added bool, err error) {
 	if sha256.Sum256(data) != p.tree.digest(i) {
-		return false, fmt.Errorf("%w: leaf %d of %s", ErrCorrupt, i, p.entry.Root)
+		return false, fmt.Errorf("%w: leaf %d of %s", errOther, i, p.entry.Root)
 	}
 	return p.putVerified(i, data)
 }

@@ -185,7 +185,6 @@ func (w *swarm) store(a arrival) error {
 	p := w.parts[w.work.segments[a.seg].part]
 	added, err := p.put(a.leaf, a.data)
 	if errors.Is(err, ErrCorrupt) {
-		w.j.s.log.Warn("peer sent a wrong block; leaving it aside", "peer", a.from.id, "pack", w.j.root, "err", err)
 		a.fail(err)
 		w.give(a.data)
 		w.settled(a.from, a.asked, 1)

@@ -61,3 +61,6 @@ func (f fetcher) Session(ctx context.Context, from []peer.ID) (exchange.Fetcher,
 func (f fetcher) Bulk(ctx context.Context, from peer.ID) (store.Bulk, error) {
 	return f.node.Bulk(ctx, from)
 }
+
+// Broke tells of a peer that gave other blocks than it was asked for.
+func (f fetcher) Broke(p peer.ID, err error) { f.node.Broke(p, p2p.Blocks, err) }

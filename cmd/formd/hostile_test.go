@@ -136,17 +136,33 @@ func TestHostilePeers(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = cmd.Process.Kill() }) // it has ended, unless the test failed
-	for sc := bufio.NewScanner(out); sc.Scan(); {
-		var r attackReport
-		if err := json.Unmarshal(sc.Bytes(), &r); err != nil {
-			t.Fatalf("%q: %v", sc.Text(), err)
+	reports := make(chan string)
+	go func() {
+		defer close(reports)
+		for sc := bufio.NewScanner(out); sc.Scan(); {
+			reports <- sc.Text()
 		}
-		checkAttack(t, procs, r)
-		honest.change() // attacked or not, every node hears it
+	}()
+	for more := true; more; {
+		select {
+		case line, ok := <-reports:
+			if more = ok; !ok {
+				break
+			}
+			var r attackReport
+			if err := json.Unmarshal([]byte(line), &r); err != nil {
+				t.Fatalf("%q: %v", line, err)
+			}
+			checkAttack(t, procs, r)
+		default: // attacked or not, every node hears it, and acts on it
+			honest.change()
+		}
 	}
 	if err := cmd.Wait(); err != nil {
 		t.Fatalf("%v\n%s", err, &stderr)
 	}
+	t.Logf("the honest instance went through %d changes meanwhile", honest.turn)
+	honest.change()
 	honest.remove()
 
 	for i, p := range procs {
@@ -164,7 +180,7 @@ func TestHostilePeers(t *testing.T) {
 		if after["formd_statements_held"] > hostileHeld || after["formd_statements_pending"] > hostileHeld {
 			t.Errorf("%s: %v statements held, %v wait", p.key, after["formd_statements_held"], after["formd_statements_pending"])
 		}
-		for _, reason := range []string{"signature", "shape", "size", "network", "protocol"} {
+		for _, reason := range []string{"signature", "shape", "size", "network", "protocol", "blocks"} {
 			if name := fmt.Sprintf("formd_peer_offences_total{reason=%q}", reason); grown(name) == 0 {
 				t.Errorf("%s: no offence is counted as %s", p.key, reason)
 			}

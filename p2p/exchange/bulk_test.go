@@ -10,10 +10,14 @@ import (
 	"testing"
 	"time"
 
+	"github.com/ipfs/boxo/bitswap/message"
+	pb "github.com/ipfs/boxo/bitswap/message/pb"
 	"github.com/ipfs/go-cid"
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/libp2p/go-libp2p/core/protocol"
 	ma "github.com/multiformats/go-multiaddr"
+	"github.com/multiformats/go-multihash"
 	"pgregory.net/rapid"
 )
 
@@ -238,25 +242,129 @@ func TestHostileRequests(t *testing.T) {
 
 func TestStreamsOfOnePeerAreLimited(t *testing.T) {
 	var l limiter
+	dropped := make(chan peer.ID, maxStreams)
+	enter := func(p peer.ID) *place { return l.enter(p, func() { dropped <- p }) }
+	var places []*place
 	for i := range maxPeerStreams {
-		if !l.enter("a") {
+		if places = append(places, enter("a")); places[i] == nil {
 			t.Fatalf("stream %d refused", i)
 		}
 	}
-	if l.enter("a") {
+	if enter("a") != nil {
 		t.Error("one stream too many for a")
 	}
 	for i := range maxStreams - maxPeerStreams {
-		if !l.enter(peer.ID([]byte{byte(i)})) {
+		if enter(peer.ID([]byte{byte(i)})) == nil {
 			t.Fatalf("stream %d refused", i)
 		}
 	}
-	if l.enter("b") {
-		t.Error("one stream too many")
+	// All are taken: who has the most gives way, until nobody has more.
+	for i := range maxPeerStreams - 1 {
+		if enter(peer.ID([]byte{'b', byte(i)})) == nil {
+			t.Fatal("a peer that holds many keeps another out")
+		}
+		if p := <-dropped; p != "a" {
+			t.Errorf("%q gave way", p)
+		}
 	}
-	l.leave("a")
-	if !l.enter("b") {
+	if enter("c") != nil || len(l.peers["a"]) != 1 || l.taken != maxStreams {
+		t.Errorf("one stream too many: %d of a, %d in all", len(l.peers["a"]), l.taken)
+	}
+	l.leave(places[0]) // which has lost its place
+	if l.taken != maxStreams || enter("c") != nil {
+		t.Error("a place is given back twice")
+	}
+	l.leave(places[maxPeerStreams-1])
+	if enter("c") == nil {
 		t.Error("a free place is refused")
+	}
+}
+
+// A peer that breaks the protocol, as server or client, over the bulk stream or
+// bitswap, is named; one that is merely absent or slow is not.
+func TestWhoBreaksTheProtocolIsNamed(t *testing.T) {
+	broke := make(chan peer.ID, 16)
+	server, evil := newPeer(t, func(p peer.ID, err error) {
+		if !errors.Is(err, ErrProtocol) {
+			t.Errorf("%s is named for %v", p, err)
+		}
+		broke <- p
+	}), newHost(t)
+	if err := evil.Connect(t.Context(), peer.AddrInfo{ID: server.host.ID(), Addrs: server.host.Addrs()}); err != nil {
+		t.Fatal(err)
+	}
+	send := func(pid protocol.ID, b []byte) {
+		t.Helper()
+		s, err := evil.NewStream(t.Context(), server.host.ID(), pid)
+		if err == nil {
+			_, err = s.Write(b)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if p := <-broke; p != evil.ID() {
+			t.Errorf("%s is named", p)
+		}
+		_ = s.Reset()
+	}
+	send(BulkProtocol(testNetwork), appendRequest(nil, 99, nil))
+
+	evil.SetStreamHandler(BulkProtocol(testNetwork), func(s network.Stream) {
+		_, _ = s.Write(frame(maxFrame+1, nil))
+	})
+	st, err := server.Bulk(t.Context(), evil.ID())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer st.Close()
+	if _, _, err := st.Describe(t.Context(), testCID(nil), nil); !errors.Is(err, ErrProtocol) {
+		t.Error(err)
+	}
+	if p := <-broke; p != evil.ID() {
+		t.Errorf("%s is named", p)
+	}
+	if len(broke) != 0 {
+		t.Errorf("%d more are named", len(broke))
+	}
+}
+
+// Wants that no honest peer has are told of; others are not.
+func TestHostileWants(t *testing.T) {
+	named := 0
+	w := watcher{func(p peer.ID, err error) {
+		if p != "evil" || !errors.Is(err, ErrProtocol) {
+			t.Errorf("%s is named for %v", p, err)
+		}
+		named++
+	}}
+	want := func(cids ...cid.Cid) message.BitSwapMessage {
+		m := message.New(true)
+		for _, c := range cids {
+			m.AddEntry(c, 1, pb.Message_Wantlist_Block, false)
+		}
+		return m
+	}
+	many := func(n int) (out []cid.Cid) {
+		for i := range n {
+			out = append(out, testCID(binary.BigEndian.AppendUint32(nil, uint32(i))))
+		}
+		return out
+	}
+	identity, err := multihash.Sum([]byte("its own block"), multihash.IDENTITY, -1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		m    message.BitSwapMessage
+		want int
+	}{
+		{want(), 0}, {want(many(maxQueuedWants)...), 0}, {want(many(maxQueuedWants + 1)...), 1},
+		{want(testCID(nil), cid.NewCidV1(cid.Raw, identity)), 1},
+	} {
+		named = 0
+		if w.MessageReceived("evil", tt.m); named != tt.want {
+			t.Errorf("%d wants: named %d times", len(tt.m.Wantlist()), named)
+		}
 	}
 }
 

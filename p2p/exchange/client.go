@@ -2,6 +2,7 @@ package exchange
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/ipfs/go-cid"
@@ -52,6 +53,14 @@ type stream struct {
 
 func (st *stream) Close() error { return st.s.Reset() }
 
+// judge tells of the peer when err is that it broke the protocol.
+func (st *stream) judge(err error) error {
+	if errors.Is(err, ErrProtocol) {
+		st.e.cfg.Broke(st.s.Conn().RemotePeer(), err)
+	}
+	return err
+}
+
 // watch resets the stream when ctx ends, so that no read or write outlives it.
 func (st *stream) watch(ctx context.Context) (stop func() bool) {
 	return context.AfterFunc(ctx, func() { _ = st.s.Reset() }) // a reset stream has nothing left to fail
@@ -63,8 +72,9 @@ func (st *stream) ask(op byte, payload []byte) error {
 }
 
 // Describe implements Stream.
-func (st *stream) Describe(ctx context.Context, root cid.Cid, recv func([]byte) (bool, error)) ([][]byte, []peer.ID, error) {
+func (st *stream) Describe(ctx context.Context, root cid.Cid, recv func([]byte) (bool, error)) (bitmaps [][]byte, others []peer.ID, err error) {
 	defer st.watch(ctx)()
+	defer func() { err = st.judge(err) }()
 	if err := st.ask(opDescribe, appendCID(nil, root)); err != nil {
 		return nil, nil, fmt.Errorf("describe: %w", err)
 	}
@@ -111,7 +121,7 @@ func (st *stream) end() ([][]byte, []peer.ID, error) {
 }
 
 // Have implements Stream.
-func (st *stream) Have(ctx context.Context, entries []cid.Cid) ([][]byte, []peer.ID, error) {
+func (st *stream) Have(ctx context.Context, entries []cid.Cid) (bitmaps [][]byte, others []peer.ID, err error) {
 	if len(entries) == 0 || len(entries) > maxEntries {
 		return nil, nil, fmt.Errorf("have: %d entries, at most %d", len(entries), maxEntries)
 	}
@@ -119,7 +129,8 @@ func (st *stream) Have(ctx context.Context, entries []cid.Cid) ([][]byte, []peer
 	if err := st.ask(opHave, encodeEntries(entries)); err != nil {
 		return nil, nil, fmt.Errorf("have: %w", err)
 	}
-	return st.haveAnswer(len(entries))
+	bitmaps, others, err = st.haveAnswer(len(entries))
+	return bitmaps, others, st.judge(err)
 }
 
 func (st *stream) haveAnswer(entries int) ([][]byte, []peer.ID, error) {
@@ -186,10 +197,7 @@ func (st *stream) Read(ctx context.Context, next func(context.Context) (cid.Cid,
 		}
 		return nil
 	})
-	if err := group.Wait(); err != nil {
-		return err
-	}
-	return nil
+	return st.judge(group.Wait())
 }
 
 func (st *stream) leaf(room func() []byte, recv func([]byte) error) error {

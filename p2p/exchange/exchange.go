@@ -50,7 +50,10 @@ type Config struct {
 	Blocks  blockstore.Blockstore // served over bitswap; required, may be empty
 	Source  Source                // served over bulk streams; nil: none
 	Stall   time.Duration         // default 10 s
-	Logger  *slog.Logger          // nil: discard
+	// Broke is told of a peer that broke the protocol, Full of one that wanted
+	// more streams than there are. nil: nobody is told.
+	Broke, Full func(p peer.ID, err error)
+	Logger      *slog.Logger // nil: discard
 }
 
 // Stats counts what this node sent and received since it started.
@@ -82,6 +85,11 @@ func New(cfg Config) (*Exchange, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
+	for _, f := range []*func(peer.ID, error){&cfg.Broke, &cfg.Full} {
+		if *f == nil {
+			*f = func(peer.ID, error) {}
+		}
+	}
 	return &Exchange{cfg: cfg, log: cfg.Logger}, nil
 }
 
@@ -92,7 +100,7 @@ func (e *Exchange) Run(ctx context.Context) error {
 	if e.cfg.Router != nil {
 		find = e.cfg.Router
 	}
-	bs := bitswap.New(ctx, bsn, find, e.cfg.Blocks, bitswapOptions()...)
+	bs := bitswap.New(ctx, bsn, find, e.cfg.Blocks, append(bitswapOptions(), bitswap.WithTracer(watcher{e.cfg.Broke}))...)
 	defer bsn.Stop()
 	defer func() {
 		for _, p := range bitswapProtocols(e.cfg.Network) {

@@ -53,14 +53,19 @@ type testPeer struct {
 	source *memSource
 }
 
-func newPeer(t testing.TB) *testPeer {
+// newPeer serves. Peers that break the protocol are told to broke, if there is one.
+func newPeer(t testing.TB, broke ...func(peer.ID, error)) *testPeer {
 	t.Helper()
 	p := &testPeer{
 		host: newHost(t), source: &memSource{entries: map[cid.Cid][][]byte{}},
 		blocks: blockstore.NewBlockstore(dssync.MutexWrap(datastore.NewMapDatastore())),
 	}
+	cfg := Config{Host: p.host, Network: testNetwork, Blocks: p.blocks, Source: p.source, Stall: 2 * time.Second}
+	if len(broke) > 0 {
+		cfg.Broke = broke[0]
+	}
 	var err error
-	p.Exchange, err = New(Config{Host: p.host, Network: testNetwork, Blocks: p.blocks, Source: p.source, Stall: 2 * time.Second})
+	p.Exchange, err = New(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"sync"
 	"time"
 
 	"github.com/ipfs/go-cid"
@@ -28,20 +27,16 @@ type Source interface {
 	Leaves(ctx context.Context, entry cid.Cid, first, count int, send func(data []byte) error) error
 }
 
-// Streams at once, each with its goroutine and about 1 MiB of buffers.
-const (
-	maxStreams     = 64
-	maxPeerStreams = 8
-)
-
 // serve answers the requests of one stream until the peer closes it.
 func (e *Exchange) serve(ctx context.Context, s network.Stream) {
 	from := s.Conn().RemotePeer()
-	if !e.streams.enter(from) {
+	place := e.streams.enter(from, func() { _ = s.Reset() })
+	if place == nil {
+		e.cfg.Full(from, errFull)
 		_ = s.ResetWithError(network.StreamResourceLimitExceeded) // nobody is left to tell
 		return
 	}
-	defer e.streams.leave(from)
+	defer e.streams.leave(place)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(ctx, func() { _ = s.Reset() })()
@@ -52,6 +47,9 @@ func (e *Exchange) serve(ctx context.Context, s network.Stream) {
 		err = s.Close()
 	default:
 		_ = s.Reset() // after an error the stream has no more use
+	}
+	if errors.Is(err, ErrProtocol) {
+		e.cfg.Broke(from, err)
 	}
 	if err != nil && ctx.Err() == nil {
 		e.log.Debug("bulk stream ended", "peer", from, "err", err)
@@ -203,51 +201,4 @@ func (f *frames) flush() error {
 		return err
 	}
 	return f.w.Flush()
-}
-
-// limiter counts streams.
-type limiter struct {
-	mu     sync.Mutex
-	total  int
-	peers  map[peer.ID]int
-	closed bool
-	idle   chan struct{} // closed when the last one left after close
-}
-
-func (l *limiter) enter(p peer.ID) bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.closed || l.total >= maxStreams || l.peers[p] >= maxPeerStreams {
-		return false
-	}
-	if l.peers == nil {
-		l.peers = map[peer.ID]int{}
-	}
-	l.total++
-	l.peers[p]++
-	return true
-}
-
-func (l *limiter) leave(p peer.ID) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.total--
-	if l.peers[p]--; l.peers[p] == 0 {
-		delete(l.peers, p)
-	}
-	if l.closed && l.total == 0 {
-		close(l.idle)
-	}
-}
-
-// close refuses further streams and waits for the ones there are.
-func (l *limiter) close() {
-	l.mu.Lock()
-	l.closed = true
-	l.idle = make(chan struct{})
-	if l.total == 0 {
-		close(l.idle)
-	}
-	l.mu.Unlock()
-	<-l.idle
 }

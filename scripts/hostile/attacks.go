@@ -30,7 +30,7 @@ type attack struct {
 	strike func(ctx context.Context, l *liar, n int, to peer.ID) (sent int)
 }
 
-var attacks = []attack{
+var stateAttacks = []attack{
 	{name: "stranger", role: asStranger, reason: "stranger"},
 	{name: "forged-admission", role: asForger, reason: "signature"},
 	{name: "anothers-admission", role: asImpostor, reason: "stranger"},
@@ -49,8 +49,8 @@ var attacks = []attack{
 	{name: "not-canonical", reason: "shape", offence: true, strike: messages(notCanonical)},
 	{name: "no-message", reason: "shape", offence: true, strike: messages(func(_ *liar, i int) []byte { return []byte{0x80, byte(i)} })},
 	{name: "self-made-root", reason: "authority", strike: each(selfMadeRoot)},
-	{name: "ae-length", reason: "protocol", offence: true, strike: sessions(binary.BigEndian.AppendUint32(nil, math.MaxUint32))},
-	{name: "ae-garbage", reason: "protocol", offence: true, strike: sessions(append(binary.BigEndian.AppendUint32(nil, 4), "\xff\xff\xff\xff"...))},
+	{name: "ae-length", reason: "protocol", offence: true, strike: opening("ae/1", binary.BigEndian.AppendUint32(nil, math.MaxUint32))},
+	{name: "ae-garbage", reason: "protocol", offence: true, strike: opening("ae/1", append(binary.BigEndian.AppendUint32(nil, 4), "\xff\xff\xff\xff"...))},
 
 	{name: "future", strike: future},
 	{name: "equivocation", strike: equivocation},
@@ -166,27 +166,6 @@ func selfMadeRoot(l *liar, i int) []byte {
 		panic(err)
 	}
 	return raw
-}
-
-// sessions opens sessions of anti-entropy with these bytes.
-func sessions(first []byte) func(context.Context, *liar, int, peer.ID) int {
-	return func(ctx context.Context, l *liar, _ int, to peer.ID) (sent int) {
-		for range enough {
-			s, err := l.stream(ctx, to, "ae/1")
-			if err == nil {
-				_, err = s.Write(first)
-			}
-			if err != nil {
-				return sent
-			}
-			sent++
-			// A node holds one session with a peer at a time.
-			for b := make([]byte, 4096); err == nil; {
-				_, err = s.Read(b)
-			}
-		}
-		return sent
-	}
 }
 
 // future writes the highest numbers there are, all of its own.

@@ -115,11 +115,16 @@ func slowSessions(ctx context.Context, l *liar, _ int, to peer.ID) (sent int) {
 			sent++
 		}
 	}
-	select { // meanwhile others want sessions
-	case <-ctx.Done():
-	case <-time.After(3 * time.Second):
-	}
+	wait(ctx, 3*time.Second) // meanwhile others want sessions
 	return sent
+}
+
+// wait lets time go by.
+func wait(ctx context.Context, d time.Duration) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(d):
+	}
 }
 
 // floodStreams opens streams of every protocol, and says nothing on them.

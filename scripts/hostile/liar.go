@@ -162,7 +162,11 @@ func (l *liar) wentAway(ctx context.Context, p peer.ID) bool {
 
 // stream opens a protocol of the network.
 func (l *liar) stream(ctx context.Context, p peer.ID, name string) (network.Stream, error) {
-	s, err := l.host.NewStream(network.WithNoDial(ctx, "who is cut off stays so"), p, l.proto(name))
+	return l.open(ctx, p, l.proto(name))
+}
+
+func (l *liar) open(ctx context.Context, p peer.ID, pid protocol.ID) (network.Stream, error) {
+	s, err := l.host.NewStream(network.WithNoDial(ctx, "who is cut off stays so"), p, pid)
 	if err == nil {
 		context.AfterFunc(ctx, func() { _ = s.Reset() })
 	}

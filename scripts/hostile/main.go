@@ -19,6 +19,7 @@ import (
 	"os"
 	"os/signal"
 	"regexp"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -53,6 +54,9 @@ type target struct {
 	Cut      bool    `json:"cut,omitempty"`     // the node closed the connection
 	Again    string  `json:"again,omitempty"`   // what it said to the peer that came back; "" when it let it in
 }
+
+// attacks are all there are, in the order in which they are made.
+var attacks = slices.Concat(stateAttacks, blockAttacks)
 
 func main() {
 	ticket := flag.String("ticket", "", "ticket of the network")
@@ -155,8 +159,16 @@ func (a attack) on(ctx context.Context, l *liar, n int, to peer.AddrInfo) target
 	}
 	actx, cancel := context.WithTimeout(context.WithoutCancel(ctx), perAttack)
 	defer cancel()
-	if out.Again, err = l.join(actx, to); err != nil {
+	for {
+		if out.Again, err = l.join(actx, to); err == nil {
+			return out
+		}
+		// The node may be closing what it found of us still: it is to tell.
 		out.Again = err.Error()
+		select {
+		case <-actx.Done():
+			return out
+		case <-time.After(100 * time.Millisecond):
+		}
 	}
-	return out
 }
