@@ -2,6 +2,7 @@ package crdt
 
 import (
 	"fmt"
+	"math"
 
 	"github.com/formthefog/formation/crdt/stmt"
 )
@@ -43,16 +44,36 @@ func goodVoters(v []stmt.Key) bool {
 }
 func anyPair(_, _ string) bool { return true }
 
-// into reads values into p when they decode and are good.
-func into[T any](p *T, good func(T) bool) func(raw []byte) bool {
-	return func(raw []byte) bool {
-		var v T
-		if stmt.Unmarshal(raw, &v) != nil || !good(v) {
-			return false
-		}
-		*p = v
-		return true
+// into reads a canonical value into p when it is of p's type and good.
+func into[T any](p *T, raw []byte, read func([]byte) (T, error), good func(T) bool) bool {
+	v, err := read(raw)
+	if err != nil || !good(v) {
+		return false
 	}
+	*p = v
+	return true
+}
+
+func readInt(raw []byte) (int, error) {
+	n, err := stmt.Uint(raw)
+	return int(min(n, math.MaxInt)), err
+}
+
+func readTexts(raw []byte) (list []string, err error) {
+	err = stmt.Elements(raw, func(v []byte) error {
+		s, err := stmt.Text(v)
+		list = append(list, s)
+		return err
+	})
+	return list, err
+}
+
+func readKeys(raw []byte) (list []stmt.Key, err error) {
+	err = stmt.Elements(raw, func(v []byte) error {
+		list = append(list, stmt.Key{})
+		return list[len(list)-1].UnmarshalCBOR(v)
+	})
+	return list, err
 }
 
 // validate refuses what no Author should sign.

@@ -98,11 +98,19 @@ func (iv *instView) sharing(c Claim) Claim {
 // buildSpec returns nil when the engine cannot read the document, which is a
 // fault of this machine and must not stop the others' instances.
 func (s *State) buildSpec(d *document) *Spec {
+	spec := &Spec{ID: d.id.String(), Owner: d.owner, Frozen: d.proof != nil, Epoch: d.epoch, Delegates: d.delegates}
+	if len(d.order) == 1 { // as most are
+		c, err := s.decode(d.root)
+		if err != nil {
+			return nil
+		}
+		spec.setRoot(c.Ops)
+		return spec
+	}
 	vals, err := s.values(d)
 	if err != nil {
 		return nil
 	}
-	spec := &Spec{ID: d.id.String(), Owner: d.owner, Frozen: d.proof != nil, Epoch: d.epoch, Delegates: d.delegates}
 	spec.setValues(vals)
 	spec.Generation += uint64(len(d.order) - 1)
 	return spec

@@ -89,11 +89,14 @@ func (s *State) outlived(r rec) error {
 	return nil
 }
 
-// dropHusks forgets the husks of claims on a deleted instance.
-func (s *State) dropHusks(owner stmt.Key, dead map[DocID]bool) {
+// dropHusks forgets the husks of claims on deleted instances.
+func (s *State) dropHusks(owner stmt.Key, dead []DocID) {
+	if len(dead) == 0 {
+		return
+	}
 	for _, h := range s.husks { // any order: each by itself
 		for k, c := range h.claims { // any order: each by itself
-			if k.owner == owner && dead[k.doc] {
+			if k.owner == owner && slices.Contains(dead, k.doc) {
 				delete(s.ids, c.id)
 				delete(h.claims, k)
 			}

@@ -24,6 +24,7 @@ type ownerState struct {
 	stmts map[stmt.ID]*ownerStmt
 	live  map[DocID]bool // listed live, none dead, the first MaxInstances
 	dead  map[DocID]bool
+	over  bool // more than MaxInstances are listed live
 }
 
 type ownerStmt struct {
@@ -46,6 +47,7 @@ func (s *State) applyOwner(st *stmt.Statement) (bool, error) {
 	}
 	add := &ownerStmt{rec: recOf(st), body: body, opaque: opaque}
 	var drop []stmt.ID
+	less := false                   // something is dropped that add does not cover
 	for id, have := range o.stmts { // any order: any that covers refuses, all that are covered go
 		if have.covers(add) {
 			return false, fmt.Errorf("%w: owner statement of %s", ErrStale, st.Author)
@@ -59,7 +61,7 @@ func (s *State) applyOwner(st *stmt.Statement) (bool, error) {
 		if compareOwnerStmts(add, last) > 0 {
 			return false, fmt.Errorf("%w: %d owner statements of %s", ErrQuota, maxOwnerStatements, st.Author)
 		}
-		drop = append(drop, last.id)
+		drop, less = append(drop, last.id), true
 	}
 	for _, id := range drop {
 		delete(o.stmts, id)
@@ -67,8 +69,53 @@ func (s *State) applyOwner(st *stmt.Statement) (bool, error) {
 	}
 	o.stmts[st.ID] = add
 	s.owners[st.Author] = o
-	s.refreshOwner(st.Author, o)
+	if less || o.over {
+		s.refreshOwner(st.Author, o)
+	} else {
+		s.extendOwner(st.Author, o, body)
+	}
 	return true, nil
+}
+
+// extendOwner is refreshOwner after b came, and with nothing gone that b does not
+// say: that costs what b says, not what the owner has said.
+func (s *State) extendOwner(owner stmt.Key, o *ownerState, b ownerBody) {
+	if o.live == nil {
+		o.live, o.dead = map[DocID]bool{}, map[DocID]bool{}
+	}
+	var died []DocID
+	for _, d := range b.Dead {
+		if !o.dead[d] {
+			o.dead[d] = true
+			died = append(died, d)
+		}
+	}
+	var born []DocID
+	for _, d := range b.Live {
+		if !o.dead[d] && !o.live[d] {
+			o.live[d] = true
+			born = append(born, d)
+		}
+	}
+	for _, d := range died {
+		if o.live[d] {
+			delete(o.live, d)
+			s.dirtyInst[d] = struct{}{}
+		}
+	}
+	if len(o.live) > MaxInstances {
+		for _, d := range born { // as refreshOwner finds them
+			delete(o.live, d)
+		}
+		s.refreshOwner(owner, o)
+		return
+	}
+	for _, d := range born {
+		s.dirtyInst[d] = struct{}{}
+		s.pending.wake(waitDoc(d))
+	}
+	s.refreshDevices(owner)
+	s.bury(owner, died)
 }
 
 // covers says whether o need not be held beside s.
@@ -118,7 +165,7 @@ func (s *State) refreshOwner(owner stmt.Key, o *ownerState) {
 			}
 		}
 	}
-	if len(o.live) > MaxInstances {
+	if o.over = len(o.live) > MaxInstances; o.over {
 		for _, d := range slices.SortedFunc(maps.Keys(o.live), compareDocs)[MaxInstances:] {
 			delete(o.live, d)
 		}
@@ -135,8 +182,14 @@ func (s *State) refreshOwner(owner stmt.Key, o *ownerState) {
 		}
 	}
 	s.refreshDevices(owner)
-	s.dropHusks(owner, o.dead)
-	for d := range o.dead { // any order: each is dropped by itself
+	s.bury(owner, slices.Collect(maps.Keys(o.dead)))
+}
+
+// bury forgets what is held of dead instances of owner, given in any order: each is
+// dropped by itself.
+func (s *State) bury(owner stmt.Key, dead []DocID) {
+	s.dropHusks(owner, dead)
+	for _, d := range dead {
 		if doc := s.docs[d]; doc != nil && doc.owner == owner {
 			s.dropDoc(doc)
 		}

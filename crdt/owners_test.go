@@ -2,8 +2,10 @@ package crdt
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"testing"
+	"time"
 
 	"pgregory.net/rapid"
 
@@ -88,4 +90,42 @@ func TestOwnerQuotaConverges(t *testing.T) {
 	if digest(one.index().items) != digest(two.index().items) || render(one.View()) != render(two.View()) {
 		t.Fatalf("the order of arrival matters: %s", diffIndex(one, two))
 	}
+}
+
+// What an owner's statements add up to one by one is what they say all together.
+func TestOwnerAddsUp(t *testing.T) {
+	var many []DocID
+	for i := range MaxInstances - 2 {
+		many = append(many, DocID{9, byte(i)})
+	}
+	rapid.Check(t, func(rt *rapid.T) {
+		w := newWorld(t)
+		w.admit("olga", stmt.RoleOwner)
+		s := w.state()
+		applyAll(s, w.raws)
+		for range rapid.IntRange(1, 30).Draw(rt, "statements") {
+			var b ownerBody
+			if rapid.IntRange(0, 9).Draw(rt, "kind") == 0 {
+				b.Live = many
+			}
+			for i := range byte(6) {
+				switch d := (DocID{10 + i}); rapid.IntRange(0, 3).Draw(rt, "fact") {
+				case 0:
+					b.Live = append(slices.Clone(b.Live), d)
+				case 1:
+					b.Dead = append(b.Dead, d)
+				}
+			}
+			body, err := stmt.Marshal(b)
+			if _, err := s.Apply(w.register("olga", stmt.KindOwner, 0, 0, body, err), time.Time{}); err != nil {
+				continue
+			}
+			o := s.owners[pub("olga")]
+			live, dead, over := maps.Clone(o.live), maps.Clone(o.dead), o.over
+			s.refreshOwner(pub("olga"), o)
+			if !maps.Equal(live, o.live) || !maps.Equal(dead, o.dead) || over != o.over {
+				rt.Fatalf("live %v, dead %v, over %v; all together %v, %v, %v", live, dead, over, o.live, o.dead, o.over)
+			}
+		}
+	})
 }

@@ -74,16 +74,14 @@ func OwnerOf(st *stmt.Statement) stmt.Key {
 	if st.Kind != stmt.KindSpec {
 		return st.Author
 	}
-	var b struct {
-		Owner stmt.Key `cbor:"own"`
-	}
-	if stmt.Unmarshal(st.Body, &b) != nil {
+	var b specBody
+	if b.readHead(st.Body) != nil {
 		return st.Author // refused for that later
 	}
 	return ownerOf(st.Author, b.Owner)
 }
 
-func (b *specBody) check(st *stmt.Statement) error {
+func (b *specBody) check(st *stmt.Statement, ops int) error {
 	switch {
 	case st.Epoch < 1 || st.Seq < 1:
 		return fmt.Errorf("%w: epoch %d, seq %d", ErrInvalid, st.Epoch, st.Seq)
@@ -97,8 +95,8 @@ func (b *specBody) check(st *stmt.Statement) error {
 		return fmt.Errorf("%w: change without dependencies", ErrInvalid)
 	case !b.isRoot() && len(b.Delegates) > 0:
 		return fmt.Errorf("%w: delegates in a change", ErrInvalid)
-	case len(b.Ops) == 0 || len(b.Ops) > MaxOps:
-		return fmt.Errorf("%w: %d ops", ErrInvalid, len(b.Ops))
+	case ops == 0 || ops > MaxOps:
+		return fmt.Errorf("%w: %d ops", ErrInvalid, ops)
 	}
 	return checkDelegates(st.Author, b.Delegates)
 }
@@ -118,16 +116,11 @@ func checkDelegates(owner stmt.Key, keys []stmt.Key) error {
 // precheckSpec looks at which instance and epoch a spec statement is about; what
 // it says of it is looked at when its signature was.
 func (s *State) precheckSpec(st *stmt.Statement) error {
-	var b struct {
-		Device  stmt.Key `cbor:"dev"`
-		Counter uint64   `cbor:"ctr"`
-		Root    stmt.ID  `cbor:"root"`
-		Owner   stmt.Key `cbor:"own"`
-	}
-	if err := stmt.Unmarshal(st.Body, &b); err != nil {
+	var b specBody
+	if err := b.readHead(st.Body); err != nil {
 		return fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
-	d := s.docs[InstanceID(ownerOf(st.Author, b.Owner), b.Device, b.Counter)]
+	d := s.docs[b.instance(st.Author)]
 	switch {
 	case d == nil:
 	case st.Epoch < d.epoch && s.tellOmitted && b.Root != (stmt.ID{}) && d.prior.missed(st.ID, st.Epoch):
@@ -140,32 +133,65 @@ func (s *State) precheckSpec(st *stmt.Statement) error {
 	return nil
 }
 
-// decodeSpec checks everything about a spec statement that needs no state.
+// readHead reads what says which document and epoch a spec statement is about.
+func (b *specBody) readHead(body []byte) error { return stmt.Fields(body, b.readField) }
+
+func (b *specBody) readField(key, value []byte) (err error) {
+	switch string(key) {
+	case "dev":
+		err = b.Device.UnmarshalCBOR(value)
+	case "ctr":
+		b.Counter, err = stmt.Uint(value)
+	case "root":
+		err = b.Root.UnmarshalCBOR(value)
+	case "own":
+		err = b.Owner.UnmarshalCBOR(value)
+	}
+	return err
+}
+
+// decodeSpec checks everything about a spec statement that needs no state. The ops
+// are in the change alone.
 func decodeSpec(st *stmt.Statement) (*specBody, Change, error) {
 	var b specBody
-	if err := stmt.Unmarshal(st.Body, &b); err != nil {
+	c := Change{ID: st.ID, Seq: st.Seq, Time: st.Time}
+	err := stmt.Fields(st.Body, func(key, value []byte) error {
+		switch string(key) {
+		case "act":
+			return b.Actor.UnmarshalCBOR(value)
+		case "delegates":
+			return stmt.Elements(value, func(v []byte) error {
+				b.Delegates = append(b.Delegates, stmt.Key{})
+				return b.Delegates[len(b.Delegates)-1].UnmarshalCBOR(v)
+			})
+		case "ops":
+			return c.readOps(value)
+		}
+		return b.readField(key, value)
+	})
+	if err != nil {
 		return nil, Change{}, fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
-	if err := b.check(st); err != nil {
+	if err := b.check(st, len(c.Ops)); err != nil {
 		return nil, Change{}, err
 	}
-	c := Change{ID: st.ID, Actor: b.Actor, Seq: st.Seq, Time: st.Time}
+	c.Actor = b.Actor
 	if !b.isRoot() {
 		c.Deps = st.Deps
 	}
-	for k, v := range b.Ops { // any order: sorted below
-		if k == "" || len(k) > maxKey || len(v) > MaxValue {
-			return nil, Change{}, fmt.Errorf("%w: op %.32q with %d bytes", ErrInvalid, k, len(v))
-		}
-		c.Ops = append(c.Ops, Op{Key: k, Value: v})
-	}
-	slices.SortFunc(c.Ops, func(a, b Op) int {
-		if len(a.Key) != len(b.Key) {
-			return len(a.Key) - len(b.Key)
-		}
-		return strings.Compare(a.Key, b.Key)
-	})
 	return &b, c, nil
+}
+
+// readOps reads a canonical map, whose order is that of ops.
+func (c *Change) readOps(b []byte) error {
+	c.Ops = make([]Op, 0, 16) // of which most have fewer
+	return stmt.Fields(b, func(key, value []byte) error {
+		if len(key) == 0 || len(key) > maxKey || len(value) > MaxValue {
+			return fmt.Errorf("op %.32q with %d bytes", key, len(value))
+		}
+		c.Ops = append(c.Ops, Op{Key: string(key), Value: value})
+		return nil
+	})
 }
 
 // values encodes s as the keys of a document, without the zero ones and without
@@ -223,39 +249,87 @@ func (s *Spec) values() (map[string][]byte, error) {
 // wrong type or out of bounds reads as absent and is kept in Unknown: one bad key
 // of an owner's newer tool must not hide the instance.
 func (s *Spec) setValues(vals map[string][]byte) {
-	var phase string
-	fields := map[string]func([]byte) bool{
-		keyName: into(&s.Name, isLabel), keyPack: into(&s.Pack, goodPack),
-		keyGeneration: into(&s.Generation, goodCounter), keyReplicas: into(&s.Replicas, goodReplicas),
-		keyPhase: into(&phase, goodWord), keyRestart: into(&s.Restart, goodCounter),
-		keyRecreate: into(&s.Recreate, goodCounter), keyVCPU: into(&s.VCPU, goodVCPU),
-		keyMemory: into(&s.MemoryBytes, goodMemory), keyDisk: into(&s.DiskBytes, goodDisk),
-		keySSH: into(&s.SSHKeys, anyValue), keyExpose: into(&s.Expose, anyValue),
-		keyRegion: into(&s.Region, goodWord), keyOperators: into(&s.Operators, anyValue),
-		keyPartition: into(&s.Partition, goodWord), keyGPU: into(&s.GPU, goodWord),
-		keyVoters: into(&s.Voters, goodVoters), keyTerm: into(&s.Term, goodCounter),
+	for k, raw := range vals { // any order: each says another thing
+		s.setValue(k, raw)
 	}
-	for _, k := range slices.Sorted(maps.Keys(vals)) {
-		raw := vals[k]
-		if read, ok := fields[k]; ok {
-			if read(raw) {
-				continue
-			}
-		} else if name, ok := strings.CutPrefix(k, prefixEnv); ok && setText(&s.Env, name, raw, anyPair) {
-			continue
-		} else if name, ok := strings.CutPrefix(k, prefixLabel); ok && setText(&s.Labels, name, raw, goodLabel) {
-			continue
+	s.setRest()
+}
+
+// setRoot fills s from a document that is a root with these ops and nothing more.
+func (s *Spec) setRoot(ops []Op) {
+	for _, op := range ops {
+		if !isNull(op.Value) {
+			s.setValue(op.Key, op.Value)
 		}
-		if s.Unknown == nil {
-			s.Unknown = map[string][]byte{}
-		}
-		s.Unknown[k] = raw
 	}
-	s.Phase = Phase(phase)
+	s.setRest()
+}
+
+// setRest completes s when all its values are set.
+func (s *Spec) setRest() {
 	if s.Phase == "" {
 		s.Phase = PhaseRunning
 	}
 	s.setCritical()
+}
+
+func (s *Spec) setValue(k string, raw []byte) {
+	if s.readValue(k, raw) {
+		return
+	}
+	if s.Unknown == nil {
+		s.Unknown = map[string][]byte{}
+	}
+	s.Unknown[k] = raw
+}
+
+// readValue says whether the key is known and the value good.
+func (s *Spec) readValue(k string, raw []byte) bool {
+	switch k {
+	case keyName:
+		return into(&s.Name, raw, stmt.Text, isLabel)
+	case keyPack:
+		return into(&s.Pack, raw, stmt.Text, goodPack)
+	case keyGeneration:
+		return into(&s.Generation, raw, stmt.Uint, goodCounter)
+	case keyReplicas:
+		return into(&s.Replicas, raw, readInt, goodReplicas)
+	case keyPhase:
+		return into((*string)(&s.Phase), raw, stmt.Text, goodWord)
+	case keyRestart:
+		return into(&s.Restart, raw, stmt.Uint, goodCounter)
+	case keyRecreate:
+		return into(&s.Recreate, raw, stmt.Uint, goodCounter)
+	case keyVCPU:
+		return into(&s.VCPU, raw, readInt, goodVCPU)
+	case keyMemory:
+		return into(&s.MemoryBytes, raw, stmt.Uint, goodMemory)
+	case keyDisk:
+		return into(&s.DiskBytes, raw, stmt.Uint, goodDisk)
+	case keySSH:
+		return into(&s.SSHKeys, raw, readTexts, anyValue)
+	case keyExpose:
+		return into(&s.Expose, raw, readTexts, anyValue)
+	case keyRegion:
+		return into(&s.Region, raw, stmt.Text, goodWord)
+	case keyOperators:
+		return into(&s.Operators, raw, readKeys, anyValue)
+	case keyPartition:
+		return into(&s.Partition, raw, stmt.Text, goodWord)
+	case keyVoters:
+		return into(&s.Voters, raw, readKeys, goodVoters)
+	case keyTerm:
+		return into(&s.Term, raw, stmt.Uint, goodCounter)
+	case keyGPU:
+		return into(&s.GPU, raw, stmt.Text, goodWord)
+	}
+	if name, ok := strings.CutPrefix(k, prefixEnv); ok {
+		return setText(&s.Env, name, raw, anyPair)
+	}
+	if name, ok := strings.CutPrefix(k, prefixLabel); ok {
+		return setText(&s.Labels, name, raw, goodLabel)
+	}
+	return false
 }
 
 func (s *Spec) setCritical() {
@@ -276,8 +350,8 @@ func (s *Spec) setCritical() {
 }
 
 func setText(m *map[string]string, key string, raw []byte, good func(k, v string) bool) bool {
-	var v string
-	if stmt.Unmarshal(raw, &v) != nil || !good(key, v) {
+	v, err := stmt.Text(raw)
+	if err != nil || !good(key, v) {
 		return false
 	}
 	if *m == nil {

@@ -123,12 +123,12 @@ const (
 
 // checkValue checks the value that starts at b[at:] and returns where it ends.
 func checkValue(b []byte, at, depth int) (int, error) {
-	if depth > MaxNesting {
-		return 0, fmt.Errorf("%w: nested deeper than %d at byte %d", ErrEncoding, MaxNesting, at)
-	}
 	major, arg, next, err := checkHead(b, at)
 	if err != nil {
 		return 0, err
+	}
+	if depth >= MaxNesting && (major == majorArray || major == majorMap) {
+		return 0, fmt.Errorf("%w: nested deeper than %d at byte %d", ErrEncoding, MaxNesting, at)
 	}
 	switch major {
 	case majorUint, majorSimple:
@@ -159,11 +159,13 @@ func checkValue(b []byte, at, depth int) (int, error) {
 		}
 		return next, nil
 	default: // majorMap
-		return checkMap(b, at, next, arg, depth)
+		return walkMap(b, at, next, arg, depth, nil)
 	}
 }
 
-func checkMap(b []byte, at, next int, pairs uint64, depth int) (int, error) {
+// walkMap checks the map at b[at:], whose entries begin at next, calls each, if not
+// nil, for them, and returns where the map ends.
+func walkMap(b []byte, at, next int, pairs uint64, depth int, each func(key, value []byte) error) (int, error) {
 	if pairs > uint64(len(b)-next)/2 {
 		return 0, fmt.Errorf("%w: map cut short at byte %d", ErrEncoding, at)
 	}
@@ -184,6 +186,16 @@ func checkMap(b []byte, at, next int, pairs uint64, depth int) (int, error) {
 		}
 		prev = key
 		if next, err = checkValue(b, end, depth+1); err != nil {
+			return 0, err
+		}
+		if each == nil {
+			continue
+		}
+		text, err := stringOf(key, majorText)
+		if err == nil {
+			err = each(text, b[end:next:next])
+		}
+		if err != nil {
 			return 0, err
 		}
 	}

@@ -188,16 +188,9 @@ func Peek(raw []byte, net NetworkID) (*Statement, error) {
 	if len(sig) != ed25519.SignatureSize {
 		return nil, fmt.Errorf("%w: signature of %d bytes", ErrShape, len(sig))
 	}
-	if len(pay) == 0 || pay[0]>>5 != majorMap {
-		return nil, fmt.Errorf("%w: payload is no map", ErrShape)
-	}
-	var p payload
-	if err := Unmarshal(pay, &p); err != nil {
-		return nil, err
-	}
-	s := &Statement{
-		Kind: Kind(p.Kind), Network: p.Network, Author: p.Author, Epoch: p.Epoch, Seq: p.Seq,
-		Time: p.Time, Deps: p.Deps, Via: p.Via, Body: p.Body, Raw: raw, payload: pay, sig: sig,
+	s := &Statement{Raw: raw, payload: pay, sig: sig}
+	if err := Fields(pay, s.readField); err != nil {
+		return nil, fmt.Errorf("payload: %w", err)
 	}
 	if err := s.check(); err != nil {
 		return nil, err
@@ -234,6 +227,40 @@ func (s *Statement) CheckSignature() error {
 		return fmt.Errorf("%w: %s statement of %s", ErrSignature, s.Kind, s.Author)
 	}
 	return nil
+}
+
+// readField reads one entry of the payload; it passes over those it does not know.
+func (s *Statement) readField(key, value []byte) (err error) {
+	switch string(key) {
+	case "k":
+		var k string
+		k, err = Text(value)
+		s.Kind = Kind(k)
+	case "n":
+		err = s.Network.UnmarshalCBOR(value)
+	case "a":
+		err = s.Author.UnmarshalCBOR(value)
+	case "e":
+		s.Epoch, err = Uint(value)
+	case "s":
+		s.Seq, err = Uint(value)
+	case "t":
+		var t uint64
+		if t, err = Uint(value); err == nil && t > MaxTime {
+			err = fmt.Errorf("%w: time %d", ErrShape, t)
+		}
+		s.Time = int64(t)
+	case "d":
+		err = Elements(value, func(v []byte) error {
+			s.Deps = append(s.Deps, ID{})
+			return s.Deps[len(s.Deps)-1].UnmarshalCBOR(v)
+		})
+	case "v":
+		s.Via, err = Bytes(value)
+	case "b":
+		s.Body = value
+	}
+	return err
 }
 
 // check holds what is true of every statement, on both sides of the wire.

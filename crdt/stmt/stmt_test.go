@@ -7,6 +7,8 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -129,6 +131,7 @@ func TestCanonical(t *testing.T) {
 		{"empty", "", "cut short"},
 		{"deep", strings.Repeat("81", MaxNesting) + "01", ""},
 		{"too deep", strings.Repeat("81", MaxNesting+1) + "01", "nested"},
+		{"too deep by an empty array", strings.Repeat("81", MaxNesting) + "80", "nested"},
 	} {
 		b, err := hex.DecodeString(strings.ReplaceAll(tt.hex, " ", ""))
 		if err != nil {
@@ -353,6 +356,20 @@ func FuzzVerify(f *testing.F) {
 	f.Add(raw)
 	f.Add(ticket.Invite)
 	f.Fuzz(func(t *testing.T, b []byte) {
+		if s, err := Peek(b, testNet); err == nil {
+			// What is read by hand is what the decoder of the library reads.
+			var p payload
+			if err := Unmarshal(s.payload, &p); err != nil {
+				t.Fatalf("read, but does not decode: %v", err)
+			}
+			want := Statement{
+				Kind: Kind(p.Kind), Network: p.Network, Author: p.Author, Epoch: p.Epoch, Seq: p.Seq, Time: p.Time,
+				Deps: p.Deps, Via: p.Via, Body: p.Body, ID: s.ID, Raw: b, payload: s.payload, sig: s.sig,
+			}
+			if fmt.Sprintf("%+v", *s) != fmt.Sprintf("%+v", want) {
+				t.Fatalf("read %+v, decoded %+v", *s, want)
+			}
+		}
 		s, err := Verify(b, testNet)
 		if err != nil {
 			return
@@ -387,6 +404,48 @@ func FuzzCanonical(f *testing.F) {
 		}
 	})
 }
+
+// Fields accepts the maps that pass the check, and finds in them what a decoder
+// finds.
+func FuzzFields(f *testing.F) {
+	for _, s := range []string{"a2616101616202", "a0", "a1616181820102", "a2616203616101", "8101", "a161614161", "a1616162c3a9"} {
+		b, _ := hex.DecodeString(s)
+		f.Add(b)
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if len(b) > MaxStatement {
+			return
+		}
+		found := map[string]Raw{}
+		err := Fields(b, func(key, value []byte) error {
+			found[string(key)] = value
+			_, _ = Uint(value)
+			if s, err := Text(value); err == nil {
+				var want string
+				if err := Unmarshal(value, &want); err != nil || s != want {
+					t.Fatalf("text %q of %x, decoded %q (%v)", s, value, want, err)
+				}
+			}
+			var list, decoded []Raw
+			if Elements(value, func(v []byte) error { list = append(list, v); return nil }) == nil {
+				if err := Unmarshal(value, &decoded); err != nil || !slices.EqualFunc(list, decoded, sameRaw) {
+					t.Fatalf("elements %x of %x, decoded %x (%v)", list, value, decoded, err)
+				}
+			}
+			return nil
+		})
+		var want map[string]Raw
+		wrong := Unmarshal(b, &want)
+		if isMap := len(b) > 0 && b[0]>>5 == majorMap; (err == nil) != (wrong == nil && isMap) {
+			t.Fatalf("%x: %v, decoder %v", b, err, wrong)
+		}
+		if err == nil && !maps.EqualFunc(found, want, sameRaw) {
+			t.Fatalf("%x: found %x, decoded %x", b, found, want)
+		}
+	})
+}
+
+func sameRaw(a, b Raw) bool { return bytes.Equal(a, b) }
 
 func FuzzTicket(f *testing.F) {
 	f.Add(testTicket(f).String())
