@@ -73,7 +73,7 @@ func AuditLog(dir string, network stmt.NetworkID, root stmt.Key, engine SpecEngi
 	a.Good, a.Damage, err = readFrames(f, func(raw []byte) error {
 		st, err := stmt.Verify(raw, network)
 		if err == nil {
-			_, err = s.applyVerified(st, time.Time{})
+			_, err = s.applyVerified(st, nil, time.Time{})
 		}
 		if err != nil {
 			errs[a.Frames] = err

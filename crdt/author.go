@@ -65,7 +65,7 @@ func newAuthor(key ed25519.PrivateKey, owner stmt.Key, network stmt.NetworkID, r
 		}
 		if OwnerOf(st) == a.owner && (st.Kind == stmt.KindOwner || st.Kind == stmt.KindSpec || st.Kind == stmt.KindSecret) {
 			// Stale or early ones are no error: peers hold different sets.
-			_, _ = a.state.applyVerified(st, time.Time{})
+			_, _ = a.state.applyVerified(st, nil, time.Time{})
 		}
 	}
 	return a, nil

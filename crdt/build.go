@@ -64,6 +64,7 @@ func (s *State) buildInst(id DocID) {
 		if o := s.owners[d.owner]; o != nil && o.live[id] {
 			iv.spec = s.buildSpec(d)
 		}
+		d.ahead = nil
 	}
 	for _, c := range s.byDoc[id] {
 		if !c.gone && (iv.spec == nil || iv.spec.Owner == c.key.owner) {
@@ -98,20 +99,16 @@ func (iv *instView) sharing(c Claim) Claim {
 // buildSpec returns nil when the engine cannot read the document, which is a
 // fault of this machine and must not stop the others' instances.
 func (s *State) buildSpec(d *document) *Spec {
-	spec := &Spec{ID: d.id.String(), Owner: d.owner, Frozen: d.proof != nil, Epoch: d.epoch, Delegates: d.delegates}
-	if len(d.order) == 1 { // as most are
-		c, err := s.decode(d.root)
+	spec := d.ahead // which buildInst then forgets: a View has it
+	if spec == nil || len(d.order) > 1 {
+		vals, err := s.values(d)
 		if err != nil {
 			return nil
 		}
-		spec.setRoot(c.Ops)
-		return spec
+		spec = &Spec{}
+		spec.setValues(vals)
 	}
-	vals, err := s.values(d)
-	if err != nil {
-		return nil
-	}
-	spec.setValues(vals)
+	spec.ID, spec.Owner, spec.Frozen, spec.Epoch, spec.Delegates = d.id.String(), d.owner, d.proof != nil, d.epoch, d.delegates
 	spec.Generation += uint64(len(d.order) - 1)
 	return spec
 }

@@ -22,6 +22,7 @@ type document struct {
 	epoch     uint64
 	root      *change
 	delegates []stmt.Key        // of the root
+	ahead     *Spec             // what the root alone says, until a View has it
 	prior     prior             // what the root has taken in of the epoch before
 	order     []*change         // by (depth, ID): the root, and every change after its dependencies
 	seen      map[actorSeq]rec  // changes in order, and within MaxDocBytes what else was verified; not the root
@@ -122,11 +123,11 @@ func (d *document) allows(author stmt.Key) error {
 	return fmt.Errorf("%w: %s is no delegate of %s", stmt.ErrAuthority, author, d.id)
 }
 
-func (s *State) applySpec(st *stmt.Statement) (bool, error) {
-	b, c, err := decodeSpec(st)
-	if err != nil {
-		return false, err
+func (s *State) applySpec(st *stmt.Statement, read *reading) (bool, error) {
+	if read.err != nil {
+		return false, read.err
 	}
+	b, c := read.spec, read.change
 	owner := ownerOf(st.Author, b.Owner)
 	if err := s.authorise(owner, st.Kind); err != nil {
 		return false, err
@@ -137,14 +138,15 @@ func (s *State) applySpec(st *stmt.Statement) (bool, error) {
 	}
 	ch := &change{rec: recOf(st), root: b.Root, actor: b.Actor, time: st.Time, deps: c.Deps}
 	if b.isRoot() {
-		return s.applyRoot(id, ch, b, st.Deps)
+		return s.applyRoot(id, ch, read, st.Deps)
 	}
 	return s.applyChange(id, st, ch, c)
 }
 
 // applyRoot starts a new epoch. Of one epoch's roots the one with the lowest ID
 // counts, so that concurrent re-roots end alike everywhere.
-func (s *State) applyRoot(id DocID, ch *change, b *specBody, heads []stmt.ID) (bool, error) {
+func (s *State) applyRoot(id DocID, ch *change, read *reading, heads []stmt.ID) (bool, error) {
+	b := read.spec
 	d := s.docs[id]
 	if d != nil {
 		if ch.epoch < d.epoch || (ch.epoch == d.epoch && ch.id.Compare(d.root.id) > 0) {
@@ -162,7 +164,7 @@ func (s *State) applyRoot(id DocID, ch *change, b *specBody, heads []stmt.ID) (b
 	ch.past = []actorSeq{{ch.actor, 1}}
 	d = &document{
 		id: id, owner: ch.author, device: b.Device, counter: b.Counter,
-		epoch: ch.epoch, root: ch, delegates: b.Delegates, prior: p, order: []*change{ch},
+		epoch: ch.epoch, root: ch, delegates: b.Delegates, prior: p, order: []*change{ch}, ahead: read.root,
 		bytes: len(ch.raw), noted: len(ch.raw),
 	}
 	s.docs[id] = d

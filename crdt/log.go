@@ -414,6 +414,9 @@ func (r *Replica) compact(now time.Time) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	b := &r.backlog
+	if r.liveSize == 0 && size >= compactAbove { // at the first tick: Open need not wait for it
+		r.liveSize = framedSize(r.state.index().statements())
+	}
 	if most := r.mostLog(now); (!b.rewrite && size < max(compactAbove, most)) || now.Before(b.retry) {
 		return nil
 	}

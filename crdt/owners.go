@@ -33,19 +33,19 @@ type ownerStmt struct {
 	opaque bool // holds fields this version does not know: never subsumed
 }
 
-func (s *State) applyOwner(st *stmt.Statement) (bool, error) {
+func (s *State) applyOwner(st *stmt.Statement, read *reading) (bool, error) {
 	if err := s.authorise(st.Author, st.Kind); err != nil {
 		return false, err
 	}
-	body, opaque, err := decodeOwner(st)
-	if err != nil {
-		return false, err
+	if read.err != nil {
+		return false, read.err
 	}
+	body := read.owner
 	o := s.owners[st.Author]
 	if o == nil {
 		o = &ownerState{stmts: map[stmt.ID]*ownerStmt{}}
 	}
-	add := &ownerStmt{rec: recOf(st), body: body, opaque: opaque}
+	add := &ownerStmt{rec: recOf(st), body: body, opaque: read.opaque}
 	var drop []stmt.ID
 	less := false                   // something is dropped that add does not cover
 	for id, have := range o.stmts { // any order: any that covers refuses, all that are covered go

@@ -79,7 +79,7 @@ type Replica struct {
 	log       *stateLog
 	backlog   backlog
 	changed   chan struct{} // closed and replaced at every change
-	liveSize  int64         // bytes of the log without what was superseded, when that was counted last
+	liveSize  int64         // bytes of the log without what was superseded, when that was counted last; 0: not since Open
 	compacted time.Time     // zero: not since Open
 	closed    bool
 
@@ -179,9 +179,9 @@ func (r *Replica) load() (err error) {
 	}
 	r.mustSync.Store(len(marker) > 0)
 	bad := 0
-	read := newVerifier(r.cfg.Network, func(st *stmt.Statement, err error) {
+	read := newVerifier(r.cfg.Network, func(st *stmt.Statement, read *reading, err error) {
 		if err == nil {
-			_, err = r.state.applyNews(st, time.Time{})
+			_, err = r.state.applyRead(st, read, time.Time{})
 		}
 		if err != nil && !benign(err) {
 			bad++
@@ -207,7 +207,6 @@ func (r *Replica) load() (err error) {
 		r.cfg.Logger.Warn("state was lost: this node decides nothing before it has synchronised with a peer; "+
 			"if it is the last node of its network, remove the file and restart", "file", filepath.Join(r.cfg.Dir, resyncName))
 	}
-	r.liveSize = framedSize(r.state.index().statements())
 	return nil
 }
 

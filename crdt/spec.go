@@ -255,16 +255,6 @@ func (s *Spec) setValues(vals map[string][]byte) {
 	s.setRest()
 }
 
-// setRoot fills s from a document that is a root with these ops and nothing more.
-func (s *Spec) setRoot(ops []Op) {
-	for _, op := range ops {
-		if !isNull(op.Value) {
-			s.setValue(op.Key, op.Value)
-		}
-	}
-	s.setRest()
-}
-
 // setRest completes s when all its values are set.
 func (s *Spec) setRest() {
 	if s.Phase == "" {

@@ -171,7 +171,7 @@ func (s *State) Apply(raw []byte, now time.Time) (changed bool, err error) {
 	if err := st.CheckSignature(); err != nil {
 		return false, err
 	}
-	return s.applyVerified(st, now)
+	return s.applyVerified(st, nil, now)
 }
 
 // isNews says whether the signature of st is worth a look: it is not held, and
@@ -187,10 +187,15 @@ func (s *State) isNews(st *stmt.Statement) (bool, error) {
 // applyNews is Apply for a statement whose signature counts: it was checked, or
 // made here.
 func (s *State) applyNews(st *stmt.Statement, now time.Time) (changed bool, err error) {
+	return s.applyRead(st, nil, now)
+}
+
+// applyRead is applyNews for a statement of which read, if not nil, is what it says.
+func (s *State) applyRead(st *stmt.Statement, read *reading, now time.Time) (changed bool, err error) {
 	if news, err := s.isNews(st); !news {
 		return false, err
 	}
-	return s.applyVerified(st, now)
+	return s.applyVerified(st, read, now)
 }
 
 // Pending is how many statements are set aside.
@@ -237,8 +242,8 @@ func (s *State) precheck(st *stmt.Statement) error {
 }
 
 // applyVerified merges st and then whatever waited for it.
-func (s *State) applyVerified(st *stmt.Statement, now time.Time) (bool, error) {
-	changed, err := s.applyOne(st, now)
+func (s *State) applyVerified(st *stmt.Statement, read *reading, now time.Time) (bool, error) {
+	changed, err := s.applyOne(st, read, now)
 	if !changed {
 		return false, err
 	}
@@ -251,7 +256,7 @@ func (s *State) applyVerified(st *stmt.Statement, now time.Time) (bool, error) {
 		if _, held := s.ids[w.ID]; held {
 			continue
 		}
-		if ok, _ := s.applyOne(w, time.Time{}); ok { // its error was told when it came first
+		if ok, _ := s.applyOne(w, nil, time.Time{}); ok { // its error was told when it came first
 			s.accepted(w)
 		}
 	}
@@ -274,16 +279,19 @@ func (s *State) takeNews() []*stmt.Statement {
 	return news
 }
 
-func (s *State) applyOne(st *stmt.Statement, now time.Time) (changed bool, err error) {
+func (s *State) applyOne(st *stmt.Statement, read *reading, now time.Time) (changed bool, err error) {
+	if read == nil {
+		read = readAhead(st)
+	}
 	switch st.Kind {
 	case stmt.KindMember:
 		return s.applyMember(st, now)
 	case stmt.KindBase:
 		changed, err = s.applyBase(st)
 	case stmt.KindOwner:
-		changed, err = s.applyOwner(st)
+		changed, err = s.applyOwner(st, read)
 	case stmt.KindSpec:
-		changed, err = s.applySpec(st)
+		changed, err = s.applySpec(st, read)
 	case stmt.KindSecret:
 		changed, err = s.applySecret(st)
 	case stmt.KindNode:

@@ -9,22 +9,23 @@ import (
 // verifyChunk is how many statements of a log one core takes at a time.
 const verifyChunk = 128
 
-// verifier verifies statements on all cores and hands them over in their order,
-// one at a time, in the goroutine of its caller.
+// verifier verifies statements on all cores, reads what they say, and hands them
+// over in their order, one at a time, in the goroutine of its caller.
 type verifier struct {
 	net  stmt.NetworkID
-	each func(*stmt.Statement, error)
+	each func(*stmt.Statement, *reading, error)
 
 	chunk [][]byte
 	busy  []chan []verified // of the chunks under way, the oldest first
 }
 
 type verified struct {
-	st  *stmt.Statement
-	err error
+	st   *stmt.Statement
+	read *reading
+	err  error
 }
 
-func newVerifier(net stmt.NetworkID, each func(*stmt.Statement, error)) *verifier {
+func newVerifier(net stmt.NetworkID, each func(*stmt.Statement, *reading, error)) *verifier {
 	return &verifier{net: net, each: each}
 }
 
@@ -56,7 +57,9 @@ func (v *verifier) begin() {
 	go func() {
 		out := make([]verified, len(chunk))
 		for i, raw := range chunk {
-			out[i].st, out[i].err = stmt.Verify(raw, v.net)
+			if out[i].st, out[i].err = stmt.Verify(raw, v.net); out[i].err == nil {
+				out[i].read = readAhead(out[i].st)
+			}
 		}
 		done <- out
 	}()
@@ -66,7 +69,7 @@ func (v *verifier) begin() {
 // hand hands over the oldest chunk.
 func (v *verifier) hand() {
 	for _, r := range <-v.busy[0] {
-		v.each(r.st, r.err)
+		v.each(r.st, r.read, r.err)
 	}
 	v.busy = v.busy[1:]
 }
