@@ -20,6 +20,7 @@ var decoders = []struct{ dir, fn, fuzz, reason string }{
 	{"crdt", "decodeOwner", "FuzzApply", ""},
 	{"crdt", "decodeSpec", "FuzzApply", ""},
 	{"crdt", "decodeSecret", "FuzzApply", ""},
+	{"crdt", "readAhead", "FuzzApply", ""},
 	{"crdt", "readInt", "FuzzApply", ""},
 	{"crdt", "readTexts", "FuzzApply", ""},
 	{"crdt", "readKeys", "FuzzApply", ""},
