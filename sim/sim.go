@@ -21,6 +21,7 @@ type Scenario struct {
 	Nodes int    // as many unless told otherwise; at least MinNodes
 	net   des.NetConfig
 	run   func(r *run)
+	drift int64 // of clocks, in millionths
 }
 
 // MinNodes and MaxNodes bound a swarm that is simulated.
@@ -62,12 +63,15 @@ func (r *run) fail(format string, args ...any) {
 }
 
 // Run runs a scenario with so many nodes; zero takes the scenario's own number.
-func Run(sc Scenario, nodes int, seed uint64) Result {
+func Run(sc Scenario, nodes int, seed uint64) Result { return runAs(sc, nodes, seed, "") }
+
+// runAs runs it with something broken, so that its invariants have what to notice.
+func runAs(sc Scenario, nodes int, seed uint64, mutant des.Mutant) Result {
 	if nodes == 0 {
 		nodes = sc.Nodes
 	}
 	r := &run{
-		Sim: des.New(des.Config{Seed: seed, Nodes: nodes, Net: sc.net}),
+		Sim: des.New(des.Config{Seed: seed, Nodes: nodes, Net: sc.net, Drift: sc.drift, Mutant: mutant}),
 		rng: rand.New(rand.NewPCG(seed, 0x73696d)),
 	}
 	r.res = Result{Scenario: sc.Name, Nodes: nodes, Seed: seed, Notes: []string{}, Bad: []string{}}
@@ -83,11 +87,15 @@ var lossy = des.NetConfig{Loss: 0.02, Duplicate: 0.01, Damage: 0.01}
 // Scenarios are all there are, by name.
 func Scenarios() []Scenario {
 	return []Scenario{
-		{"chaos", "crashes, sleeps and partitions while owners ship, change and delete", 12, des.NetConfig{Loss: 0.2, Duplicate: 0.1, Damage: 0.05}, chaos},
-		{"loss-and-stalls", "two of a hundred messages are lost, and every node stops for half a second twice a minute", 50, des.NetConfig{Loss: 0.02}, lossAndStalls},
-		{"node-dies", "a machine goes away for good", 10, lossy, nodeDies},
-		{"restart", "a daemon restarts, and a machine, within the takeover delay", 10, lossy, restart},
-		{"switch-reboot", "a third of the fleet is cut off for a while", 15, lossy, switchReboot},
+		{Name: "chaos", About: "crashes, sleeps and partitions while owners ship, change and delete", Nodes: 12, net: des.NetConfig{Loss: 0.2, Duplicate: 0.1, Damage: 0.05}, run: chaos},
+		{Name: "fence-partition", About: "leases under rolling partitions, crashes, sleep and clocks that drift: one machine runs", Nodes: 7, net: lossy, drift: sixth, run: fencePartition},
+		{Name: "keep-partition", About: "a split, by contract keep: both sides run, and the surplus ends when they meet", Nodes: 10, net: lossy, run: keepPartition},
+		{Name: "laptop-sleep", About: "machines sleep and daemons are stopped for minutes, and believe nothing when they wake", Nodes: 10, net: lossy, run: laptopSleep},
+		{Name: "loss-and-stalls", About: "two of a hundred messages are lost, and every node stops for half a second twice a minute", Nodes: 50, net: des.NetConfig{Loss: 0.02}, run: lossAndStalls},
+		{Name: "node-dies", About: "a machine goes away for good", Nodes: 10, net: lossy, run: nodeDies},
+		{Name: "restart", About: "a daemon restarts, and a machine, within the takeover delay", Nodes: 10, net: lossy, run: restart},
+		{Name: "stop-minority-partition", About: "a split, by contract stop-minority: who sees too few voters stops", Nodes: 10, net: lossy, run: stopMinorityPartition},
+		{Name: "switch-reboot", About: "a third of the fleet is cut off for a while", Nodes: 15, net: lossy, run: switchReboot},
 	}
 }
 

@@ -3,6 +3,8 @@ package sim
 import (
 	"slices"
 	"testing"
+
+	"github.com/formthefog/formation/sim/des"
 )
 
 // Every scenario runs, keeps its invariants, and repeats itself.
@@ -24,6 +26,47 @@ func TestScenarios(t *testing.T) {
 		})
 	}
 }
+
+// What is worth more than one seed, and what has to break its invariants.
+func TestPartitionContracts(t *testing.T) {
+	for _, c := range []struct {
+		scenario string
+		mutants  []des.Mutant
+	}{
+		{"fence-partition", []des.Mutant{des.NoMargin, des.VotesForgotten, des.TakeoverAtOnce, des.NoKeeper}},
+		{"stop-minority-partition", []des.Mutant{des.NoVoters}},
+		{"keep-partition", []des.Mutant{des.SurplusStays}},
+		{"laptop-sleep", []des.Mutant{des.NoResync}},
+	} {
+		sc, _ := Find(c.scenario)
+		t.Run(c.scenario, func(t *testing.T) {
+			for seed := range uint64(seeds) {
+				r := Run(sc, 0, seed)
+				for _, b := range r.Bad {
+					t.Errorf("%s: %s", r.Replay(), b)
+				}
+				t.Logf("%s: events=%d virtual=%v %q", r.Replay(), r.Events, r.Virtual, r.Notes)
+			}
+		})
+		for _, m := range c.mutants {
+			t.Run(c.scenario+"/"+string(m), func(t *testing.T) {
+				for seed := range uint64(mutantSeeds) {
+					if r := runAs(sc, 0, seed, m); len(r.Bad) > 0 {
+						t.Logf("seed %d: %s", seed, r.Bad[0])
+						return
+					}
+				}
+				t.Errorf("no seed below %d breaks an invariant", mutantSeeds)
+			})
+		}
+	}
+}
+
+// Seeds of a scenario, and how many a mutant may survive.
+const (
+	seeds       = 2
+	mutantSeeds = 8
+)
 
 func TestScenariosAreSortedAndFound(t *testing.T) {
 	var names []string

@@ -10,9 +10,9 @@
 // between two holders lie twice the margin, for clocks that run at different
 // rates and for what pausing a machine takes.
 //
-// Guarantees, while every clock's rate is within Margin/Lease of true time (one
-// sixth by the defaults) and what a voter was told to keep is there after a
-// crash, or all of it is known to be gone:
+// Guarantees, while the rates of all clocks are within Margin/Lease of each other
+// (one sixth by the defaults, which leaves almost six seconds for pausing) and what
+// a voter was told to keep is there after a crash, or all of it is known to be gone:
 //
 //   - no two machines of an instance run at once, whatever is lost, delayed,
 //     repeated or reordered, whoever crashes, restarts, reboots or sleeps;

@@ -24,7 +24,9 @@ type checks struct {
 	// reachable; Takeovers are slots claimed beside a claim of another node, and
 	// FalseTakeovers those of them whose holder was up and reachable.
 	falseDeaths, takeovers, falseTakeovers int
+	usurped                                int
 	perNode                                map[int32][]time.Duration
+	doubled                                map[string]bool // fenced instances that run twice now
 }
 
 // keeping is a slot as nodes with equal knowledge see it.
@@ -152,6 +154,7 @@ func (n *node) knows() keeping {
 
 // taken counts a new claim on a slot that another node has a claim on.
 func (s *Sim) taken(n *node, w plan.World, cl crdt.Claim) {
+	s.usurped(n, cl)
 	over, wrong := false, false
 	for _, o := range w.Claims[cl.Instance] {
 		if o.Slot != cl.Slot || o.Node == n.key || o.Phase == crdt.ClaimDraining || o.Phase == crdt.ClaimFailed {
@@ -177,13 +180,40 @@ func (s *Sim) taken(n *node, w plan.World, cl crdt.Claim) {
 	c.perNode[n.i] = append(c.perNode[n.i], s.now)
 }
 
+// wakeful is how long a node must have been at work to be taken for one that
+// others had no reason to give up.
+const wakeful = 30 * time.Second
+
+// usurped counts a slot that n takes, having slept within the last minute, from a
+// node that has served it all the while.
+func (s *Sim) usurped(n *node, cl crdt.Claim) {
+	if n.woke == 0 || n.bootTime()-n.woke > time.Minute {
+		return
+	}
+	id := plan.VMID(cl.Instance, cl.Slot)
+	for _, i := range s.Reachable() {
+		o := s.nodes[i]
+		v := o.vms[id]
+		if o == n || v == nil || !v.run || v.goneAt != 0 || o.draining || !s.net.reaches(n.i, o.i) || !s.net.reaches(o.i, n.i) {
+			continue
+		}
+		if s.now-max(o.paused, o.started, o.awake) > wakeful {
+			s.checks.usurped++
+		}
+	}
+}
+
+// Usurped is how many slots nodes that had just slept took from those who served
+// them all the while.
+func (s *Sim) Usurped() int { return s.checks.usurped }
+
 // Placement is which nodes run each replica, the machine counting and not the
 // daemon.
 func (s *Sim) Placement() map[plan.Slot][]int {
 	out := map[plan.Slot][]int{}
 	for i, n := range s.nodes {
 		for _, id := range slices.Sorted(maps.Keys(n.vms)) {
-			if v := n.vms[id]; v.run && v.goneAt == 0 && v.upAt <= s.now {
+			if v := n.vms[id]; v.run && v.goneAt == 0 && v.upAt <= s.now && (!v.Fenced || n.executes(v)) {
 				out[v.Slot] = append(out[v.Slot], i)
 			}
 		}
@@ -199,14 +229,14 @@ func (s *Sim) Unserved() []string {
 	for _, i := range s.Reachable() {
 		n := s.nodes[i]
 		for _, id := range slices.Sorted(maps.Keys(n.vms)) {
-			if v := n.vms[id]; v.run && v.upAt <= s.now {
+			if v := n.vms[id]; v.run && v.upAt <= s.now && (!v.Fenced || n.executes(v)) {
 				running[v.Slot] = append(running[v.Slot], i)
 			}
 		}
 	}
 	for _, o := range s.owners {
 		for _, spec := range o.author.Instances() {
-			for slot := range spec.Replicas {
+			for slot := range active(spec) {
 				at := plan.Slot{Instance: spec.ID, Slot: slot}
 				if len(running[at]) != 1 {
 					bad = append(bad, fmt.Sprintf("%.8s/%d runs on %v", spec.ID, slot, running[at]))

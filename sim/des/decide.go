@@ -14,8 +14,8 @@ import (
 
 // knowledge is what a decision depends on beside the time.
 type knowledge struct {
-	state, dead, machine uint64
-	ready                bool
+	state, dead, machine, seen, leases uint64
+	ready                              bool
 }
 
 // fetching is how many packs a node fetches at once (fogvm/reconcile).
@@ -30,8 +30,14 @@ type vm struct {
 	run     bool
 	started time.Duration
 	upAt    time.Duration // ready from then on, while it runs
+	downAt  time.Duration // it has been told to stop, and has stopped then
 	goneAt  time.Duration // 0: it stays
+	until   time.Duration // by its host's clock: its keeper pauses it then, if it is fenced
+	pausing time.Duration // how long the keeper takes for that
 }
+
+// never is after the end of all runs.
+const never = 1 << 62
 
 // decide is one step of the reconciler's loop.
 func (n *node) decide() {
@@ -41,7 +47,7 @@ func (n *node) decide() {
 		return
 	}
 	n.settleMachine()
-	now := knowledge{n.h.id, n.deadVer, n.machineState(), n.ready}
+	now := n.knowledge()
 	if now == n.seen && (n.wake == 0 || n.sim.now < n.wake) {
 		return // equal input, and before Wake: equal output, which checks hold Plan to
 	}
@@ -55,11 +61,18 @@ func (n *node) decide() {
 		if len(vs) > 0 {
 			n.write(vs, nil)
 		}
+		if want := plan.Isolated(w, n.key, n.vmStatus()); len(want) > 0 {
+			n.syncVMs(want)
+		}
 		return
 	}
 	in := plan.Input{
 		Now: n.bootTime(), Self: n.key, World: w, VMs: n.vmStatus(), Packs: n.packStatus(),
 		TakeoverDelay: n.sim.cfg.TakeoverDelay, Timers: n.timers,
+		Leases: n.tenant.Status(n.bootTime()),
+	}
+	if n.fresh < n.woke {
+		n.sim.violate("%v: decides by what it knew before it slept", n)
 	}
 	out := plan.Plan(in)
 	n.sim.checkPlan(n, in, out)
@@ -71,10 +84,21 @@ func (n *node) decide() {
 		n.sim.violate("%v: claims: %v", n, err)
 	}
 	if vs = append(vs, claims...); len(vs) > 0 {
-		n.write(vs, out.VMs)
+		n.write(vs, &out)
 		return
 	}
+	n.carryOut(&out)
+}
+
+// carryOut does what needs the claims to be published.
+func (n *node) carryOut(out *plan.Output) {
+	n.tenant.Want(out.Leases)
+	n.renew()
 	n.syncVMs(out.VMs)
+}
+
+func (n *node) knowledge() knowledge {
+	return knowledge{n.h.id, n.deadVer, n.machineState(), n.seenVer, n.leases.ver, n.ready}
 }
 
 // look has the detector watch whom now says, and remembers it as seen.
@@ -88,13 +112,14 @@ func (n *node) look(w plan.World, now knowledge) {
 	n.seen = now
 }
 
-// write publishes own statements, then has the virtual machines be as wanted.
-func (n *node) write(vs []stmt.Verified, vms []plan.VM) {
+// write publishes own statements, then carries the decision out, if there is one.
+func (n *node) write(vs []stmt.Verified, out *plan.Output) {
 	n.busy = true
+	woke := n.woke
 	n.commit(vs, func() {
 		n.busy = false
-		if n.ready {
-			n.syncVMs(vms)
+		if out != nil && n.woke == woke {
+			n.carryOut(out)
 		}
 		if n.again {
 			n.again = false
@@ -106,7 +131,7 @@ func (n *node) write(vs []stmt.Verified, vms []plan.VM) {
 func (n *node) setWake(at time.Duration) {
 	n.wake = 0
 	if at != 0 {
-		n.wake = at - time.Hour
+		n.wake = n.clock.when(at)
 		n.sim.push(event{at: max(n.wake, n.sim.now+1), node: n.i, life: n.life, kind: evWake})
 	}
 }
@@ -170,7 +195,12 @@ func (n *node) syncVMs(want []plan.VM) {
 	listed := make(map[string]bool, len(want))
 	boot := func(v *vm) {
 		d := cfg.Boot.draw(n.rng)
-		v.started, v.upAt, v.goneAt = now, now+d, 0
+		v.started, v.upAt, v.downAt, v.goneAt, v.until = now, now+d, 0, 0, 0
+		v.pausing = n.pausing()
+		if v.Fenced {
+			v.upAt = never // it boots when it may run
+			return
+		}
 		n.after(d, evVM, 0, 0, nil)
 	}
 	for _, w := range want {
@@ -184,18 +214,47 @@ func (n *node) syncVMs(want []plan.VM) {
 			v = &vm{VM: w, run: w.Run}
 			n.vms[w.ID] = v
 			boot(v)
-		case v.Restart != w.Restart || v.run != w.Run || v.goneAt != 0:
-			v.VM, v.run = w, w.Run
+		case !w.Run && v.run:
+			v.run, v.downAt = false, now+cfg.Stop.draw(n.rng)
+			n.after(v.downAt-now, evVM, 0, 0, nil)
+		case w.Run && (v.Restart != w.Restart || !v.run || v.goneAt != 0):
+			if v.run = true; !w.Keep {
+				v.VM = w
+			}
 			boot(v)
 		}
 	}
 	for _, id := range slices.Sorted(maps.Keys(n.vms)) {
-		if v := n.vms[id]; !listed[id] && v.goneAt == 0 {
+		if v := n.vms[id]; !listed[id] && v.goneAt == 0 && cfg.Mutant != SurplusStays {
 			d := cfg.Stop.draw(n.rng)
 			v.goneAt = now + d
 			n.after(d, evVM, 0, 0, nil)
 		}
 	}
+}
+
+// pausing draws how long a machine's keeper takes to pause it.
+func (n *node) pausing() time.Duration {
+	if n.sim.cfg.Mutant == NoKeeper {
+		return never / 2
+	}
+	return Range{0, pauseLimit}.draw(n.rng)
+}
+
+// executes says whether a virtual machine runs at this moment. Its host's sleep
+// stops it; what was to be paused meanwhile is paused before it goes on.
+func (n *node) executes(v *vm) bool {
+	now := n.sim.now
+	switch {
+	case n.asleep(now) || v.goneAt != 0 && v.goneAt <= now:
+		return false
+	case !v.run && v.downAt <= now:
+		return false
+	case !v.Fenced || n.clock.at(now) < v.until:
+		return true
+	}
+	ended := n.clock.when(v.until)
+	return ended >= n.awake && v.until != 0 && now < ended+v.pausing
 }
 
 // settleMachine forgets virtual machines that have gone.
@@ -224,7 +283,7 @@ func (n *node) machineState() uint64 {
 		return 0
 	}
 	for id, v := range n.vms { // any order: the sum commutes
-		add(id, uint64(v.started), bit(v.run), bit(v.upAt <= n.sim.now), bit(v.goneAt != 0))
+		add(id, uint64(v.started), bit(v.run), bit(v.upAt <= n.sim.now), bit(v.goneAt != 0), bit(n.executes(v)))
 	}
 	for id, p := range n.packs { // any order: the sum commutes
 		add(id, bit(p.at <= n.sim.now))
@@ -235,21 +294,25 @@ func (n *node) machineState() uint64 {
 func (n *node) vmStatus() map[string]plan.VMStatus {
 	out := make(map[string]plan.VMStatus, len(n.vms))
 	for id, v := range n.vms {
-		out[id] = v.status(n.sim.now)
+		out[id] = v.status(n)
 	}
 	return out
 }
 
-func (v *vm) status(now time.Duration) plan.VMStatus {
+func (v *vm) status(n *node) plan.VMStatus {
+	now := n.sim.now
 	st := plan.VMStatus{
 		Incarnation: v.Incarnation, Restart: v.Restart, Phase: plan.VMLaunching, Accel: "kvm",
-		StartedAt: wall + int64(v.started/time.Second),
+		StartedAt: wall + int64(v.started/time.Second), Fenced: v.Fenced,
 	}
 	switch {
-	case !v.run:
+	case !v.run && v.downAt <= now:
 		st.Phase = plan.VMStopped
-	case v.goneAt != 0:
+	case v.goneAt != 0 || !v.run:
 		st.Phase = plan.VMStopping
+	case v.upAt == never:
+	case !n.executes(v):
+		st.Phase, st.Booted, st.Reason = plan.VMUnhealthy, true, "paused"
 	case v.upAt <= now:
 		st.Phase, st.Booted, st.Ready = plan.VMRunning, true, true
 		st.ReadyAt = wall + int64(v.upAt/time.Second)

@@ -1,6 +1,6 @@
 // Package des runs many nodes in virtual time: the steps that production runs
-// (crdt.State, crdt.Registers, live.Detector, plan.Plan) over a simulated
-// network, simulated disks and simulated virtual machines, as one sequence of
+// (crdt.State, crdt.Registers, live.Detector, plan.Plan, plan.Tenant, lease.Voter)
+// over a simulated network, simulated disks and simulated virtual machines, as one sequence of
 // events. It has no clock, goroutine, socket or unseeded randomness.
 //
 // Guarantees:
@@ -13,9 +13,18 @@
 //   - Nodes hold equal states as one, copied when they part. What a node believes
 //     is never taken from another.
 //
+//   - Two virtual machines of a fenced instance never run at once: that is held
+//     after every event. Which they do is asked of the machines, not of the state.
+//
 // What is a model, and so proves nothing about the real thing: the network
 // (delay, loss, duplication, damage, cuts), gossip (each message floods a fixed
-// random mesh; no repair by gossip itself), connections (who is reachable can be
-// spoken to), disks (what is not synced is lost by a crash), packs and virtual
-// machines (they take a drawn time).
+// random mesh, which in a split takes others in after a while; no repair by gossip
+// itself), connections (who is reachable can be spoken to), disks (what is not
+// synced is lost by a crash; a voter's promises are synced before it answers),
+// clocks (each at its own steady rate, begun anew by a boot), packs and virtual
+// machines (they take a drawn time), and what keeps a fenced one: it pauses it up
+// to two seconds late, and before the guest goes on when the host has slept.
+//
+// A [Mutant] breaks one of these things, so that a scenario can show that its
+// invariants notice.
 package des

@@ -25,6 +25,10 @@ func (s *Sim) Start(i int) {
 	if n.up {
 		return
 	}
+	if n.down {
+		n.down, n.awake = false, s.now
+		n.clock.began, n.clock.shows = s.now, justUp
+	}
 	n.h = s.pool.hold(n.disk.log())
 	n.start(false)
 	s.checks.started(int32(i))
@@ -46,6 +50,7 @@ func (s *Sim) pause(i int, d time.Duration, sleeps bool) {
 	n.paused, n.sleeps = s.now+d, sleeps
 	n.after(d, evResume, 0, 0, nil)
 	if sleeps {
+		n.awake = s.now + d
 		s.checks.crashed(s, int32(i))
 		s.Do(d, func() { s.checks.started(int32(i)) })
 		s.Seen["suspend"]++
@@ -69,6 +74,15 @@ func (s *Sim) Stalls(d, mean time.Duration) {
 	}
 }
 
+// LoseVotes has a node that is down forget what it promised as a voter: its disk
+// was replaced.
+func (s *Sim) LoseVotes(i int) {
+	if n := s.nodes[i]; !n.up {
+		n.disk.votes.memory = nil
+		s.Seen["votes lost"]++
+	}
+}
+
 // Slow has a node take so much longer for every message; zero ends that.
 func (s *Sim) Slow(i int, extra time.Duration) { s.net.extra[i] = extra }
 
@@ -76,12 +90,17 @@ func (s *Sim) Slow(i int, extra time.Duration) { s.net.extra[i] = extra }
 func (s *Sim) Loss(p float64) { s.net.Loss = p }
 
 // Cut stops messages in one direction.
-func (s *Sim) Cut(from, to int) { s.net.cut[pair{int32(from), int32(to)}] = true }
+func (s *Sim) Cut(from, to int) {
+	s.net.cut[pair{int32(from), int32(to)}] = true
+	s.rewired()
+}
 
 // Partition splits the network: nodes reach those of their own list only; who is
 // in none of them is in the first.
 func (s *Sim) Partition(sides ...[]int) {
 	clear(s.net.side)
+	s.net.sides = len(sides)
+	s.rewired()
 	for i, side := range sides {
 		for _, n := range side {
 			s.net.side[n] = int32(i)
@@ -98,13 +117,15 @@ func (s *Sim) Heal() {
 			continue
 		}
 		for _, o := range n.mesh {
-			if !s.net.reaches(n.i, o) || !s.net.reaches(o, n.i) {
+			if !s.net.meets(n.i, o) {
 				n.after(time.Duration(n.rng.Int64N(int64(redial))), evSync, int64(o), 0, nil)
 			}
 		}
 	}
 	clear(s.net.side)
 	clear(s.net.cut)
+	s.net.sides = 0
+	s.rewired()
 	s.Seen["heal"]++
 }
 

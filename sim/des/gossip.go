@@ -41,7 +41,7 @@ func (n *node) publish(b batch) {
 
 func (n *node) relay(f *flood, except int32) {
 	s := n.sim
-	for _, o := range n.mesh {
+	for _, o := range n.neighbours() {
 		if o == except {
 			continue
 		}
@@ -88,7 +88,8 @@ func (n *node) spoilt(d damaged) {
 // given is what one side of an anti-entropy session got from the other.
 type given struct {
 	batch
-	done bool // the session is over, and was well
+	done  bool          // the session is over, and was well
+	began time.Duration // by the clock of who initiated it
 }
 
 // synchronise holds a session with a peer: peer, or one of the mesh when it is
@@ -97,16 +98,17 @@ func (n *node) synchronise(peer int32) {
 	s := n.sim
 	if peer < 0 {
 		n.after(s.cfg.SyncInterval/2+time.Duration(n.rng.Int64N(int64(s.cfg.SyncInterval))), evSync, -1, 0, nil)
-		if len(n.mesh) == 0 {
-			n.synced()
+		among := n.neighbours()
+		if len(among) == 0 {
+			n.byItself()
 			return
 		}
-		peer = n.mesh[n.rng.IntN(len(n.mesh))]
+		peer = among[n.rng.IntN(len(among))]
 	}
 	p := s.nodes[peer]
 	if !p.up || p.asleep(s.now) || !s.net.reaches(n.i, peer) || !s.net.reaches(peer, n.i) {
-		if alone := s.now - n.started; alone >= giveUpAfter || alone >= aloneAfter && n.alone() {
-			n.synced()
+		if alone := s.now - n.lonely; alone >= giveUpAfter || alone >= aloneAfter && n.alone() {
+			n.byItself()
 		} else if !n.ready {
 			n.after(time.Second, evSync, int64(peer), 0, nil)
 		}
@@ -125,7 +127,7 @@ func (n *node) synchronise(peer int32) {
 	if len(toPeer) > 0 {
 		s.push(event{at: s.now + way, node: peer, from: n.i, kind: evGive, a: int64(len(toPeer)), load: &given{batch: newBatch(toPeer)}})
 	}
-	s.push(event{at: s.now + way, node: n.i, from: peer, kind: evGive, a: int64(len(toUs)), load: &given{batch: newBatch(toUs), done: true}})
+	s.push(event{at: s.now + way, node: n.i, from: peer, kind: evGive, a: int64(len(toUs)), load: &given{batch: newBatch(toUs), done: true, began: n.bootTime()}})
 }
 
 // equalFrame is a frame with a count and a digest.
@@ -139,6 +141,12 @@ func (n *node) alone() bool {
 		}
 	}
 	return true
+}
+
+// byItself has n decide without anybody to ask.
+func (n *node) byItself() {
+	n.fresh = n.bootTime()
+	n.synced()
 }
 
 func (n *node) synced() {
@@ -156,6 +164,9 @@ func (n *node) give(e *event) {
 		n.sim.Seen["statements repaired by anti-entropy"] += len(out.news)
 	}
 	if g.done {
+		n.fresh = max(n.fresh, g.began)
+	}
+	if g.done && g.began >= n.woke {
 		n.synced()
 	}
 }

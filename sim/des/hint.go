@@ -22,7 +22,7 @@ func (n *node) spread(h live.Hint) {
 
 func (n *node) passOn(r *rumour, except int32) {
 	s := n.sim
-	for _, o := range n.mesh {
+	for _, o := range n.neighbours() {
 		if o != except {
 			s.send(Hints, hintSize, event{kind: evHint, node: o, from: n.i, a: int64(s.index[r.Peer]), b: hintWord(r.Hint), load: r})
 		}

@@ -1,6 +1,7 @@
 package des
 
 import (
+	"slices"
 	"time"
 )
 
@@ -22,10 +23,13 @@ const (
 	Hints
 	Gossip
 	AntiEntropy
+	Leases
 	Classes // how many there are
 )
 
-func (c Class) String() string { return [...]string{"probes", "hints", "gossip", "anti-entropy"}[c] }
+func (c Class) String() string {
+	return [...]string{"probes", "hints", "gossip", "anti-entropy", "leases"}[c]
+}
 
 // Traffic is what was sent.
 type Traffic struct{ Messages, Bytes uint64 }
@@ -44,10 +48,13 @@ type network struct {
 	seed  uint64
 	sent  [][]uint32 // per sender and receiver: how many draws its link has made
 	side  []int32
+	sides int // of the partition
 	cut   map[pair]bool
 	extra []time.Duration // what a slow node takes for a message
 	total [Classes]Traffic
 	lost  uint64
+	ver   uint64        // raised when who reaches whom changes
+	since time.Duration // of that
 }
 
 func newNetwork(cfg NetConfig, seed uint64) *network {
@@ -63,6 +70,50 @@ func (n *network) add() {
 func (n *network) reaches(from, to int32) bool {
 	return n.side[from] == n.side[to] && (len(n.cut) == 0 || !n.cut[pair{from, to}])
 }
+
+// rewired notes that who reaches whom has changed.
+func (s *Sim) rewired() { s.net.ver, s.net.since = s.net.ver+1, s.now }
+
+// neighbours are those that n gossips with: its mesh, and in the place of those
+// that it has not reached for a while others that it does.
+func (n *node) neighbours() []int32 {
+	net := n.sim.net
+	if !net.split() || n.sim.now-net.since < redial {
+		return n.mesh
+	}
+	if n.meshVer != net.ver || n.around == nil {
+		n.meshVer, n.around = net.ver, n.reachable()
+	}
+	return n.around
+}
+
+func (n *node) reachable() []int32 {
+	s := n.sim
+	out := make([]int32, 0, len(n.mesh))
+	for _, o := range n.mesh {
+		if s.net.meets(n.i, o) {
+			out = append(out, o)
+		}
+	}
+	total := int32(len(s.nodes))
+	at := int32(draw(s.cfg.Seed, useMesh, uint64(n.i), s.net.ver) % uint64(total))
+	for k := range total {
+		o := (at + k) % total
+		if len(out) >= min(len(n.mesh), degree) {
+			break
+		}
+		if o != n.i && s.net.meets(n.i, o) && !slices.Contains(out, o) {
+			out = append(out, o)
+		}
+	}
+	return out
+}
+
+// split says whether somebody does not reach everybody.
+func (n *network) split() bool { return n.sides > 1 || len(n.cut) > 0 }
+
+// meets says whether two nodes reach each other.
+func (n *network) meets(a, b int32) bool { return n.reaches(a, b) && n.reaches(b, a) }
 
 // roll is the next draw of a link.
 func (n *network) roll(from, to int32) uint64 {

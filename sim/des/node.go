@@ -21,11 +21,18 @@ type node struct {
 	priv ed25519.PrivateKey
 	rng  *rand.Rand
 	mesh []int32 // whom it gossips with
+	// around is mesh as it is in a split, of net.ver meshVer.
+	around  []int32
+	meshVer uint64
 
 	// The machine.
 	disk  disk
 	vms   map[string]*vm
 	packs map[string]*pack
+	clock clock
+	boots int           // raised when the machine goes down
+	down  bool          // the machine is
+	awake time.Duration // since when the machine is, in virtual time
 
 	// The daemon, while it is up.
 	up        bool
@@ -51,6 +58,13 @@ type node struct {
 	timers    plan.Timers
 	wake      time.Duration
 	draining  bool
+	stepped   time.Duration // when the detector last was, by the machine's clock
+	acted     time.Duration // when the daemon last did anything, by that clock
+	woke      time.Duration // when it went on after it last slept; 0: it has not
+	fresh     time.Duration // what others held then is held, by that clock
+	lonely    time.Duration // since when it has looked for somebody to synchronise with
+	seenVer   uint64        // raised when a peer is seen for the first time
+	leases
 }
 
 // disk is what outlives a crash: the log of statements, up to what is synced.
@@ -60,6 +74,7 @@ type disk struct {
 	synced int // of tail
 	flush  bool
 	epoch  uint64
+	votes  kept
 }
 
 func (d *disk) log() []stmt.Verified { return slices.Concat(d.base, d.tail[:d.synced]) }
@@ -75,6 +90,7 @@ func (s *Sim) add() *node {
 		vms: map[string]*vm{}, packs: map[string]*pack{},
 	}
 	n.key = stmt.KeyOf(n.priv)
+	n.clock = clock{shows: longUp, ppm: s.drift(i)}
 	s.index[n.key] = i
 	s.nodes = append(s.nodes, n)
 	s.net.add()
@@ -114,16 +130,44 @@ func (n *node) start(ready bool) {
 	n.dead, n.deadVer, n.interest = map[stmt.Key]time.Duration{}, n.deadVer+1, nil
 	n.ticks, n.vias, n.unwatched, n.seen = 0, map[int64]via{}, true, knowledge{}
 	n.ready, n.planning, n.busy, n.again, n.wake = ready, false, false, false, 0
+	n.stepped, n.acted, n.woke, n.fresh, n.lonely = n.bootTime(), n.bootTime(), 0, 0, s.now
+	n.vote()
 	n.timers = plan.Remember(n.world(), n.key, n.vmStatus())
 	n.after(time.Duration(n.rng.Int64N(int64(probeTick))), evTick, 0, 0, nil)
 	n.after(time.Duration(n.rng.Int64N(int64(s.cfg.SyncInterval))), evSync, -1, 0, nil)
 	n.after(time.Duration(n.rng.Int64N(int64(refresh))), evRefresh, 0, 0, nil)
 	n.plan()
 	if !ready {
-		for _, o := range n.mesh { // newcomers to each other
-			n.after(Range{200 * time.Millisecond, time.Second}.draw(n.rng), evSync, int64(o), 0, nil)
-		}
+		n.meet()
 	}
+}
+
+// meet has n compare what it holds with everybody that it gossips with.
+func (n *node) meet() {
+	for _, o := range n.mesh {
+		n.after(Range{200 * time.Millisecond, time.Second}.draw(n.rng), evSync, int64(o), 0, nil)
+	}
+}
+
+// noticeSleep notices that the daemon slept: then nothing that it knew counts until its
+// state is synchronised anew (fogvm/reconcile).
+func (n *node) noticeSleep() {
+	now := n.bootTime()
+	slept := now-n.acted > sleepGap
+	n.acted = now
+	if !slept {
+		return
+	}
+	n.sim.Seen["a sleep was noticed"]++
+	n.woke = now
+	if n.sim.cfg.Mutant == NoResync {
+		return
+	}
+	n.timers = n.timers.Awake()
+	clear(n.dead)
+	n.deadVer, n.ready, n.lonely, n.seen = n.deadVer+1, false, n.sim.now, knowledge{}
+	n.meet()
+	n.plan()
 }
 
 // stop ends the daemon; machine says whether the machine went down with it, and
@@ -134,12 +178,14 @@ func (n *node) stop(machine bool) {
 	n.h, n.regs = nil, nil
 	if machine {
 		for _, v := range n.vms { // any order: all of them
-			v.run = false
+			v.run, v.downAt, v.until = false, 0, 0
 		}
+		n.boots, n.down = n.boots+1, true
 	}
 }
 
 func (n *node) handle(e *event) {
+	n.noticeSleep()
 	switch e.kind {
 	case evTick:
 		n.tick()
@@ -164,6 +210,14 @@ func (n *node) handle(e *event) {
 	case evViaEnd:
 		n.viaEnd(e.a)
 	case evResume:
+	case evExtend:
+		n.extend(e.load.(plan.Extension))
+	case evKept:
+		n.keptVotes(e.load.(*record))
+	case evAsk:
+		n.judge(e)
+	case evVote:
+		n.voted(e.load.(*vote))
 	case evGossip:
 		n.gossip(e)
 	case evHint:

@@ -41,13 +41,18 @@ func (n *node) tick() {
 	}
 	n.ticks++
 	n.step(live.Tick{})
+	n.renew()
 }
 
 // bootTime is what the machine's clock of time since boot shows.
-func (n *node) bootTime() time.Duration { return time.Hour + n.sim.now }
+func (n *node) bootTime() time.Duration { return n.clock.at(n.sim.now) }
 
 func (n *node) step(ev live.Event) {
-	for _, e := range n.detect.Step(n.bootTime(), ev) {
+	if c, ok := ev.(live.Contact); ok {
+		n.greet(c.Key)
+	}
+	n.stepped = n.bootTime()
+	for _, e := range n.detect.Step(n.stepped, ev) {
 		switch e := e.(type) {
 		case live.Ping:
 			n.tell(Probes, pingSize, evPing, n.sim.index[e.To], int64(n.sim.now), 0)
@@ -70,6 +75,21 @@ func (n *node) tell(class Class, size int, k kind, to int32, a, b int64) {
 }
 
 func (n *node) contact(i int32) { n.step(live.Contact{Key: n.sim.nodes[i].key}) }
+
+// greet looks again when a peer was heard of that was not seen before: it may be a
+// voter.
+func (n *node) greet(k stmt.Key) {
+	if s := n.detect.Status(k); n.sim.contracts && s.Contact == 0 && s.State != live.Dead {
+		n.seenVer++
+		n.plan()
+	}
+}
+
+// sees says whether a node was heard of and is not confirmed dead.
+func (n *node) sees(k stmt.Key) bool {
+	s := n.detect.Status(k)
+	return n.bootTime()-n.stepped <= sleepGap && s.Contact != 0 && s.State != live.Dead
+}
 
 // note keeps what the detector found.
 func (n *node) note(e live.Changed) {

@@ -17,6 +17,8 @@ const (
 	evPack                  // a pack is complete
 	evViaEnd                // a helper gives up; a: nonce
 	evResume                // a paused node goes on
+	evExtend                // a machine's keeper is told; a: until when it may run
+	evKept                  // votes are on disk
 	evGossip                // message: statements
 	evHint                  // message; a: of whom, b: what
 	evGive                  // message: statements by anti-entropy
@@ -24,18 +26,20 @@ const (
 	evEcho                  // message; a: nonce
 	evVia                   // message: probe a for me; b: nonce
 	evViaEcho               // message: it answered or not; a: the target, b: nonce and answer
+	evAsk                   // message: a request for a lease; a: nonce
+	evVote                  // message: the answer; a: nonce
 	evDo                    // the scenario acts
 )
 
 var kindNames = [...]string{
 	"tick", "plan", "committed", "flush", "sync", "wake", "refresh", "vm", "pack", "via-end", "resume",
-	"gossip", "hint", "give", "ping", "echo", "via", "via-echo", "do",
+	"extend", "kept", "gossip", "hint", "give", "ping", "echo", "via", "via-echo", "ask", "vote", "do",
 }
 
 func (k kind) String() string { return kindNames[k] }
 
 // isMessage: it came over the network.
-func (k kind) isMessage() bool { return k >= evGossip && k <= evViaEcho }
+func (k kind) isMessage() bool { return k >= evGossip && k <= evVote }
 
 // event is something that happens to one node at one time.
 type event struct {

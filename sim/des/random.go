@@ -23,6 +23,8 @@ const (
 	useDetector
 	useWorld
 	useAuthor
+	useClock
+	useVoters
 )
 
 // draw is a number that seed and words give.

@@ -28,6 +28,10 @@ type Config struct {
 	SyncInterval             time.Duration
 	TakeoverDelay            time.Duration
 	Fsync, Fetch, Boot, Stop Range // how long it takes
+	// Drift is by how many millionths at most a clock of time since boot is fast or
+	// slow.
+	Drift  int64
+	Mutant Mutant // "": none
 }
 
 func (c *Config) setDefaults() {
@@ -62,27 +66,30 @@ const (
 	aloneAfter   = 5 * time.Second
 	giveUpAfter  = 30 * time.Second
 	redial       = 10 * time.Second // p2p finds peers again within about that
+	sleepGap     = 5 * time.Second  // fogvm/boottime
 )
 
 // Sim is one simulated swarm.
 type Sim struct {
-	cfg     Config
-	network stmt.NetworkID
-	root    stmt.Key
-	rootKey ed25519.PrivateKey
-	now     time.Duration
-	seq     uint64
-	queue   queue
-	net     *network
-	pool    *pool
-	trace   trace
-	nodes   []*node
-	index   map[stmt.Key]int32
-	genesis []stmt.Verified
-	owners  []*owner
-	acked   []stmt.Verified
-	ranks   plan.Ranks
-	checks  checks
+	cfg       Config
+	network   stmt.NetworkID
+	root      stmt.Key
+	rootKey   ed25519.PrivateKey
+	now       time.Duration
+	seq       uint64
+	queue     queue
+	net       *network
+	pool      *pool
+	trace     trace
+	nodes     []*node
+	index     map[stmt.Key]int32
+	genesis   []stmt.Verified
+	owners    []*owner
+	acked     []stmt.Verified
+	ranks     plan.Ranks
+	checks    checks
+	contracts bool     // an instance has another contract than keep
+	fenced    []string // instances, by ID
 
 	// Bad are the violated invariants, as one line each.
 	Bad []string
@@ -139,6 +146,9 @@ func (s *Sim) Traffic() [Classes]Traffic { return s.net.total }
 func (s *Sim) Copies() int { return s.pool.copies }
 
 func (s *Sim) push(e event) {
+	if e.at < s.now {
+		s.violate("an event in the past: %v", e.kind)
+	}
 	s.seq++
 	e.seq = s.seq
 	s.queue.push(e)
@@ -183,9 +193,11 @@ func (s *Sim) next() {
 	if e.node < 0 {
 		s.trace.event(&e)
 		e.load.(func())()
+		s.checkFences()
 		return
 	}
 	n := s.nodes[e.node]
+	defer s.checkFences()
 	switch {
 	case e.kind == evResume:
 	case e.kind.isMessage():

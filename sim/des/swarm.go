@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/formthefog/formation/crdt"
+	"github.com/formthefog/formation/crdt/lease"
 	"github.com/formthefog/formation/crdt/place"
 	"github.com/formthefog/formation/crdt/stmt"
 	"github.com/formthefog/formation/fogvm/reconcile/plan"
@@ -41,6 +42,10 @@ func (s *Sim) owner(i int) *owner {
 // where they rank.
 type Workload struct {
 	Instances, Replicas int
+	// Partition is the contract of all, and Voters how many each that needs them has,
+	// drawn.
+	Partition string
+	Voters    int
 	// Need of one replica; zero fields are as in package place.
 	VCPU   int
 	Memory uint64
@@ -79,25 +84,32 @@ func (s *Sim) Boot(w Workload) {
 			add(raw, nil)
 		}
 	}
+	s.heed()
 	s.populate()
 	h := s.pool.hold(s.genesis)
 	for _, n := range s.nodes {
 		n.h = h
 		n.disk.base = s.genesis
+		n.disk.votes.memory = &lease.Memory{Boot: n.bootID()} // it has been there for long
 		n.start(true)
 		if len(s.nodes) >= shareFrom && n.i%planSample != 0 {
 			// It runs what it would decide to run; some of the nodes see to that.
-			n.look(n.world(), knowledge{n.h.id, n.deadVer, n.machineState(), n.ready})
+			n.look(n.world(), n.knowledge())
 		}
 	}
 	h.users = len(s.nodes)
 }
 
 func (s *Sim) spec(w Workload, i int) crdt.Spec {
-	return crdt.Spec{
+	out := crdt.Spec{
 		Name: fmt.Sprint("app-", i), Pack: PackName(i + 1), Replicas: w.Replicas, Phase: crdt.PhaseRunning,
-		VCPU: w.VCPU, MemoryBytes: w.Memory,
+		VCPU: w.VCPU, MemoryBytes: w.Memory, Partition: w.Partition,
 	}
+	rng := stream(s.cfg.Seed, useVoters, uint64(i))
+	for _, v := range rng.Perm(len(s.nodes))[:w.Voters] {
+		out.Voters = append(out.Voters, s.nodes[v].key)
+	}
+	return out
 }
 
 // populate has every node say who it is and run what it ranks for.
@@ -117,7 +129,7 @@ func (s *Sim) populate() {
 		slot, r := 0, place.Need(spec)
 		for _, k := range place.Order(spec, cands) {
 			i := s.index[k]
-			if f := &free[i]; slot < spec.Replicas && f.CPUs*plan.CPUOvercommit >= r.CPUs && f.Memory >= r.Memory && f.Disk >= r.Disk {
+			if f := &free[i]; slot < active(spec) && f.CPUs*plan.CPUOvercommit >= r.CPUs && f.Memory >= r.Memory && f.Disk >= r.Disk {
 				f.Memory, f.Disk = f.Memory-r.Memory, f.Disk-r.Disk
 				claims[i] = append(claims[i], s.nodes[i].runs(spec, slot))
 				slot++
@@ -145,6 +157,14 @@ func (s *Sim) populate() {
 	s.pool.release(h)
 }
 
+// active is how many replicas of an instance run at once.
+func active(spec crdt.Spec) int {
+	if spec.Partition == crdt.PartitionFence {
+		return 1
+	}
+	return spec.Replicas
+}
+
 // spare puts the pack where it is to be held beside the nodes that run it.
 func (s *Sim) spare(spec crdt.Spec, cands []place.Candidate) {
 	n := min(spec.Replicas, len(cands)-spec.Replicas)
@@ -160,9 +180,10 @@ func (s *Sim) spare(spec crdt.Spec, cands []place.Candidate) {
 
 // runs makes n run a replica, and is its claim.
 func (n *node) runs(spec crdt.Spec, slot int) crdt.Claim {
-	v := &vm{run: true, VM: plan.VM{
+	v := &vm{run: true, pausing: n.pausing(), VM: plan.VM{
 		ID: plan.VMID(spec.ID, slot), Slot: plan.Slot{Instance: spec.ID, Slot: slot}, Pack: spec.Pack, Run: true,
 		Incarnation: plan.Incarnation(&spec, spec.Pack), Restart: plan.RestartToken(&spec),
+		Fenced: spec.Partition == crdt.PartitionFence,
 	}}
 	n.vms[v.ID] = v
 	n.packs[spec.Pack] = &pack{}
@@ -180,6 +201,7 @@ func (s *Sim) Ship(ownerNo, i int, spec crdt.Spec) string {
 		s.violate("ship: %v", err)
 		return ""
 	}
+	s.heed()
 	s.submit(i, raws)
 	return id
 }
@@ -191,6 +213,7 @@ func (s *Sim) Set(ownerNo, i int, id string, change func(*crdt.Spec)) {
 		s.violate("set: %v", err)
 		return
 	}
+	s.heed()
 	s.submit(i, raws)
 }
 
@@ -201,8 +224,12 @@ func (s *Sim) Delete(ownerNo, i int, id string) {
 		s.violate("delete: %v", err)
 		return
 	}
+	s.heed()
 	s.submit(i, raws)
 }
+
+// Key is who a node is.
+func (s *Sim) Key(i int) stmt.Key { return s.nodes[i].key }
 
 // Instances are those of an owner, as its own statements have them.
 func (s *Sim) Instances(ownerNo int) []crdt.Spec { return s.owner(ownerNo).author.Instances() }

@@ -1,7 +1,9 @@
 package des
 
 import (
+	"maps"
 	"slices"
+	"time"
 
 	"github.com/formthefog/formation/crdt"
 	"github.com/formthefog/formation/crdt/place"
@@ -17,6 +19,7 @@ type worldView struct {
 	keys   []stmt.Key
 	epochs map[stmt.Key]uint64 // boot epochs
 	alien  map[stmt.Key]bool   // have claims on instances that the view does not know
+	voters []stmt.Key          // of instances whose contract counts them
 }
 
 // view is what n holds.
@@ -36,6 +39,11 @@ func (n *node) view() *worldView {
 			}
 		}
 	}
+	for i := range w.world.Instances {
+		w.voters = append(w.voters, w.world.Instances[i].Voters...)
+	}
+	slices.SortFunc(w.voters, stmt.Key.Compare)
+	w.voters = slices.Compact(w.voters)
 	h.world = w
 	return w
 }
@@ -44,14 +52,26 @@ func (n *node) view() *worldView {
 func (n *node) world() plan.World {
 	w := n.view()
 	if w.alien[n.key] {
-		out := plan.WorldOf(w.view, n.key, n.dead)
-		out.Ranks = &n.sim.ranks
-		return out
+		return n.probed(plan.WorldOf(w.view, n.key, n.dead))
 	}
-	out := w.world
-	out.Ranks = &n.sim.ranks // shared: it holds no decision
-	out.Dead = n.dead
-	return out
+	return n.probed(w.world)
+}
+
+// probed adds what n found by itself.
+func (n *node) probed(w plan.World) plan.World {
+	w.Ranks = &n.sim.ranks // shared: it holds no decision
+	w.Dead = n.dead
+	if voters := n.view().voters; len(voters) > 0 {
+		w.Seen = make(map[stmt.Key]bool, len(voters))
+		for _, k := range voters {
+			w.Seen[k] = k == n.key || n.sees(k) || n.sim.cfg.Mutant == NoVoters
+		}
+		if n.sim.cfg.Mutant == NoVoters {
+			w.Dead = maps.Clone(n.dead)
+			maps.DeleteFunc(w.Dead, func(k stmt.Key, _ time.Duration) bool { return slices.Contains(voters, k) })
+		}
+	}
+	return w
 }
 
 // need is what the claims of a node take.
