@@ -8,8 +8,10 @@
 //   - A seed and a sequence of calls give the same events, and so the same hash,
 //     on every machine. Every node and every link draws from a stream of its own:
 //     one more node does not change what the others draw.
+//
 //   - Statements are signed and verified as in production, each once; every node
 //     merges them by itself. A message that the network damaged is verified anew.
+//
 //   - Nodes hold equal states as one, copied when they part. What a node believes
 //     is never taken from another.
 //
