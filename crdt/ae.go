@@ -130,11 +130,11 @@ func (s *aeSession) initiate() (again bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	give, want, over := s.compare(&l, entries, cut)
+	give, want, come, over := s.compare(&l, entries, cut)
 	if err := s.sendRaws(give, want); err != nil {
 		return false, err
 	}
-	if err := s.receiveRaws(3*len(want)+1, nil, s.apply); err != nil {
+	if err := s.receiveRaws(come+1, nil, s.apply); err != nil {
 		return false, err
 	}
 	return cut || over, nil

@@ -212,8 +212,9 @@ func (s *aeSession) receiveEntries(l *levels) (entries []entry, cut bool, err er
 	}
 }
 
-// compare finds what the peer lacks and what it has to offer.
-func (s *aeSession) compare(l *levels, entries []entry, cut bool) (give []indexed, want []shortID, over bool) {
+// compare finds what the peer lacks and what it has to offer: come is how many
+// statements that may be.
+func (s *aeSession) compare(l *levels, entries []entry, cut bool) (give []indexed, want []shortID, come int, over bool) {
 	slices.SortFunc(entries, entry.compare)
 	peer := &index{byID: make(map[shortID]int, len(entries))}
 	for i, e := range entries {
@@ -221,6 +222,7 @@ func (s *aeSession) compare(l *levels, entries []entry, cut bool) (give []indexe
 		peer.byID[e.ID] = i
 		if s.idx.wants(e) {
 			want = append(want, e.ID)
+			come += e.statements()
 		}
 	}
 	for n, prefix := range l.prefixes() {
@@ -240,5 +242,5 @@ func (s *aeSession) compare(l *levels, entries []entry, cut bool) (give []indexe
 	if len(give) > maxAEEntries {
 		give, over = give[:maxAEEntries], true
 	}
-	return give, want, over
+	return give, want, come, over
 }

@@ -262,7 +262,7 @@ func (a *Author) Delete(id string) (raws [][]byte, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("delete %s: %w", id, ErrNotFound)
 	}
-	if o := a.state.owners[a.owner]; o == nil || !o.live[doc] {
+	if o := a.state.owners[a.owner]; o == nil || !o.lists(doc) {
 		return nil, fmt.Errorf("delete %s: %w", id, ErrNotFound)
 	}
 	page, err := a.signPage(doc, true)
@@ -285,30 +285,17 @@ func pageOf(d DocID) byte { return d[0] >> 2 }
 func (a *Author) signPage(doc DocID, dead bool) ([]byte, error) {
 	live, buried := map[DocID]bool{}, map[DocID]bool{}
 	if o := a.state.owners[a.owner]; o != nil {
-		for _, st := range o.stmts {
-			for _, d := range st.body.Live {
-				live[d] = pageOf(d) == pageOf(doc)
-			}
-		}
-		for d := range o.dead {
-			buried[d] = pageOf(d) == pageOf(doc)
-		}
+		live, buried = o.facts()
 	}
-	live[doc] = true
-	if dead {
+	if live[doc] = true; dead {
+		delete(live, doc)
 		buried[doc] = true
 	}
-	var b ownerBody
-	for _, d := range slices.SortedFunc(maps.Keys(buried), compareDocs) {
-		if buried[d] {
-			b.Dead = append(b.Dead, d)
-		}
+	page := func(set map[DocID]bool) []DocID {
+		maps.DeleteFunc(set, func(d DocID, _ bool) bool { return pageOf(d) != pageOf(doc) })
+		return slices.SortedFunc(maps.Keys(set), compareDocs)
 	}
-	for _, d := range slices.SortedFunc(maps.Keys(live), compareDocs) {
-		if live[d] && !buried[d] {
-			b.Live = append(b.Live, d)
-		}
-	}
+	b := ownerBody{Live: page(live), Dead: page(buried)}
 	return a.signOwner(b)
 }
 

@@ -107,7 +107,7 @@ func (o *ownerState) deviceFacts() (listed map[stmt.Key]deviceBody, gone map[stm
 // devicesOf are the devices of an owner that count, by key.
 func (s *State) devicesOf(owner stmt.Key) []Device {
 	o := s.owners[owner]
-	if o == nil {
+	if o == nil || o.closed {
 		return nil
 	}
 	listed, _ := o.deviceFacts()

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"iter"
+	"maps"
 	"slices"
 	"sync"
 
@@ -17,6 +18,7 @@ const (
 	classSet      = 0 // wanted unless held
 	classRegister = 1 // not wanted when a newer (epoch, seq) of the subject is held
 	classDoc      = 2 // not wanted when a higher epoch of the subject is held
+	classClosed   = 3 // all that is held of a closed owner; wanted unless held
 )
 
 // shortID is the part of a statement's ID that anti-entropy sends.
@@ -42,6 +44,15 @@ type entry struct {
 
 func (e entry) compare(o entry) int {
 	return cmp.Or(cmp.Compare(e.Subject, o.Subject), slices.Compare(e.ID[:], o.ID[:]))
+}
+
+// statements is how many statements an entry may stand for: a frozen document has
+// three.
+func (e entry) statements() int {
+	if e.Class == classClosed {
+		return maxOwnerStatements
+	}
+	return 3
 }
 
 // indexed is an entry with its statements: one, a frozen document's root and
@@ -121,9 +132,7 @@ func (s *State) index() *index {
 		add(subjectOf(stmt.KindBase, k.publisher[:], []byte(k.name)), classRegister, rankBase, b.rec)
 	}
 	for key, o := range s.owners {
-		for _, st := range o.stmts {
-			add(subjectOf(stmt.KindOwner, key[:]), classSet, rankOwner, st.rec)
-		}
+		s.indexOwner(x, subjectOf(stmt.KindOwner, key[:]), key, o, add)
 	}
 	for id, d := range s.docs {
 		s.indexDoc(x, subjectOf(stmt.KindSpec, id[:]), d, add)
@@ -157,6 +166,23 @@ func (s *State) heldClaims() iter.Seq[*claimReg] {
 			}
 		}
 	}
+}
+
+// indexOwner adds an owner's statements. Any that close it do: two replicas where
+// it is closed hold the same.
+func (s *State) indexOwner(x *index, subject uint64, key stmt.Key, o *ownerState, add func(uint64, uint8, int, rec)) {
+	if !o.closed {
+		for _, st := range o.stmts { // any order: the index is sorted
+			add(subject, classSet, rankOwner, st.rec)
+		}
+		return
+	}
+	h := sha256.Sum256(append([]byte("formation/closed/1\x00"), key[:]...))
+	it := indexed{entry: entry{Subject: subject, ID: shortID(h[:16]), Class: classClosed}, rank: rankOwner}
+	for _, id := range slices.SortedFunc(maps.Keys(o.stmts), stmt.ID.Compare) {
+		it.raws = append(it.raws, o.stmts[id].raw)
+	}
+	x.items = append(x.items, it)
 }
 
 func (s *State) indexDoc(x *index, subject uint64, d *document, add func(uint64, uint8, int, rec)) {

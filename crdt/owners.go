@@ -12,9 +12,7 @@ import (
 // maxOwnerStatements is how many owner statements of one owner are held at once.
 // An Author's statements subsume their predecessors, so that an honest owner
 // stays below the number of its pages times that of its devices at work at once.
-// Of more the richest are held, see compareOwnerStmts. That order puts whatever
-// subsumes before what it subsumes: once everything has been delivered again, as
-// anti-entropy does, everybody holds the same ones, whichever came first.
+// An owner with so many that say what no other says is closed: see ownerState.
 const maxOwnerStatements = 256
 
 // ownerState holds an owner's statements that no other one subsumes. That set
@@ -22,15 +20,23 @@ const maxOwnerStatements = 256
 // partial order.
 type ownerState struct {
 	stmts map[stmt.ID]*ownerStmt
-	live  map[DocID]bool // listed live, none dead, the first MaxInstances
-	dead  map[DocID]bool
-	over  bool // more than MaxInstances are listed live
+	live  map[DocID]bool // listed live, none dead, the first MaxInstances; none when closed
+	dead  map[DocID]bool // none when closed
+	over  bool           // more than MaxInstances are listed live
+	// closed: the owner has said more than can be held. What is refused now may be
+	// a deletion, so nothing that it lists counts, and no replica need hold the same
+	// statements as another. A statement that subsumes enough of them ends it.
+	closed bool
 }
 
 type ownerStmt struct {
 	rec
 	body   ownerBody
 	opaque bool // holds fields this version does not know: never subsumed
+	// spare: all that this version knows of it another held one says too. It is held
+	// as long as there is room. What made it so is only ever dropped for one that
+	// does as well.
+	spare bool
 }
 
 func (s *State) applyOwner(st *stmt.Statement, read *reading) (bool, error) {
@@ -46,30 +52,40 @@ func (s *State) applyOwner(st *stmt.Statement, read *reading) (bool, error) {
 		o = &ownerState{stmts: map[stmt.ID]*ownerStmt{}}
 	}
 	add := &ownerStmt{rec: recOf(st), body: body, opaque: read.opaque}
-	var drop []stmt.ID
-	less := false                   // something is dropped that add does not cover
-	for id, have := range o.stmts { // any order: any that covers refuses, all that are covered go
-		if have.covers(add) {
+	var drop, spare []*ownerStmt
+	for _, have := range o.stmts { // any order: any that covers refuses, all that are covered go
+		switch {
+		case have.says(add) && !add.opaque:
 			return false, fmt.Errorf("%w: owner statement of %s", ErrStale, st.Author)
-		}
-		if add.covers(have) {
-			drop = append(drop, id)
+		case have.says(add):
+			add.spare = true
+		case add.says(have) && !have.opaque:
+			drop = append(drop, have)
+		case add.says(have):
+			spare = append(spare, have)
 		}
 	}
-	if len(o.stmts)-len(drop) >= maxOwnerStatements {
-		last := slices.MaxFunc(slices.Collect(maps.Values(o.stmts)), compareOwnerStmts)
-		if compareOwnerStmts(add, last) > 0 {
-			return false, fmt.Errorf("%w: %d owner statements of %s", ErrQuota, maxOwnerStatements, st.Author)
+	if len(o.stmts)-len(drop) >= s.most.owner {
+		last := o.lastSpare(spare)
+		if add.spare {
+			last = o.lastSpare(append(spare, add))
 		}
-		drop, less = append(drop, last.id), true
+		if last == nil || last == add {
+			return false, fmt.Errorf("%w: %d owner statements of %s", ErrQuota, s.most.owner, st.Author)
+		}
+		drop = append(drop, last)
 	}
-	for _, id := range drop {
-		delete(o.stmts, id)
-		delete(s.ids, id)
+	for _, have := range spare {
+		have.spare = true
+	}
+	for _, have := range drop {
+		delete(o.stmts, have.id)
+		delete(s.ids, have.id)
 	}
 	o.stmts[st.ID] = add
 	s.owners[st.Author] = o
-	if less || o.over {
+	was := o.closed
+	if o.closed = len(o.stmts) >= s.most.owner && o.lastSpare(nil) == nil; o.over || o.closed || was {
 		s.refreshOwner(st.Author, o)
 	} else {
 		s.extendOwner(st.Author, o, body)
@@ -118,12 +134,29 @@ func (s *State) extendOwner(owner stmt.Key, o *ownerState, b ownerBody) {
 	s.bury(owner, died)
 }
 
-// covers says whether o need not be held beside s.
-func (s *ownerStmt) covers(o *ownerStmt) bool {
-	if o.opaque || !s.body.subsumes(o.body) {
-		return false
+// says says whether every fact of o is also one of s; of two with equal facts the
+// first by compareOwnerStmts says what the other does.
+func (s *ownerStmt) says(o *ownerStmt) bool {
+	return s.body.subsumes(o.body) && (!o.body.subsumes(s.body) || compareOwnerStmts(s, o) < 0)
+}
+
+// lastSpare is the last by compareOwnerStmts of the spare statements that are held
+// and of more; nil when there is none.
+func (o *ownerState) lastSpare(more []*ownerStmt) (last *ownerStmt) {
+	later := func(st *ownerStmt) {
+		if last == nil || compareOwnerStmts(st, last) > 0 {
+			last = st
+		}
 	}
-	return s.opaque || !o.body.subsumes(s.body) || s.id.Compare(o.id) < 0 // equal facts: the lowest ID stays
+	for _, st := range o.stmts { // any order: the last
+		if st.spare {
+			later(st)
+		}
+	}
+	for _, st := range more {
+		later(st)
+	}
+	return last
 }
 
 // compareOwnerStmts orders an owner's statements by how much they say: first those
@@ -149,21 +182,37 @@ func compareOwnerStmts(a, b *ownerStmt) int {
 	return cmp.Or(c, a.id.Compare(b.id))
 }
 
+// facts are the instances that the owner's statements list and none has as dead,
+// and those that are dead.
+func (o *ownerState) facts() (live, dead map[DocID]bool) {
+	live, dead = map[DocID]bool{}, map[DocID]bool{}
+	for _, st := range o.stmts { // any order: a set
+		for _, d := range st.body.Dead {
+			dead[d] = true
+		}
+	}
+	for _, st := range o.stmts { // any order: a set
+		for _, d := range st.body.Live {
+			if !dead[d] {
+				live[d] = true
+			}
+		}
+	}
+	return live, dead
+}
+
+// lists says whether the owner's statements list an instance, whether or not it
+// counts.
+func (o *ownerState) lists(d DocID) bool {
+	live, _ := o.facts()
+	return live[d]
+}
+
 // refreshOwner recomputes which instances live and forgets those that died.
 func (s *State) refreshOwner(owner stmt.Key, o *ownerState) {
 	before := o.live
-	o.live, o.dead = map[DocID]bool{}, map[DocID]bool{}
-	for _, st := range o.stmts {
-		for _, d := range st.body.Dead {
-			o.dead[d] = true
-		}
-	}
-	for _, st := range o.stmts {
-		for _, d := range st.body.Live {
-			if !o.dead[d] {
-				o.live[d] = true
-			}
-		}
+	if o.live, o.dead = o.facts(); o.closed {
+		o.live, o.dead = nil, nil
 	}
 	if o.over = len(o.live) > MaxInstances; o.over {
 		for _, d := range slices.SortedFunc(maps.Keys(o.live), compareDocs)[MaxInstances:] {

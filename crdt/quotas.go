@@ -32,12 +32,14 @@ type quotas struct {
 	claims  int // of one node
 	bases   int // of one publisher
 	docs    int // of one owner
+	owner   int // owner statements of one owner
 	invited int // by one invite, as judged here
 	relayed int // and in all
 }
 
 var standard = quotas{
 	claims: MaxClaimsPerNode, bases: MaxBasesPerPublisher, docs: maxDocs,
+	owner:   maxOwnerStatements,
 	invited: maxPerInvite, relayed: maxPerInviteRelayed,
 }
 

@@ -44,25 +44,29 @@ func TestSessionsConvergeOverQuotas(t *testing.T) {
 			raws := shuffled(rt, w.raws)
 			applyAll(states[i], raws[:rapid.IntRange(len(raws)/2, len(raws)).Draw(rt, "heard")])
 		}
-		settled := 0
-		for round := 0; settled < 3; round++ {
-			if round > 24 {
-				rt.Fatalf("no end of it: %s", diffIndex(states[0], states[1]))
-			}
-			a, b := states[round%3], states[(round+1)%3]
-			before := a.changes + b.changes
-			if countBytes(t, a, b); a.changes+b.changes != before {
-				settled = 0
-			} else {
-				settled++
-			}
-		}
+		settle(t, rt, states)
 		for _, s := range states[1:] {
 			if digest(s.index().items) != digest(states[0].index().items) || render(s.View()) != render(states[0].View()) {
 				rt.Fatalf("not equal: %s", diffIndex(states[0], s))
 			}
 		}
 	})
+}
+
+// settle holds sessions between states until they change nothing.
+func settle(t *testing.T, rt *rapid.T, states []*State) {
+	for round, quiet := 0, 0; quiet < len(states); round++ {
+		if round > 12*len(states) {
+			rt.Fatalf("no end of it: %s", diffIndex(states[0], states[1]))
+		}
+		a, b := states[round%len(states)], states[(round+1)%len(states)]
+		before := a.changes + b.changes
+		if countBytes(t, a, b); a.changes+b.changes != before {
+			quiet = 0
+		} else {
+			quiet++
+		}
+	}
 }
 
 // The lowest names are held, whichever came first; what an author says beyond its
