@@ -104,7 +104,7 @@ func (a *Author) Create(spec Spec) (id string, raws [][]byte, err error) {
 	}
 	counter := a.counter
 	doc := InstanceID(a.owner, a.device, counter)
-	vals, err := spec.values()
+	vals, err := spec.opsFrom(&Spec{})
 	if err != nil {
 		return "", nil, fmt.Errorf("create: %w", err)
 	}
@@ -137,10 +137,18 @@ func (a *Author) Create(spec Spec) (id string, raws [][]byte, err error) {
 // to change, it is told ErrNotOwner. Errors wrap ErrNotFound, ErrInvalid,
 // ErrNotOwner or stmt.ErrTooLarge.
 func (a *Author) Set(id string, mutate func(*Spec)) (raws [][]byte, err error) {
-	old, ok := a.state.View().Instance(id)
-	if !ok || old.Owner != a.owner {
+	doc, err := ParseDocID(id)
+	d := a.state.listed(doc)
+	if err != nil || d == nil || d.owner != a.owner {
 		return nil, fmt.Errorf("set %s: %w", id, ErrNotFound)
 	}
+	vals, err := a.state.values(d)
+	if err != nil {
+		return nil, fmt.Errorf("set %s: %w", id, err)
+	}
+	old := &Spec{}
+	old.setValues(vals)
+	d.complete(old)
 	spec := old.clone()
 	mutate(&spec)
 	if spec.Term = old.Term; !slices.Equal(spec.Voters, old.Voters) {
@@ -149,20 +157,15 @@ func (a *Author) Set(id string, mutate func(*Spec)) (raws [][]byte, err error) {
 	if err := spec.validate(); err != nil {
 		return nil, fmt.Errorf("set %s: %w", id, err)
 	}
-	before, err := old.values()
+	ops, err := spec.opsFrom(old)
 	if err != nil {
 		return nil, fmt.Errorf("set %s: %w", id, err)
 	}
-	after, err := spec.values()
-	if err != nil {
-		return nil, fmt.Errorf("set %s: %w", id, err)
-	}
-	ops := diffValues(before, after)
 	spec.Delegates = sortedKeys(spec.Delegates)
 	if len(ops) == 0 && slices.Equal(spec.Delegates, old.Delegates) {
 		return nil, nil
 	}
-	raw, err := a.signSet(id, after, spec.Delegates, old.Generation, ops)
+	raw, err := a.signSet(d, replaced(vals, ops), spec.Delegates, old.Generation, ops)
 	if err != nil {
 		return nil, fmt.Errorf("set %s: %w", id, err)
 	}
@@ -179,12 +182,21 @@ func sortedKeys(keys []stmt.Key) []stmt.Key {
 	return slices.Compact(out)
 }
 
-func (a *Author) signSet(id string, vals map[string][]byte, delegates []stmt.Key, generation uint64, ops map[string]stmt.Raw) ([]byte, error) {
-	docID, err := ParseDocID(id)
-	if err != nil {
-		return nil, err
+// replaced returns vals with what ops set and without what they remove, and
+// without the generation.
+func replaced(vals, ops []Op) []Op {
+	out := slices.DeleteFunc(slices.Clone(vals), func(v Op) bool {
+		return v.Key == keyGeneration || slices.ContainsFunc(ops, func(op Op) bool { return op.Key == v.Key })
+	})
+	for _, op := range ops {
+		if !isNull(op.Value) {
+			out = append(out, op)
+		}
 	}
-	d := a.state.docs[docID]
+	return out
+}
+
+func (a *Author) signSet(d *document, vals []Op, delegates []stmt.Key, generation uint64, ops []Op) ([]byte, error) {
 	heads := d.heads()
 	// A change that would not fit a root must not be signed either, or the
 	// document could never be re-rooted again.
@@ -215,7 +227,7 @@ func (a *Author) signSet(id string, vals map[string][]byte, delegates []stmt.Key
 	if a.asOwner() != nil {
 		b.Owner = a.owner
 	}
-	body, err := stmt.Marshal(b)
+	body, err := b.encode()
 	if err != nil {
 		return nil, err
 	}
@@ -226,24 +238,18 @@ func (a *Author) signSet(id string, vals map[string][]byte, delegates []stmt.Key
 }
 
 // newRoot is a root with the values of a spec, to be signed.
-func (a *Author) newRoot(vals map[string][]byte, delegates []stmt.Key, device stmt.Key, counter, epoch, generation uint64, heads []stmt.ID) (stmt.Statement, error) {
+func (a *Author) newRoot(vals []Op, delegates []stmt.Key, device stmt.Key, counter, epoch, generation uint64, heads []stmt.ID) (stmt.Statement, error) {
 	none := stmt.Statement{}
-	gen, err := stmt.Marshal(generation)
-	if err != nil {
-		return none, err
-	}
-	ops := make(map[string]stmt.Raw, len(vals)+1)
-	for k, v := range vals {
-		ops[k] = v
-	}
-	ops[keyGeneration] = gen
+	ops := append(slices.Clip(vals), Op{Key: keyGeneration, Value: stmt.AppendUint(nil, generation)})
+	sortOps(ops)
 	if len(ops) > MaxOps {
 		return none, fmt.Errorf("%w: %d keys, at most %d (environment and labels count one each)", ErrInvalid, len(ops), MaxOps)
 	}
 	if err := checkDelegates(a.owner, delegates); err != nil {
 		return none, err
 	}
-	body, err := stmt.Marshal(specBody{Device: device, Counter: counter, Actor: a.actor, Ops: ops, Delegates: delegates})
+	b := specBody{Device: device, Counter: counter, Actor: a.actor, Ops: ops, Delegates: delegates}
+	body, err := b.encode()
 	if err != nil {
 		return none, err
 	}

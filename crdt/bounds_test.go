@@ -16,15 +16,16 @@ const testPack = "bafyreigdyrzt5sfp7udm7hu76uh7y26nf3efuylqabf3oclgtqy55fbzdi"
 
 // signedRoot is what an owner's tool without bounds would sign.
 func (w *world) signedRoot(name string, vals map[string]any) (DocID, []byte) {
-	ops := map[string]stmt.Raw{}
+	var ops []Op
 	for k, v := range vals {
 		b, err := stmt.Marshal(v)
 		if err != nil {
 			w.t.Fatalf("value: %v", err)
 		}
-		ops[k] = b
+		ops = append(ops, Op{k, b})
 	}
-	body, err := stmt.Marshal(specBody{Ops: ops})
+	sortOps(ops)
+	body, err := (&specBody{Ops: ops}).encode()
 	return InstanceID(pub(name), stmt.Key{}, 0), w.register(name, stmt.KindSpec, 1, 1, body, err)
 }
 

@@ -32,11 +32,20 @@ func (s *State) View() *View {
 	} else {
 		v.bases = s.buildBases()
 	}
-	clear(s.dirtyInst)
-	clear(s.dirtyNode)
+	s.dirtyInst, s.dirtyNode = emptied(s.dirtyInst), emptied(s.dirtyNode)
 	s.dirty, s.dirtyBases = false, false
 	s.view = v
 	return v
+}
+
+// emptied is an empty m, or a new one: to range over a map that was large once
+// costs what it was large.
+func emptied[K comparable](m map[K]struct{}) map[K]struct{} {
+	if len(m) > 64 {
+		return map[K]struct{}{}
+	}
+	clear(m)
+	return m
 }
 
 func (s *State) buildNode(key stmt.Key) {
@@ -61,14 +70,14 @@ func (s *State) buildNode(key stmt.Key) {
 func (s *State) buildInst(id DocID) {
 	iv := &instView{}
 	if d := s.docs[id]; d != nil {
-		if o := s.owners[d.owner]; o != nil && o.live[id] {
+		if s.listed(id) != nil {
 			iv.spec = s.buildSpec(d)
 		}
 		d.ahead = nil
 	}
 	for _, c := range s.byDoc[id] {
 		if !c.gone && (iv.spec == nil || iv.spec.Owner == c.key.owner) {
-			iv.claims = append(iv.claims, iv.sharing(c.claim(s.network)))
+			iv.claims = append(iv.claims, iv.sharing(c.claim()))
 		}
 	}
 	if iv.spec != nil {
@@ -96,6 +105,18 @@ func (iv *instView) sharing(c Claim) Claim {
 	return c
 }
 
+// listed is the document of an instance that lives, or nil.
+func (s *State) listed(id DocID) *document {
+	d := s.docs[id]
+	if d == nil {
+		return nil
+	}
+	if o := s.owners[d.owner]; o == nil || !o.live[id] {
+		return nil
+	}
+	return d
+}
+
 // buildSpec returns nil when the engine cannot read the document, which is a
 // fault of this machine and must not stop the others' instances.
 func (s *State) buildSpec(d *document) *Spec {
@@ -108,6 +129,11 @@ func (s *State) buildSpec(d *document) *Spec {
 		spec = &Spec{}
 		spec.setValues(vals)
 	}
+	return d.complete(spec)
+}
+
+// complete fills in what the values of a document do not say.
+func (d *document) complete(spec *Spec) *Spec {
 	spec.ID, spec.Owner, spec.Frozen, spec.Epoch, spec.Delegates = d.id.String(), d.owner, d.proof != nil, d.epoch, d.delegates
 	spec.Generation += uint64(len(d.order) - 1)
 	return spec

@@ -54,16 +54,12 @@ func TestDelegate(t *testing.T) {
 	// What dee said is of no use in the name of another, with another's key, or
 	// under a root that does not list dee.
 	forge := func(by string, epoch uint64, alter func(*specBody)) error {
-		b, c, err := decodeSpec(st)
+		b, _, err := decodeSpec(st)
 		if err != nil {
 			t.Fatal(err)
 		}
-		b.Ops = map[string]stmt.Raw{}
-		for _, op := range c.Ops {
-			b.Ops[op.Key] = op.Value
-		}
 		alter(b)
-		body, err := stmt.Marshal(b)
+		body, err := b.encode()
 		if err != nil {
 			t.Fatal(err)
 		}

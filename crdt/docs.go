@@ -76,6 +76,9 @@ func (d *document) find(id stmt.ID) *change {
 
 // heads returns the changes that no other one follows, sorted.
 func (d *document) heads() []stmt.ID {
+	if len(d.order) == 1 {
+		return []stmt.ID{d.root.id}
+	}
 	followed := map[stmt.ID]struct{}{}
 	for _, c := range d.order {
 		for _, dep := range c.deps {
@@ -282,41 +285,55 @@ func compareChanges(a, b *change) int {
 	return cmp.Or(cmp.Compare(a.depth, b.depth), a.id.Compare(b.id))
 }
 
-// values returns the merged keys of a document, not to be modified: of a root
-// those it sets, else what the changes make of them.
-func (s *State) values(d *document) (map[string][]byte, error) {
+// values returns the merged keys of a document in any order: of a root those it
+// sets, else what the changes make of them.
+func (s *State) values(d *document) ([]Op, error) {
+	vals := d.line
 	switch {
 	case len(d.order) == 1:
-		c, err := s.decode(d.root)
+		c, err := decodeChange(d.root)
 		return c.rootValues(), err
-	case d.line != nil:
-		return d.line, nil
+	case vals == nil:
+		var err error
+		if vals, err = s.engine.Values(d.id); err != nil {
+			return nil, err
+		}
 	}
-	return s.engine.Values(d.id)
+	out := make([]Op, 0, len(vals))
+	for k, v := range vals { // any order: as promised
+		out = append(out, Op{Key: k, Value: v})
+	}
+	return out, nil
 }
 
 // lengthen takes a change into a line.
 func (s *State) lengthen(d *document, c Change) error {
-	vals, err := s.values(d)
-	if err != nil {
-		return err
-	}
-	for _, op := range c.Ops {
-		vals[op.Key] = op.Value
-		if isNull(op.Value) {
-			delete(vals, op.Key)
+	if d.line == nil {
+		vals, err := s.values(d)
+		if err != nil {
+			return err
+		}
+		d.line = make(map[string][]byte, len(vals)+len(c.Ops))
+		for _, op := range vals {
+			d.line[op.Key] = op.Value
 		}
 	}
-	d.line = vals
+	for _, op := range c.Ops {
+		d.line[op.Key] = op.Value
+		if isNull(op.Value) {
+			delete(d.line, op.Key)
+		}
+	}
 	return nil
 }
 
 // decode returns what a held change says.
-func (s *State) decode(ch *change) (Change, error) {
-	st, err := stmt.Peek(ch.raw, s.network) // its signature was verified when it came
+func decodeChange(ch *change) (Change, error) {
+	st, err := stmt.Reread(ch.raw)
 	if err != nil {
 		return Change{}, err
 	}
+	st.ID = ch.id
 	_, c, err := decodeSpec(st)
 	return c, err
 }
@@ -324,7 +341,7 @@ func (s *State) decode(ch *change) (Change, error) {
 // replay makes the engine hold just these changes, of which the first is the root.
 func (s *State) replay(d *document, order []*change) error {
 	for i, ch := range order {
-		c, err := s.decode(ch)
+		c, err := decodeChange(ch)
 		if err != nil {
 			return fmt.Errorf("replay %s: %w", d.id, err)
 		}

@@ -42,14 +42,8 @@ type Change struct {
 }
 
 // rootValues are the keys of a document that is this root and nothing more.
-func (c *Change) rootValues() map[string][]byte {
-	out := make(map[string][]byte, len(c.Ops))
-	for _, op := range c.Ops {
-		if !isNull(op.Value) {
-			out[op.Key] = op.Value
-		}
-	}
-	return out
+func (c *Change) rootValues() []Op {
+	return slices.DeleteFunc(slices.Clone(c.Ops), func(op Op) bool { return isNull(op.Value) })
 }
 
 // SpecEngine merges the changes of documents. [NewModel] is the specification

@@ -81,7 +81,7 @@ func (o *ownRegisters) nodeChanges(s *State, self stmt.Key, sign signer) ([]*stm
 		return nil, err
 	}
 	if held != nil && held.epoch == o.epoch && held.epoch >= o.seen {
-		if st, err := stmt.Peek(held.raw, s.network); err == nil && string(st.Body) == string(body) {
+		if st, err := stmt.Reread(held.raw); err == nil && string(st.Body) == string(body) {
 			return nil, nil
 		}
 	}
@@ -174,7 +174,7 @@ func (o *ownRegisters) claimChanges(s *State, self stmt.Key, sign signer, anew b
 			continue
 		}
 		if _, wanted := bodies[k]; wanted {
-			st, err := stmt.Peek(c.raw, s.network)
+			st, err := stmt.Reread(c.raw)
 			if err == nil && string(st.Body) == string(bodies[k]) && c.epoch >= o.seen && !anew {
 				delete(bodies, k)
 				said[k] = saidClaim{wants[k], c.id}

@@ -438,8 +438,10 @@ func (r *Replica) commit(ctx context.Context, sts []*stmt.Statement, late stmt.K
 	r.mu.Lock()
 	for _, st := range sts {
 		at := now
-		if m, err := stmt.MemberOf(st, r.cfg.Root); err == nil && m.Key == late {
-			at = time.Time{}
+		if st.Kind == stmt.KindMember {
+			if m, err := stmt.MemberOf(st, r.cfg.Root); err == nil && m.Key == late {
+				at = time.Time{}
+			}
 		}
 		if err := r.apply(st, at); err != nil {
 			failed = fmt.Errorf("%s statement %.8s: %w", st.Kind, st.ID, err)

@@ -1,7 +1,6 @@
 package crdt
 
 import (
-	"bytes"
 	"fmt"
 	"maps"
 	"slices"
@@ -42,16 +41,16 @@ const maxKey = 160 // bytes of one key of a document
 // epoch (from 1), Seq the actor's number in it (from 1, without gaps), Deps the
 // changes it has seen; in a root, the heads it replaces.
 type specBody struct {
-	Device  stmt.Key            `cbor:"dev"`
-	Counter uint64              `cbor:"ctr"`
-	Actor   ActorID             `cbor:"act"`
-	Root    stmt.ID             `cbor:"root,omitzero"` // the epoch's root; absent in a root
-	Ops     map[string]stmt.Raw `cbor:"ops"`
+	Device  stmt.Key // dev
+	Counter uint64   // ctr
+	Actor   ActorID  // act
+	Root    stmt.ID  // root: the epoch's; absent in a root
+	Ops     []Op     // ops: a map, in canonical key order, no key twice
 	// Delegates are the keys beside the owner's that may change the document in
 	// the epoch of this root, ascending; only in a root, and so signed by the owner.
-	Delegates []stmt.Key `cbor:"delegates,omitempty"`
+	Delegates []stmt.Key // delegates
 	// Owner is whose instance a delegate changes; absent in what the owner signs.
-	Owner stmt.Key `cbor:"own,omitzero"`
+	Owner stmt.Key // own
 }
 
 func (b *specBody) isRoot() bool { return b.Root == stmt.ID{} }
@@ -81,7 +80,7 @@ func OwnerOf(st *stmt.Statement) stmt.Key {
 	return ownerOf(st.Author, b.Owner)
 }
 
-func (b *specBody) check(st *stmt.Statement, ops int) error {
+func (b *specBody) check(st *stmt.Statement) error {
 	switch {
 	case st.Epoch < 1 || st.Seq < 1:
 		return fmt.Errorf("%w: epoch %d, seq %d", ErrInvalid, st.Epoch, st.Seq)
@@ -95,8 +94,8 @@ func (b *specBody) check(st *stmt.Statement, ops int) error {
 		return fmt.Errorf("%w: change without dependencies", ErrInvalid)
 	case !b.isRoot() && len(b.Delegates) > 0:
 		return fmt.Errorf("%w: delegates in a change", ErrInvalid)
-	case ops == 0 || ops > MaxOps:
-		return fmt.Errorf("%w: %d ops", ErrInvalid, ops)
+	case len(b.Ops) == 0 || len(b.Ops) > MaxOps:
+		return fmt.Errorf("%w: %d ops", ErrInvalid, len(b.Ops))
 	}
 	return checkDelegates(st.Author, b.Delegates)
 }
@@ -150,32 +149,29 @@ func (b *specBody) readField(key, value []byte) (err error) {
 	return err
 }
 
-// decodeSpec checks everything about a spec statement that needs no state. The ops
-// are in the change alone.
+// decodeSpec checks everything about a spec statement that needs no state.
 func decodeSpec(st *stmt.Statement) (*specBody, Change, error) {
 	var b specBody
-	c := Change{ID: st.ID, Seq: st.Seq, Time: st.Time}
-	err := stmt.Fields(st.Body, func(key, value []byte) error {
+	err := stmt.Fields(st.Body, func(key, value []byte) (err error) {
 		switch string(key) {
 		case "act":
 			return b.Actor.UnmarshalCBOR(value)
 		case "delegates":
-			return stmt.Elements(value, func(v []byte) error {
-				b.Delegates = append(b.Delegates, stmt.Key{})
-				return b.Delegates[len(b.Delegates)-1].UnmarshalCBOR(v)
-			})
+			b.Delegates, err = readKeys(value)
 		case "ops":
-			return c.readOps(value)
+			b.Ops, err = readOps(value)
+		default:
+			err = b.readField(key, value)
 		}
-		return b.readField(key, value)
+		return err
 	})
 	if err != nil {
 		return nil, Change{}, fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
-	if err := b.check(st, len(c.Ops)); err != nil {
+	if err := b.check(st); err != nil {
 		return nil, Change{}, err
 	}
-	c.Actor = b.Actor
+	c := Change{ID: st.ID, Actor: b.Actor, Seq: st.Seq, Time: st.Time, Ops: b.Ops}
 	if !b.isRoot() {
 		c.Deps = st.Deps
 	}
@@ -183,80 +179,25 @@ func decodeSpec(st *stmt.Statement) (*specBody, Change, error) {
 }
 
 // readOps reads a canonical map, whose order is that of ops.
-func (c *Change) readOps(b []byte) error {
-	c.Ops = make([]Op, 0, 16) // of which most have fewer
-	return stmt.Fields(b, func(key, value []byte) error {
+func readOps(b []byte) (ops []Op, err error) {
+	ops = make([]Op, 0, 16) // of which most have fewer
+	err = stmt.Fields(b, func(key, value []byte) error {
 		if len(key) == 0 || len(key) > maxKey || len(value) > MaxValue {
 			return fmt.Errorf("op %.32q with %d bytes", key, len(value))
 		}
-		c.Ops = append(c.Ops, Op{Key: string(key), Value: value})
+		ops = append(ops, Op{Key: string(key), Value: value})
 		return nil
 	})
-}
-
-// values encodes s as the keys of a document, without the zero ones and without
-// the generation.
-func (s *Spec) values() (map[string][]byte, error) {
-	out := make(map[string][]byte, 16+len(s.Env)+len(s.Labels))
-	var err error
-	for k, v := range s.Unknown { // any order: into a map
-		if err == nil && stmt.CheckCanonical(v) != nil {
-			err = fmt.Errorf("%w: %.32q is not canonical CBOR", ErrInvalid, k)
-		}
-		out[k] = v
-	}
-	put := func(key string, zero bool, v any) {
-		if zero || err != nil {
-			return
-		}
-		b, e := stmt.Marshal(v)
-		if e != nil {
-			err = fmt.Errorf("%w: %s: %w", ErrInvalid, key, e)
-			return
-		}
-		if len(key) > maxKey || len(b) > MaxValue {
-			err = fmt.Errorf("%w: %.32q is too large (%d bytes, at most %d)", ErrInvalid, key, len(b), MaxValue)
-		}
-		out[key] = b
-	}
-	put(keyName, s.Name == "", s.Name)
-	put(keyPack, s.Pack == "", s.Pack)
-	put(keyReplicas, s.Replicas == 0, s.Replicas)
-	put(keyPhase, s.Phase == "" || s.Phase == PhaseRunning, string(s.Phase))
-	put(keyRestart, s.Restart == 0, s.Restart)
-	put(keyRecreate, s.Recreate == 0, s.Recreate)
-	put(keyVCPU, s.VCPU == 0, s.VCPU)
-	put(keyMemory, s.MemoryBytes == 0, s.MemoryBytes)
-	put(keyDisk, s.DiskBytes == 0, s.DiskBytes)
-	put(keySSH, len(s.SSHKeys) == 0, s.SSHKeys)
-	put(keyExpose, len(s.Expose) == 0, s.Expose)
-	put(keyRegion, s.Region == "", s.Region)
-	put(keyOperators, len(s.Operators) == 0, s.Operators)
-	put(keyPartition, s.Partition == "", s.Partition)
-	put(keyVoters, len(s.Voters) == 0, s.Voters)
-	put(keyTerm, s.Term == 0, s.Term)
-	put(keyGPU, s.GPU == "", s.GPU)
-	for k, v := range s.Env { // any order: into a map
-		put(prefixEnv+k, false, v)
-	}
-	for k, v := range s.Labels { // any order: into a map
-		put(prefixLabel+k, false, v)
-	}
-	return out, err
+	return ops, err
 }
 
 // setValues fills s from the keys of a document. A known key with a value of a
 // wrong type or out of bounds reads as absent and is kept in Unknown: one bad key
 // of an owner's newer tool must not hide the instance.
-func (s *Spec) setValues(vals map[string][]byte) {
-	for k, raw := range vals { // any order: each says another thing
-		s.setValue(k, raw)
+func (s *Spec) setValues(vals []Op) {
+	for _, op := range vals {
+		s.setValue(op.Key, op.Value)
 	}
-	s.setRest()
-}
-
-// setRest completes s when all its values are set.
-func (s *Spec) setRest() {
 	if s.Phase == "" {
 		s.Phase = PhaseRunning
 	}
@@ -371,20 +312,4 @@ func isLabel(s string) bool {
 		}
 	}
 	return true
-}
-
-// diffValues returns the ops that turn old into want.
-func diffValues(old, want map[string][]byte) map[string]stmt.Raw {
-	ops := map[string]stmt.Raw{}
-	for k, v := range want {
-		if !bytes.Equal(old[k], v) {
-			ops[k] = v
-		}
-	}
-	for k := range old {
-		if _, ok := want[k]; !ok {
-			ops[k] = stmt.Raw{0xf6}
-		}
-	}
-	return ops
 }

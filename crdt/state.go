@@ -107,8 +107,8 @@ func (l claimList) without(k claimKey) claimList {
 }
 
 // claim is what the statement says; it was decoded when it came.
-func (c *claimReg) claim(network stmt.NetworkID) Claim {
-	st, err := stmt.Peek(c.raw, network)
+func (c *claimReg) claim() Claim {
+	st, err := stmt.Reread(c.raw)
 	if err != nil {
 		return Claim{}
 	}

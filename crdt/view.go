@@ -136,7 +136,7 @@ func (v *View) ClaimsBy(node stmt.Key) []Claim {
 	}
 	out := make([]Claim, 0, len(nv.claims))
 	for _, c := range nv.claims {
-		out = append(out, c.claim(v.network))
+		out = append(out, c.claim())
 	}
 	slices.SortFunc(out, compareClaims)
 	return out

@@ -76,3 +76,22 @@ func stringOf(b []byte, want byte) ([]byte, error) {
 	}
 	return b[at:len(b):len(b)], nil
 }
+
+// AppendUint appends an unsigned integer in canonical form; the other Append
+// functions are its like. Whoever appends a map or an array appends so many pairs,
+// sorted by their keys' encodings, or elements after it.
+func AppendUint(b []byte, n uint64) []byte { return appendHead(b, majorUint, n) }
+
+// AppendBytes appends a byte string.
+func AppendBytes(b, s []byte) []byte { return append(appendHead(b, majorBytes, uint64(len(s))), s...) }
+
+// AppendText appends text, which must be valid UTF-8.
+func AppendText(b []byte, s string) []byte {
+	return append(appendHead(b, majorText, uint64(len(s))), s...)
+}
+
+// AppendArray begins an array of n elements.
+func AppendArray(b []byte, n int) []byte { return appendHead(b, majorArray, uint64(n)) }
+
+// AppendMap begins a map of n pairs.
+func AppendMap(b []byte, n int) []byte { return appendHead(b, majorMap, uint64(n)) }

@@ -70,19 +70,6 @@ type Statement struct {
 	payload, sig []byte // in Raw
 }
 
-// payload is the signed map. Keys are one letter: statements are many and small.
-type payload struct {
-	Kind    string    `cbor:"k"`
-	Network NetworkID `cbor:"n"`
-	Author  Key       `cbor:"a"`
-	Epoch   uint64    `cbor:"e,omitempty"`
-	Seq     uint64    `cbor:"s,omitempty"`
-	Time    int64     `cbor:"t,omitempty"`
-	Deps    []ID      `cbor:"d,omitempty"`
-	Via     []byte    `cbor:"v,omitempty"`
-	Body    Raw       `cbor:"b"`
-}
-
 // appendEnvelope makes a raw statement: a CBOR array of two byte strings.
 func appendEnvelope(payload, sig []byte) []byte {
 	b := make([]byte, 0, 1+3+len(payload)+2+len(sig))
@@ -160,11 +147,8 @@ func encode(s *Statement) ([]byte, error) {
 	if err := s.check(); err != nil {
 		return nil, err
 	}
-	p, err := Marshal(payload{
-		Kind: string(s.Kind), Network: s.Network, Author: s.Author, Epoch: s.Epoch, Seq: s.Seq,
-		Time: s.Time, Deps: s.Deps, Via: s.Via, Body: Raw(s.Body),
-	})
-	if err != nil {
+	p := s.appendPayload(make([]byte, 0, 192+len(s.Deps)*(2+len(ID{}))+len(s.Via)+len(s.Body)))
+	if err := CheckCanonical(p); err != nil {
 		return nil, err
 	}
 	if n := 1 + len(appendHead(nil, majorBytes, uint64(len(p)))) + len(p) + 2 + ed25519.SignatureSize; n > MaxStatement {
@@ -205,6 +189,17 @@ func Peek(raw []byte, net NetworkID) (*Statement, error) {
 	return s, nil
 }
 
+// Reread decodes raw, which Peek or Verify has accepted before: without another look
+// at its network, and without its ID.
+func Reread(raw []byte) (*Statement, error) {
+	pay, sig, err := openEnvelope(raw)
+	if err != nil {
+		return nil, err
+	}
+	s := &Statement{Raw: raw, payload: pay, sig: sig}
+	return s, Fields(pay, s.readField)
+}
+
 // Verify decodes raw and checks, in this order, size, shape, network and
 // signature. Errors wrap ErrTooLarge, ErrEncoding, ErrShape, ErrNetwork or
 // ErrSignature. The statement shares memory with raw, which must not change
@@ -227,40 +222,6 @@ func (s *Statement) CheckSignature() error {
 		return fmt.Errorf("%w: %s statement of %s", ErrSignature, s.Kind, s.Author)
 	}
 	return nil
-}
-
-// readField reads one entry of the payload; it passes over those it does not know.
-func (s *Statement) readField(key, value []byte) (err error) {
-	switch string(key) {
-	case "k":
-		var k string
-		k, err = Text(value)
-		s.Kind = Kind(k)
-	case "n":
-		err = s.Network.UnmarshalCBOR(value)
-	case "a":
-		err = s.Author.UnmarshalCBOR(value)
-	case "e":
-		s.Epoch, err = Uint(value)
-	case "s":
-		s.Seq, err = Uint(value)
-	case "t":
-		var t uint64
-		if t, err = Uint(value); err == nil && t > MaxTime {
-			err = fmt.Errorf("%w: time %d", ErrShape, t)
-		}
-		s.Time = int64(t)
-	case "d":
-		err = Elements(value, func(v []byte) error {
-			s.Deps = append(s.Deps, ID{})
-			return s.Deps[len(s.Deps)-1].UnmarshalCBOR(v)
-		})
-	case "v":
-		s.Via, err = Bytes(value)
-	case "b":
-		s.Body = value
-	}
-	return err
 }
 
 // check holds what is true of every statement, on both sides of the wire.

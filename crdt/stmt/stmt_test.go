@@ -369,6 +369,11 @@ func FuzzVerify(f *testing.F) {
 			if fmt.Sprintf("%+v", *s) != fmt.Sprintf("%+v", want) {
 				t.Fatalf("read %+v, decoded %+v", *s, want)
 			}
+			// And what is written by hand is what the library writes.
+			again, err := encMode.Marshal(p)
+			if got := s.appendPayload(nil); err != nil || !bytes.Equal(got, again) {
+				t.Fatalf("written %x, want %x (%v)", got, again, err)
+			}
 		}
 		s, err := Verify(b, testNet)
 		if err != nil {
@@ -379,6 +384,20 @@ func FuzzVerify(f *testing.F) {
 		}
 		_, _ = MemberOf(s, root) // must not panic
 	})
+}
+
+// payload is what the signed map is, in the words of the library: the model of
+// what is read and written by hand.
+type payload struct {
+	Kind    string    `cbor:"k"`
+	Network NetworkID `cbor:"n"`
+	Author  Key       `cbor:"a"`
+	Epoch   uint64    `cbor:"e,omitempty"`
+	Seq     uint64    `cbor:"s,omitempty"`
+	Time    int64     `cbor:"t,omitempty"`
+	Deps    []ID      `cbor:"d,omitempty"`
+	Via     []byte    `cbor:"v,omitempty"`
+	Body    Raw       `cbor:"b"`
 }
 
 // Bytes that pass the check are those that a decoder and encoder reproduce.

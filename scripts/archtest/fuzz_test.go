@@ -19,6 +19,7 @@ var decoders = []struct{ dir, fn, fuzz, reason string }{
 	{"crdt", "decodeClaim", "FuzzApply", ""},
 	{"crdt", "decodeOwner", "FuzzApply", ""},
 	{"crdt", "decodeSpec", "FuzzApply", ""},
+	{"crdt", "readOps", "FuzzApply", ""},
 	{"crdt", "decodeSecret", "FuzzApply", ""},
 	{"crdt", "readAhead", "FuzzApply", ""},
 	{"crdt", "readInt", "FuzzApply", ""},
