@@ -50,8 +50,9 @@ func (r Result) Replay() string {
 // run is one run of a scenario.
 type run struct {
 	*des.Sim
-	rng *rand.Rand
-	res Result
+	rng    *rand.Rand
+	res    Result
+	mutant des.Mutant
 }
 
 func (r *run) note(format string, args ...any) {
@@ -72,7 +73,7 @@ func runAs(sc Scenario, nodes int, seed uint64, mutant des.Mutant) Result {
 	}
 	r := &run{
 		Sim: des.New(des.Config{Seed: seed, Nodes: nodes, Net: sc.net, Drift: sc.drift, Mutant: mutant}),
-		rng: rand.New(rand.NewPCG(seed, 0x73696d)),
+		rng: rand.New(rand.NewPCG(seed, 0x73696d)), mutant: mutant,
 	}
 	r.res = Result{Scenario: sc.Name, Nodes: nodes, Seed: seed, Notes: []string{}, Bad: []string{}}
 	sc.run(r)
@@ -87,6 +88,7 @@ var lossy = des.NetConfig{Loss: 0.02, Duplicate: 0.01, Damage: 0.01}
 // Scenarios are all there are, by name.
 func Scenarios() []Scenario {
 	return []Scenario{
+		{Name: "byzantine", About: "a fifth of the nodes lie: the others agree, and keep what only they may run", Nodes: 10, net: lossy, run: byzantine},
 		{Name: "chaos", About: "crashes, sleeps and partitions while owners ship, change and delete", Nodes: 12, net: des.NetConfig{Loss: 0.2, Duplicate: 0.1, Damage: 0.05}, run: chaos},
 		{Name: "fence-partition", About: "leases under rolling partitions, crashes, sleep and clocks that drift: one machine runs", Nodes: 7, net: lossy, drift: sixth, run: fencePartition},
 		{Name: "keep-partition", About: "a split, by contract keep: both sides run, and the surplus ends when they meet", Nodes: 10, net: lossy, run: keepPartition},

@@ -36,6 +36,7 @@ func TestPartitionContracts(t *testing.T) {
 		{"fence-partition", []des.Mutant{des.NoMargin, des.VotesForgotten, des.TakeoverAtOnce, des.NoKeeper}},
 		{"stop-minority-partition", []des.Mutant{des.NoVoters}},
 		{"keep-partition", []des.Mutant{des.SurplusStays}},
+		{"byzantine", []des.Mutant{openToAll}},
 		{"laptop-sleep", []des.Mutant{des.NoResync}},
 	} {
 		sc, _ := Find(c.scenario)

@@ -221,12 +221,12 @@ func (s *Sim) Placement() map[plan.Slot][]int {
 	return out
 }
 
-// Unserved says of every replica wanted that not exactly one reachable node runs
+// Unserved says of every replica wanted that not exactly one honest node runs
 // it, and of every virtual machine that nobody wants there.
 func (s *Sim) Unserved() []string {
 	var bad []string
 	running := map[plan.Slot][]int{}
-	for _, i := range s.Reachable() {
+	for _, i := range s.Honest() {
 		n := s.nodes[i]
 		for _, id := range slices.Sorted(maps.Keys(n.vms)) {
 			if v := n.vms[id]; v.run && v.upAt <= s.now && (!v.Fenced || n.executes(v)) {
@@ -252,10 +252,10 @@ func (s *Sim) Unserved() []string {
 	return bad
 }
 
-// Converged says whether all reachable nodes hold the same statements.
+// Converged says whether all honest nodes hold the same statements.
 func (s *Sim) Converged() bool {
 	var first *held
-	for _, i := range s.Reachable() {
+	for _, i := range s.Honest() {
 		h := s.nodes[i].h
 		if first == nil {
 			first = h
@@ -267,11 +267,11 @@ func (s *Sim) Converged() bool {
 	return true
 }
 
-// CheckEqualViews holds that the views of all reachable nodes have equal bytes.
+// CheckEqualViews holds that the views of all honest nodes have equal bytes.
 func (s *Sim) CheckEqualViews() {
 	seen := map[uint64]bool{}
 	var want string
-	for _, i := range s.Reachable() {
+	for _, i := range s.Honest() {
 		h := s.nodes[i].h
 		if seen[h.id] {
 			continue
@@ -282,7 +282,7 @@ func (s *Sim) CheckEqualViews() {
 			want = got
 		}
 		if got != want {
-			s.violate("views of n%d and n%d differ", s.Reachable()[0], i)
+			s.violate("views of n%d and n%d differ", s.Honest()[0], i)
 			return
 		}
 	}
@@ -292,7 +292,7 @@ func (s *Sim) CheckEqualViews() {
 // It is for when all nodes agree.
 func (s *Sim) CheckAcknowledged() {
 	seen := map[uint64]bool{}
-	for _, i := range s.Reachable() {
+	for _, i := range s.Honest() {
 		n := s.nodes[i]
 		if seen[n.h.id] {
 			continue

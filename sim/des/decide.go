@@ -46,7 +46,9 @@ func (n *node) decide() {
 		n.again = true
 		return
 	}
-	n.settleMachine()
+	if n.settleMachine(); n.liar {
+		return
+	}
 	now := n.knowledge()
 	if now == n.seen && (n.wake == 0 || n.sim.now < n.wake) {
 		return // equal input, and before Wake: equal output, which checks hold Plan to

@@ -18,6 +18,9 @@
 //   - Two virtual machines of a fenced instance never run at once: that is held
 //     after every event. Which they do is asked of the machines, not of the state.
 //
+// Nodes may lie (see Sim.Corrupt), but by statements that they can sign: nobody
+// forges another's.
+//
 // What is a model, and so proves nothing about the real thing: the network
 // (delay, loss, duplication, damage, cuts), gossip (each message floods a fixed
 // random mesh, which in a split takes others in after a while; no repair by gossip

@@ -63,7 +63,10 @@ func (n *node) gossip(e *event) {
 		return
 	}
 	out := n.receive(f.batch)
-	for _, err := range out.errs {
+	for i, err := range out.errs {
+		if n.sim.lied(e.from, f.vs[i]) {
+			continue
+		}
 		if err != nil && !crdt.Transient(err) {
 			n.sim.violate("%v: an honest statement is refused: %v", n, err)
 			return
@@ -71,6 +74,8 @@ func (n *node) gossip(e *event) {
 	}
 	if len(out.news) > 0 {
 		n.relay(f, e.from)
+	} else if n.sim.nodes[e.from].liar {
+		n.sim.Seen["a replayed statement was nothing new"]++
 	}
 }
 

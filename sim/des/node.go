@@ -58,6 +58,7 @@ type node struct {
 	timers    plan.Timers
 	wake      time.Duration
 	draining  bool
+	liar      bool          // and so decides nothing
 	stepped   time.Duration // when the detector last was, by the machine's clock
 	acted     time.Duration // when the daemon last did anything, by that clock
 	woke      time.Duration // when it went on after it last slept; 0: it has not
@@ -299,7 +300,7 @@ func (n *node) receive(b batch) outcome {
 		n.after(groupCommit, evFlush, 0, 0, nil)
 	}
 	for i, v := range b.vs {
-		if v.Statement().Author != n.key {
+		if v.Statement().Author != n.key || n.liar {
 			continue
 		}
 		vs, err := n.regs.Notice(n.h.state, v, out.errs[i])
