@@ -57,6 +57,10 @@ var decoders = []struct{ dir, fn, fuzz, reason string }{
 	{"fogvm/guest", "readPreamble", "FuzzPreamble", ""},
 	{"fogvm/reconcile", "readLeaseFrame", "FuzzLeaseFrame", ""},
 	{"fogvm/reconcile", "readRecord", "FuzzSecretQuestion", ""},
+	{"wg/carrier", "parseGreeting", "FuzzGreeting", ""},
+	{"wg/carrier", "readFrame", "FuzzFrame", ""},
+	{"wg/carrier", "readAddr", "FuzzGreeting", ""},
+	{"wg/carrier", "parseEndpoint", "", "the operator's own, behind netip's parser"},
 	{"cmd/internal/api", "ReadHeader", "FuzzReadHeader", ""},
 	{"cmd/internal/api", "readEvents", "FuzzReadEvents", ""},
 }

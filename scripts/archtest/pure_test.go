@@ -28,6 +28,8 @@ var pure = []struct {
 	{"crdt/live", nil},
 	{"crdt/lease", nil},
 	{"crdt/policy", nil},
+	{"wg", regexp.MustCompile(`^(mesh|fake)\.go$`)},
+	{"wg/forward", nil},
 	{"fogvm/reconcile/plan", nil},
 	{"sim/des", nil},
 }
