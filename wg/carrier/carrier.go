@@ -1,0 +1,426 @@
+package carrier
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/peer"
+	"golang.zx2c4.com/wireguard/conn"
+
+	"github.com/formthefog/formation/wg/forward"
+)
+
+// Streams opens streams to hosts, for members alone, relayed where need be.
+type Streams interface {
+	OpenStream(ctx context.Context, host peer.ID) (io.ReadWriteCloser, error)
+}
+
+// Config is what a [Carrier] needs; all but Addresses, Seen and Log must be set.
+type Config struct {
+	Socket  *Socket
+	Streams Streams
+	// Addresses returns where this node may be reached, best first.
+	Addresses func() []netip.AddrPort
+	// Seen returns from where a host's connections come, or at which it is known
+	// to be beside what it says itself.
+	Seen func(host peer.ID) []netip.AddrPort
+	Now  func() time.Duration // since boot, suspension included
+	Log  *slog.Logger         // nil: slog.Default()
+}
+
+// Bounds of a carrier.
+const (
+	maxHosts    = 4096 // with a session
+	maxObserved = 4    // addresses at which others have seen us
+	maxTunnels  = 2    // with one host: both sides may have opened one
+	tickEvery   = 250 * time.Millisecond
+	openTimeout = 20 * time.Second
+	openRetry   = 2 * time.Second // after a failure, doubled up to openLimit
+	openLimit   = time.Minute
+)
+
+// Carrier moves datagrams. Its methods may be called by several goroutines.
+type Carrier struct {
+	cfg   Config
+	table *forward.Table
+	wake  chan struct{} // capacity 1
+
+	injected chan injected
+	stations atomic.Pointer[map[string]Station] // never nil
+	sources  atomic.Pointer[map[netip.AddrPort]netip.AddrPort]
+
+	mu       sync.RWMutex
+	names    map[netip.AddrPort]peer.ID // hosts that may be sent to
+	hosts    map[netip.AddrPort]*host   // with a session, by their address
+	sessions map[uint64]*host           // by our session number
+	observed []netip.AddrPort           // where others have seen us, latest first
+	ctx      context.Context            // of Run; nil before and after
+	tasks    sync.WaitGroup
+}
+
+// Station is a WireGuard instance behind the port: a guest, or a device in the
+// kernel. Its function gets the datagrams that are for it, and may not keep b.
+type Station struct {
+	Public  [32]byte
+	Deliver func(b []byte, from netip.AddrPort)
+}
+
+// own is the name of the device whose Bind is the carrier's.
+const own = ""
+
+// New makes a Carrier that does nothing before [Carrier.Run].
+func New(cfg Config) (*Carrier, error) {
+	if cfg.Socket == nil || cfg.Streams == nil || cfg.Now == nil {
+		return nil, errors.New("carrier: Socket, Streams and Now must be set")
+	}
+	if cfg.Addresses == nil {
+		cfg.Addresses = func() []netip.AddrPort { return nil }
+	}
+	if cfg.Seen == nil {
+		cfg.Seen = func(peer.ID) []netip.AddrPort { return nil }
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.Default()
+	}
+	c := &Carrier{cfg: cfg, table: forward.New(cfg.Now), wake: make(chan struct{}, 1), injected: make(chan injected, maxInjected),
+		names: map[netip.AddrPort]peer.ID{}, hosts: map[netip.AddrPort]*host{}, sessions: map[uint64]*host{}}
+	c.stations.Store(&map[string]Station{})
+	c.sources.Store(&map[netip.AddrPort]netip.AddrPort{})
+	cfg.Socket.handler.Store(&handler{probe: c.probed, datagram: c.arrived})
+	return c, nil
+}
+
+// Hosts says which hosts may be sent to, all of them. Others may still come.
+func (c *Carrier) Hosts(ids []peer.ID) {
+	names := make(map[netip.AddrPort]peer.ID, len(ids))
+	for _, id := range ids {
+		names[Address(id)] = id
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.names = names
+}
+
+// Stations says who is behind the port beside the device of [Carrier.Bind], all
+// of them by name, and what the public key of that device is (zero: there is
+// none).
+func (c *Carrier) Stations(device [32]byte, stations map[string]Station) {
+	keys := make(map[string][32]byte, len(stations)+1)
+	kept := make(map[string]Station, len(stations))
+	for name, s := range stations {
+		if name != own {
+			keys[name], kept[name] = s.Public, s
+		}
+	}
+	if device != ([32]byte{}) {
+		keys[own] = device
+	}
+	c.stations.Store(&kept)
+	c.table.Set(keys)
+}
+
+// Send sends a datagram of the named station to a host or an address of the
+// network. What cannot be sent is lost.
+func (c *Carrier) Send(station string, b []byte, to netip.AddrPort) {
+	if station == own || !c.table.Out(b, station, to) {
+		return
+	}
+	c.send([][]byte{b}, &endpoint{to: to})
+}
+
+// send sends datagrams that may be sent.
+func (c *Carrier) send(bufs [][]byte, to *endpoint) error {
+	if !IsHost(to.to) {
+		std := to.std
+		if std == nil {
+			std = &conn.StdNetEndpoint{AddrPort: to.to}
+		}
+		return c.cfg.Socket.send(bufs, std)
+	}
+	h := c.hostAt(to.to)
+	if h == nil {
+		return fmt.Errorf("carrier: no host has the address %s", to.to)
+	}
+	h.touch(c.cfg.Now())
+	r := h.route.Load()
+	if r.straight.IsValid() {
+		// The stream makes good what cannot go straight.
+		if err := c.cfg.Socket.send(bufs, &conn.StdNetEndpoint{AddrPort: r.straight}); err == nil && !r.stream {
+			return nil
+		}
+	}
+	if !h.queue(bufs) {
+		c.nudge() // a stream is to be opened
+	}
+	return nil
+}
+
+// arrived takes a datagram off the socket; own: it is for the device.
+func (c *Carrier) arrived(b []byte, from netip.AddrPort) (netip.AddrPort, bool) {
+	if h, ok := (*c.sources.Load())[from]; ok {
+		from = h
+		if h := c.existing(from); h != nil {
+			h.touch(c.cfg.Now())
+		}
+	}
+	return from, c.deliver(b, from)
+}
+
+// deliver hands a datagram to its station; true: it is for the device.
+func (c *Carrier) deliver(b []byte, from netip.AddrPort) bool {
+	name, ok := c.table.In(b, from)
+	if !ok {
+		return false
+	}
+	if name == own {
+		return true
+	}
+	if s, ok := (*c.stations.Load())[name]; ok {
+		s.Deliver(b, from)
+	}
+	return false
+}
+
+// probed takes a probe off the socket.
+func (c *Carrier) probed(b []byte, from netip.AddrPort) {
+	c.mu.RLock()
+	h := c.sessions[sessionOf(b)]
+	c.mu.RUnlock()
+	if h == nil {
+		return
+	}
+	echo, seen, ok := h.receive(c.cfg.Now(), b, from)
+	if !ok {
+		return
+	}
+	if echo != nil {
+		// A lost echo is a lost probe: the next comes.
+		_ = c.cfg.Socket.send([][]byte{echo}, &conn.StdNetEndpoint{AddrPort: from})
+	}
+	c.remap()
+	if seen.IsValid() {
+		c.observe(seen)
+	}
+}
+
+// observe notes where a host has seen us, and tells the others.
+func (c *Carrier) observe(at netip.AddrPort) {
+	c.mu.Lock()
+	known := slices.Contains(c.observed, at)
+	if !known {
+		c.observed = append([]netip.AddrPort{at}, c.observed[:min(len(c.observed), maxObserved-1)]...)
+	}
+	hosts := make([]*host, 0, len(c.hosts))
+	for _, h := range c.hosts {
+		hosts = append(hosts, h)
+	}
+	c.mu.Unlock()
+	if !known {
+		for _, h := range hosts {
+			h.greet(c.addresses())
+		}
+	}
+}
+
+// addresses is where we may be: what others see comes after what we know.
+func (c *Carrier) addresses() []netip.AddrPort {
+	out := slices.Clone(c.cfg.Addresses())
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	for _, a := range c.observed {
+		if !slices.Contains(out, a) {
+			out = append(out, a)
+		}
+	}
+	return out
+}
+
+// remap publishes from where the datagrams of hosts come.
+func (c *Carrier) remap() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	sources := map[netip.AddrPort]netip.AddrPort{}
+	for at, h := range c.hosts {
+		for _, a := range h.proven() {
+			sources[a] = at
+		}
+	}
+	c.sources.Store(&sources)
+}
+
+func (c *Carrier) existing(at netip.AddrPort) *host {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	return c.hosts[at]
+}
+
+// hostAt is the host of an address, with a session from now on; nil: there is
+// none, or there are too many.
+func (c *Carrier) hostAt(at netip.AddrPort) *host {
+	if h := c.existing(at); h != nil {
+		return h
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if h := c.hosts[at]; h != nil {
+		return h
+	}
+	id, ok := c.names[at]
+	if !ok {
+		return nil
+	}
+	return c.begin(id, at)
+}
+
+// begin makes a session; c.mu is held.
+func (c *Carrier) begin(id peer.ID, at netip.AddrPort) *host {
+	if len(c.hosts) >= maxHosts {
+		return nil
+	}
+	var s secret
+	rand.Read(s.key[:])
+	var n [8]byte
+	rand.Read(n[:])
+	s.session = binary.BigEndian.Uint64(n[:])
+	h := newHost(id, s, c.cfg.Now())
+	c.hosts[at], c.sessions[s.session] = h, h
+	c.nudge()
+	return h
+}
+
+func (c *Carrier) nudge() {
+	select {
+	case c.wake <- struct{}{}:
+	default:
+	}
+}
+
+// Accept serves a stream that a host, who is a member, has opened. It returns
+// when the stream has ended.
+func (c *Carrier) Accept(id peer.ID, stream io.ReadWriteCloser) {
+	at := Address(id)
+	c.mu.Lock()
+	ctx, h := c.ctx, c.hosts[at]
+	if ctx == nil {
+		c.mu.Unlock()
+		stream.Close()
+		return
+	}
+	if h == nil {
+		h = c.begin(id, at)
+	}
+	if h == nil {
+		c.mu.Unlock()
+		stream.Close()
+		return
+	}
+	c.tasks.Add(1)
+	c.mu.Unlock()
+	defer c.tasks.Done()
+	c.serve(ctx, h, at, stream)
+}
+
+// serve runs a tunnel until it ends.
+func (c *Carrier) serve(ctx context.Context, h *host, at netip.AddrPort, stream io.ReadWriteCloser) {
+	t := newTunnel(stream)
+	stop := context.AfterFunc(ctx, t.close)
+	defer stop()
+	h.attach(t, c.addresses())
+	defer h.detach(t)
+	var writing sync.WaitGroup
+	writing.Go(func() {
+		if err := t.write(); err != nil {
+			t.close()
+		}
+	})
+	err := t.read(func(g greeting) {
+		h.hear(g, c.cfg.Seen(h.id))
+		c.nudge()
+	}, func(b []byte) {
+		h.touch(c.cfg.Now())
+		if c.deliver(b, at) {
+			c.inject(b, at)
+		}
+	})
+	t.close()
+	writing.Wait()
+	c.cfg.Log.Debug("mesh: a stream has ended", "host", h.id, "err", err)
+}
+
+// Run keeps paths until ctx ends; then every stream is closed.
+func (c *Carrier) Run(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	c.mu.Lock()
+	c.ctx = ctx
+	c.mu.Unlock()
+	defer func() {
+		cancel()
+		c.mu.Lock()
+		c.ctx = nil
+		c.mu.Unlock()
+		c.tasks.Wait()
+	}()
+	for {
+		var timer <-chan time.Time
+		if c.tick(ctx) {
+			timer = time.After(tickEvery)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-c.wake:
+		case <-timer:
+		}
+	}
+}
+
+// tick sends the probes that are due, opens the streams that are needed and
+// forgets hosts that are idle. It returns whether any host is left.
+func (c *Carrier) tick(ctx context.Context) bool {
+	now := c.cfg.Now()
+	c.mu.Lock()
+	hosts := make(map[netip.AddrPort]*host, len(c.hosts))
+	for at, h := range c.hosts {
+		if h.idle(now) {
+			delete(c.hosts, at)
+			delete(c.sessions, h.sess.ours.session)
+			h.close()
+			continue
+		}
+		hosts[at] = h
+	}
+	c.mu.Unlock()
+	for at, h := range hosts {
+		for _, o := range h.tick(now) {
+			// What cannot be reached is what probes are to find out.
+			_ = c.cfg.Socket.send([][]byte{o.b}, &conn.StdNetEndpoint{AddrPort: o.to})
+		}
+		if h.wantsStream(now) {
+			c.tasks.Go(func() { c.open(ctx, h, at) })
+		}
+	}
+	return len(hosts) > 0
+}
+
+// open opens a stream and serves it.
+func (c *Carrier) open(ctx context.Context, h *host, at netip.AddrPort) {
+	opening, cancel := context.WithTimeout(ctx, openTimeout)
+	stream, err := c.cfg.Streams.OpenStream(opening, h.id)
+	cancel()
+	h.opened(c.cfg.Now(), err)
+	if err != nil {
+		c.cfg.Log.Debug("mesh: cannot open a stream", "host", h.id, "err", err)
+		return
+	}
+	c.serve(ctx, h, at, stream)
+}

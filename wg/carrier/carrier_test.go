@@ -1,0 +1,348 @@
+package carrier
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/peer"
+	"golang.zx2c4.com/wireguard/tun"
+	"golang.zx2c4.com/wireguard/tun/netstack"
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+
+	"github.com/formthefog/formation/wg"
+	"github.com/formthefog/formation/wg/embedded"
+	"github.com/formthefog/formation/wg/wgtest"
+)
+
+// world is some nodes on this machine's loopback, each with a carrier, a device
+// over a stack of its own, and streams to all others.
+type world struct {
+	t     *testing.T
+	began time.Time
+
+	mu      sync.Mutex
+	nodes   map[peer.ID]*node
+	refused bool // streams
+}
+
+type node struct {
+	id      peer.ID
+	world   *world
+	socket  *Socket
+	carrier *Carrier
+	device  *embedded.Device
+	net     *netstack.Net
+	public  wg.Key
+	address netip.Addr
+	tells   []netip.AddrPort // where it says that it is
+}
+
+func newWorld(t *testing.T) *world {
+	return &world{t: t, began: time.Now(), nodes: map[peer.ID]*node{}}
+}
+
+// add makes node n; reachable says whether it tells its UDP address.
+func (w *world) add(n byte, reachable bool) *node {
+	t := w.t
+	t.Helper()
+	v := &node{id: peer.ID(rune('a' + n)), world: w, address: netip.AddrFrom16([16]byte{0: 0xfd, 15: n + 1})}
+	var err error
+	if v.socket, err = Listen(0, netip.AddrFrom4([4]byte{127, 0, 0, 1})); err != nil {
+		t.Fatal(err)
+	}
+	if reachable {
+		v.tells = []netip.AddrPort{netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), v.socket.Port())}
+	}
+	if v.carrier, err = New(Config{Socket: v.socket, Streams: v, Addresses: func() []netip.AddrPort { return v.tells },
+		Now: func() time.Duration { return time.Since(w.began) }}); err != nil {
+		t.Fatal(err)
+	}
+	private, err := wgtypes.GeneratePrivateKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	v.public = private.PublicKey()
+	v.carrier.Stations(v.public, nil)
+	dev, stack, err := netstack.CreateNetTUN([]netip.Addr{v.address}, nil, 1280)
+	if err != nil {
+		t.Fatal(err)
+	}
+	v.net = stack
+	if v.device, err = embedded.Open(embedded.Config{TUN: dev, Bind: v.carrier.Bind(), Key: private}); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error)
+	go func() { done <- v.carrier.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		v.device.Close()
+		if err := v.socket.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.nodes[v.id] = v
+	return v
+}
+
+// OpenStream implements Streams.
+func (v *node) OpenStream(_ context.Context, host peer.ID) (io.ReadWriteCloser, error) {
+	v.world.mu.Lock()
+	defer v.world.mu.Unlock()
+	other := v.world.nodes[host]
+	if other == nil || v.world.refused {
+		return nil, errors.New("nobody is there")
+	}
+	a, b := net.Pipe()
+	go other.carrier.Accept(v.id, b)
+	return a, nil
+}
+
+func (w *world) knowEachOther() {
+	w.t.Helper()
+	var ids []peer.ID
+	for id := range w.nodes {
+		ids = append(ids, id)
+	}
+	for _, v := range w.nodes {
+		v.carrier.Hosts(ids)
+		for _, o := range w.nodes {
+			if o == v {
+				continue
+			}
+			if err := v.device.Configure([]wgtypes.PeerConfig{{PublicKey: o.public, Endpoint: net.UDPAddrFromAddrPort(Address(o.id)),
+				AllowedIPs: wgtest.Routes(o.address)}}); err != nil {
+				w.t.Fatal(err)
+			}
+		}
+	}
+}
+
+// echo sends text to the other and back; it returns when it is there.
+func (v *node) echo(o *node, size int) {
+	t := v.world.t
+	t.Helper()
+	l, err := o.net.ListenTCPAddrPort(netip.AddrPortFrom(o.address, 0))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	go func() {
+		if c, err := l.Accept(); err == nil {
+			_, _ = io.Copy(c, c) // the other end judges
+			c.Close()
+		}
+	}()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	c, err := v.net.DialContextTCP(ctx, l.Addr().(*net.TCPAddr))
+	if err != nil {
+		t.Fatal("dial over the mesh: ", err)
+	}
+	defer c.Close()
+	sent := slices.Repeat([]byte("0123456789abcdef"), size/16)
+	go func() { _, _ = c.Write(sent) }()
+	got := make([]byte, len(sent))
+	if _, err := io.ReadFull(c, got); err != nil || !slices.Equal(got, sent) {
+		t.Fatalf("echo of %d bytes: %v", size, err)
+	}
+}
+
+// until asks again and again.
+func (w *world) until(what string, ok func() bool) {
+	w.t.Helper()
+	deadline := time.After(30 * time.Second)
+	for !ok() {
+		select {
+		case <-deadline:
+			w.t.Fatalf("it never came to this: %s", what)
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+}
+
+func (v *node) straight(o *node) bool {
+	h := v.carrier.existing(Address(o.id))
+	return h != nil && h.route.Load().straight.IsValid() && !h.route.Load().stream
+}
+
+func TestStreamFirstThenStraight(t *testing.T) {
+	w := newWorld(t)
+	a, b := w.add(0, true), w.add(1, false) // b is found by its probes
+	w.knowEachOther()
+	a.echo(b, 16)
+	w.until("both send straight", func() bool { return a.straight(b) && b.straight(a) })
+	w.mu.Lock()
+	w.refused = true
+	for _, v := range w.nodes {
+		for _, h := range v.carrier.hosts {
+			h.close() // the streams alone
+		}
+	}
+	w.mu.Unlock()
+	a.echo(b, 1<<20)
+	b.echo(a, 1<<20)
+	if !a.straight(b) || !b.straight(a) {
+		t.Error("they no longer send straight")
+	}
+}
+
+// Where UDP does not pass, all goes by the stream.
+func TestStreamAlone(t *testing.T) {
+	w := newWorld(t)
+	a, b := w.add(0, false), w.add(1, false)
+	w.knowEachOther()
+	a.echo(b, 1<<20)
+	if a.straight(b) || b.straight(a) {
+		t.Error("they send straight to where nobody is known to be")
+	}
+	if peers, err := a.device.Peers(); err != nil || peers[0].Endpoint != Address(b.id) {
+		t.Errorf("WireGuard sees %v, %v", peers, err)
+	}
+}
+
+// A plain WireGuard client, which knows the port alone, is answered by the node,
+// and by a guest of it; the guest's packets pass the node by.
+func TestPlainClientAndGuest(t *testing.T) {
+	w := newWorld(t)
+	a := w.add(0, true)
+	var guest, phone *wgtest.Station
+	wire := wgtest.NewWire(func(b []byte, from, to netip.AddrPort) bool {
+		a.carrier.Send("guest", b, to)
+		return false
+	})
+	guest = wgtest.NewStation(t, wire, 77, "guest")
+	a.carrier.Stations(a.public, map[string]Station{"guest": {Public: guest.Public,
+		Deliver: func(b []byte, from netip.AddrPort) { wire.Deliver(b, from, guest.At) }}})
+
+	outside, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer outside.Close()
+	lan := wgtest.NewWire(func(b []byte, _, to netip.AddrPort) bool {
+		if _, err := outside.WriteToUDPAddrPort(b, to); err != nil && !errors.Is(err, net.ErrClosed) {
+			t.Error(err)
+		}
+		return false
+	})
+	phone = wgtest.NewStation(t, lan, 78, "phone")
+	go func() {
+		buf := make([]byte, 2048)
+		for {
+			n, from, err := outside.ReadFromUDPAddrPort(buf)
+			if err != nil {
+				return
+			}
+			lan.Deliver(buf[:n], from, phone.At)
+		}
+	}()
+	port := netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), a.socket.Port())
+	phone.Knows(t, guest, port)
+	guest.Knows(t, phone)
+	phone.Echo(t, guest)
+	guest.Echo(t, phone)
+
+	node := &wgtest.Station{Device: a.device, Net: a.net, Public: a.public, Address: a.address}
+	phone.Knows(t, node, port)
+	node.Knows(t, phone)
+	phone.Echo(t, node)
+}
+
+// A device that is closed leaves the socket to QUIC and the guests; another one
+// takes it up again.
+func TestDeviceComesAndGoes(t *testing.T) {
+	w := newWorld(t)
+	a, b := w.add(0, true), w.add(1, true)
+	quic := a.socket.PacketConn(false)
+	sender, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer sender.Close()
+	buf := make([]byte, 100)
+	hear := func() {
+		t.Helper()
+		if _, err := sender.WriteToUDPAddrPort([]byte("\xc3quic"), netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), a.socket.Port())); err != nil {
+			t.Fatal(err)
+		}
+		if err := quic.SetReadDeadline(time.Now().Add(30 * time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		n, from, err := quic.ReadFrom(buf)
+		if err != nil || string(buf[:n]) != "\xc3quic" || from.String() != sender.LocalAddr().String() {
+			t.Fatalf("QUIC read %q from %v: %v", buf[:n], from, err)
+		}
+	}
+	hear()
+	a.device.Close()
+	hear()
+	private, err := wgtypes.GeneratePrivateKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dev, stack, err := netstack.CreateNetTUN([]netip.Addr{a.address}, nil, 1280)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.net, a.public = stack, private.PublicKey()
+	if a.device, err = embedded.Open(embedded.Config{TUN: dev, Bind: a.carrier.Bind(), Key: private}); err != nil {
+		t.Fatal(err)
+	}
+	a.carrier.Stations(a.public, nil)
+	hear()
+	w.knowEachOther()
+	b.echo(a, 1<<16)
+	if _, err := embedded.Open(embedded.Config{TUN: mustTUN(t), Bind: a.carrier.Bind(), Key: private}); err == nil {
+		t.Error("two devices share the socket")
+	}
+	if _, err := quic.WriteTo([]byte("\xc3back"), sender.LocalAddr()); err != nil {
+		t.Error(err)
+	}
+	if n, _, err := sender.ReadFromUDPAddrPort(buf); err != nil || string(buf[:n]) != "\xc3back" {
+		t.Errorf("QUIC's answer: %q, %v", buf[:n], err)
+	}
+	done := make(chan error)
+	if err := quic.SetReadDeadline(time.Time{}); err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		_, _, err := quic.ReadFrom(buf)
+		done <- err
+	}()
+	if err := quic.SetReadDeadline(time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	var timeout net.Error
+	if err := <-done; !errors.As(err, &timeout) || !timeout.Timeout() {
+		t.Errorf("a read past its deadline: %v", err)
+	}
+	if err := quic.Close(); err != nil {
+		t.Error(err)
+	}
+	if _, _, err := quic.ReadFrom(buf); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("a read after Close: %v", err)
+	}
+	b.echo(a, 16)
+}
+
+func mustTUN(t *testing.T) tun.Device {
+	t.Helper()
+	dev, _, err := netstack.CreateNetTUN([]netip.Addr{netip.MustParseAddr("fd00::99")}, nil, 1280)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return dev
+}
