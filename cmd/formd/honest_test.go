@@ -126,15 +126,50 @@ func (h *honest) host(node stmt.Key) *proc {
 }
 
 // remove deletes the instance, everywhere.
-func (h *honest) remove() {
+func (h *honest) remove() { h.delete(h.id) }
+
+func (h *honest) delete(id string) {
 	h.t.Helper()
 	p := h.procs[0]
-	h.spread(h.at(p, func(a *crdt.Author) ([][]byte, error) { return a.Delete(h.id) }), p, func(c *api.Client) error {
-		if _, err := c.Instance(context.Background(), h.id); api.ExitOf(err) != api.ExitNotFound {
-			return fmt.Errorf("it is still there: %v", err)
-		}
-		return nil
+	h.spread(h.at(p, func(a *crdt.Author) ([][]byte, error) { return a.Delete(id) }), p, func(c *api.Client) error { return isGone(c, id) })
+}
+
+func isGone(c *api.Client, id string) error {
+	if _, err := c.Instance(context.Background(), id); api.ExitOf(err) != api.ExitNotFound {
+		return fmt.Errorf("it is still there: %v", err)
+	}
+	return nil
+}
+
+// deleted makes an instance, deletes it everywhere, and returns what was said of it
+// before.
+func (h *honest) deleted() (id string, said [][]byte) {
+	h.t.Helper()
+	p := h.procs[0]
+	work := func(a *crdt.Author) (raws [][]byte, err error) {
+		id, raws, err = a.Create(crdt.Spec{Name: "deleted", Replicas: 0})
+		return raws, err
+	}
+	h.spread(h.at(p, work), p, func(c *api.Client) error {
+		_, err := c.Instance(context.Background(), id)
+		return err
 	})
+	said, err := p.local.OwnerStatements(context.Background(), stmt.KeyOf(h.owner))
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	h.delete(id)
+	return id, said
+}
+
+// gone says whether an instance that was deleted is so still, everywhere.
+func (h *honest) gone(id string) {
+	h.t.Helper()
+	for _, p := range h.procs {
+		if err := isGone(p.local, id); err != nil {
+			h.t.Errorf("%s: %v", p.key, err)
+		}
+	}
 }
 
 // at makes statements from what a node knows of the owner.

@@ -37,6 +37,7 @@ type attackReport struct {
 	Attack, Reason string
 	Peer           string
 	Offence, Admit bool
+	Frozen         string
 	Targets        []struct {
 		Peer           string
 		Admitted, Cut  bool
@@ -121,7 +122,15 @@ func TestHostilePeers(t *testing.T) {
 		before[i] = p.metrics()
 	}
 
-	args := []string{"--ticket", procs[0].ticket(), "--revoked", hex.EncodeToString(revoked.Seed())}
+	deleted, said := honest.deleted()
+	var dump []string
+	for _, raw := range said {
+		dump = append(dump, hex.EncodeToString(raw))
+	}
+	args := []string{
+		"--ticket", procs[0].ticket(), "--revoked", hex.EncodeToString(revoked.Seed()), "--deleted", strings.Join(dump, ","),
+		"--victim", honest.id, "--owner", stmt.KeyOf(honest.owner).String(),
+	}
 	for _, p := range procs {
 		args = append(args, p.addrs[0])
 	}
@@ -163,6 +172,7 @@ func TestHostilePeers(t *testing.T) {
 	}
 	t.Logf("the honest instance went through %d changes meanwhile", honest.turn)
 	honest.change()
+	honest.gone(deleted)
 	honest.remove()
 
 	for i, p := range procs {
@@ -185,7 +195,7 @@ func TestHostilePeers(t *testing.T) {
 				t.Errorf("%s: no offence is counted as %s", p.key, reason)
 			}
 		}
-		for _, reason := range []string{"stranger", "signature", "shape"} {
+		for _, reason := range []string{"stranger", "signature", "shape", "authority", "expired"} {
 			if name := fmt.Sprintf("formd_admissions_refused_total{reason=%q}", reason); grown(name) == 0 {
 				t.Errorf("%s: no connection is counted as refused for %s", p.key, reason)
 			}
@@ -193,6 +203,11 @@ func TestHostilePeers(t *testing.T) {
 		for _, reason := range []string{"rate", "stale", "authority"} {
 			if name := fmt.Sprintf("formd_statements_refused_total{reason=%q}", reason); grown(name) == 0 {
 				t.Errorf("%s: nothing is counted as refused for %s", p.key, reason)
+			}
+		}
+		for _, reason := range []string{refusedAuthority, refusedSize, refusedShape, refusedTime, refusedRate} {
+			if name := fmt.Sprintf("formd_requests_refused_total{reason=%q}", reason); grown(name) == 0 {
+				t.Errorf("%s: no request is counted as refused for %s", p.key, reason)
 			}
 		}
 		if grown("formd_streams_refused_total") == 0 || after["formd_peers_refused"] == 0 {
@@ -241,19 +256,35 @@ func checkAttack(t *testing.T, procs []*proc, r attackReport) {
 		case r.Offence && (!to.Cut || !strings.Contains(to.Again, "broke the rules")):
 			t.Errorf("%s: cut off by %s: %v, and coming back it hears %q", r.Attack, to.Peer, to.Cut, to.Again)
 		}
-		if r.Reason == "" || !r.Admit || r.Reason == "stale" { // honest peers say stale things, too
+		word := "reason=" + r.Reason
+		switch {
+		case r.Reason == "" || r.Reason == "stale": // honest peers say stale things, too
+			continue
+		case !r.Admit: // the reason is a sentence there
+			word = "not admitted"
+		}
+		within(t, 5*time.Second, r.Attack+" is told in the log", func() error { return told(procs[i].stderr.String(), r.Peer, word) })
+	}
+	for _, p := range procs {
+		if r.Frozen == "" {
 			continue
 		}
-		within(t, 5*time.Second, r.Attack+" is told in the log", func() error { return told(procs[i].stderr.String(), r.Peer, r.Reason) })
+		within(t, 2*time.Minute, "the instance of an owner that says two things at once is frozen", func() error {
+			i, err := p.local.Instance(context.Background(), r.Frozen)
+			if err == nil && (!i.Spec.Frozen || i.Spec.Restart != 0) {
+				err = fmt.Errorf("%s: frozen %v, restart %d", p.key, i.Spec.Frozen, i.Spec.Restart)
+			}
+			return err
+		})
 	}
 }
 
-// told says whether a line of the log names the peer with the reason.
-func told(log, peer, reason string) error {
+// told says whether a line of the log names the peer with the word.
+func told(log, peer, word string) error {
 	for line := range strings.Lines(log) {
-		if strings.Contains(line, "peer="+peer) && strings.Contains(line, "reason="+reason) {
+		if strings.Contains(line, "peer="+peer) && strings.Contains(line, word) {
 			return nil
 		}
 	}
-	return fmt.Errorf("no line about %s with %s", peer, reason)
+	return fmt.Errorf("no line about %s with %s", peer, word)
 }

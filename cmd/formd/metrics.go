@@ -20,11 +20,12 @@ type collector struct {
 	placement api.Placement
 	guests    guests
 	refused   func() map[string]uint64 // connections, by reason
+	requests  func() map[string]uint64 // that were refused, by reason
 	descs     map[string]*prometheus.Desc
 }
 
-func newCollector(node *p2p.Node, state *crdt.Replica, placement api.Placement, g guests, refused func() map[string]uint64) *collector {
-	c := &collector{node: node, state: state, placement: placement, guests: g, refused: refused, descs: map[string]*prometheus.Desc{}}
+func newCollector(node *p2p.Node, state *crdt.Replica, placement api.Placement, g guests, refused, requests func() map[string]uint64) *collector {
+	c := &collector{node: node, state: state, placement: placement, guests: g, refused: refused, requests: requests, descs: map[string]*prometheus.Desc{}}
 	for name, d := range map[string]struct {
 		help   string
 		labels []string
@@ -42,6 +43,7 @@ func newCollector(node *p2p.Node, state *crdt.Replica, placement api.Placement, 
 		"peer_offences_total":          {"What peers did that no honest one does, since the start.", []string{"reason"}},
 		"streams_refused_total":        {"Streams of peers over a limit of this node, since the start.", nil},
 		"admissions_refused_total":     {"Connections not admitted since the start.", []string{"reason"}},
+		"requests_refused_total":       {"Requests and streams to guests that peers were refused since the start.", []string{"reason"}},
 		"sync_sessions_total":          {"Anti-entropy sessions since the start.", []string{"result"}},
 		"state_log_bytes":              {"Size of the state log.", nil},
 		"network_received_bytes_total": {"Bytes received from peers.", nil},
@@ -77,6 +79,9 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	}
 	for reason, n := range c.refused() {
 		count("admissions_refused_total", float64(n), reason)
+	}
+	for reason, n := range c.requests() {
+		count("requests_refused_total", float64(n), reason)
 	}
 	count("network_received_bytes_total", float64(net.Total.In))
 	count("network_sent_bytes_total", float64(net.Total.Out))

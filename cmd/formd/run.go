@@ -358,7 +358,8 @@ func (d *formd) openAPI() error {
 	}
 	place := &placement{self: d.id.self(), rec: d.rec, prober: d.prober}
 	vms := guests{d.vms}
-	metrics := metricsHandler(newCollector(d.node, d.state, place, vms, d.admission.refusals))
+	refused := newRefusals(d.log.With("part", "api"), d.now)
+	metrics := metricsHandler(newCollector(d.node, d.state, place, vms, d.admission.refusals, refused.counts))
 	h := api.NewHandler(api.Config{
 		State:     &submitter{Replica: d.state, id: d.id, accept: d.accept, now: d.now, log: d.log},
 		Signed:    d.state,
@@ -366,10 +367,15 @@ func (d *formd) openAPI() error {
 		Operator: &operator{d.id, d.node.Addrs, d.state, d.store, d.rec, d.now},
 		Version:  versionText(), OpenAPI: docs.OpenAPI, Metrics: metrics, Pprof: pprofHandler(), Now: d.now,
 		Publishers: d.id.publishers(), Logger: d.log.With("part", "api"),
+		Refused: func(ctx context.Context, err error) {
+			if p, reason := callingPeer(ctx), refusalReason(err); p != "" && reason != "" {
+				refused.refuse(p, reason, err)
+			}
+		},
 	})
-	d.peers = newPeerListener()
+	d.peers = newPeerListener(refused.refuse)
 	d.addServer(httpServer(h, func(ctx context.Context) api.Caller {
-		p, _ := ctx.Value(peerKey{}).(peer.ID)
+		p := callingPeer(ctx)
 		return api.Caller{Peer: p.String(), Owner: d.admission.owner(p)}
 	}, d.log), d.peers)
 	socket, err := listenSocket(d.cfg.Socket())
@@ -400,7 +406,7 @@ func (d *formd) openAPI() error {
 		d.addServer(httpServer(mux, public, d.log), l)
 	}
 	host.warnings = append([]string{}, d.warnings...)
-	streams := &guestStreams{vms: d.vms, view: d.state.View, owner: d.admission.owner, log: d.log.With("part", "streams")}
+	streams := &guestStreams{vms: d.vms, view: d.state.View, owner: d.admission.owner, refused: refused.refuse, log: d.log.With("part", "streams")}
 	d.node.Handle(api.Proto, d.peers.handle)
 	d.node.Handle(api.ProtoProxy, streams.proxy)
 	d.node.Handle(api.ProtoExec, streams.exec)

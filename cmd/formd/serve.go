@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
 	"net"
@@ -11,7 +12,6 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
-	"sync"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
@@ -104,22 +104,81 @@ func listenWeb(addr, def string) (l net.Listener, moved bool, err error) {
 func httpServer(h http.Handler, caller func(ctx context.Context) api.Caller, log *slog.Logger) *http.Server {
 	return &http.Server{
 		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if s, ok := r.Context().Value(connKey{}).(*servedConn); ok {
+				s.asked.Store(true)
+			}
+			if r.ContentLength != 0 { // handlers read what they take, and the server the rest
+				r.Body = newTimedBody(w, r.Body)
+			}
 			h.ServeHTTP(w, r.WithContext(api.WithCaller(r.Context(), caller(r.Context()))))
 		}),
-		ReadHeaderTimeout: 10 * time.Second,
+		ReadHeaderTimeout: headerTimeout,
 		IdleTimeout:       2 * time.Minute,
 		MaxHeaderBytes:    64 << 10,
 		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
 			if s, ok := c.(*servedConn); ok {
-				return context.WithValue(ctx, peerKey{}, s.from)
+				return context.WithValue(ctx, connKey{}, s)
 			}
 			return ctx
 		},
 	}
 }
 
-type peerKey struct{}
+// connKey is the stream that a request of a peer came by.
+type connKey struct{}
+
+// callingPeer is whose request ctx is; empty for none of a peer.
+func callingPeer(ctx context.Context) peer.ID {
+	if s, ok := ctx.Value(connKey{}).(*servedConn); ok {
+		return s.from
+	}
+	return ""
+}
+
+// timedBody is a request's body, which must come at some pace: who sends it byte
+// by byte would hold the handler for ever.
+type timedBody struct {
+	io.ReadCloser
+	rc    *http.ResponseController
+	began time.Time
+	moved int64
+	ended bool
+}
+
+// Pace of a body: so long at first, and a second more for so many bytes.
+const (
+	bodyTimeout = 10 * time.Second
+	bodyPace    = 16 << 10
+)
+
+func newTimedBody(w http.ResponseWriter, body io.ReadCloser) *timedBody {
+	b := &timedBody{ReadCloser: body, rc: http.NewResponseController(w), began: time.Now()}
+	b.allow()
+	return b
+}
+
+// allow moves the deadline. Where there is none to set, the body has no pace.
+func (b *timedBody) allow() {
+	_ = b.rc.SetReadDeadline(b.began.Add(bodyTimeout + time.Duration(b.moved/bodyPace)*time.Second))
+}
+
+// Read reads, and ends the deadline with the body: the answer may take its time.
+func (b *timedBody) Read(p []byte) (int, error) {
+	if b.ended {
+		return b.ReadCloser.Read(p)
+	}
+	n, err := b.ReadCloser.Read(p)
+	b.moved += int64(n)
+	switch {
+	case errors.Is(err, io.EOF):
+		b.ended = true
+		_ = b.rc.SetReadDeadline(time.Time{}) // as allow
+	case n > 0:
+		b.allow()
+	}
+	return n, err
+}
 
 // serveHTTP serves until ctx ends; then requests have a moment to finish.
 func serveHTTP(ctx context.Context, s *http.Server, l net.Listener) error {
@@ -167,74 +226,3 @@ func readOnly(h http.Handler) http.Handler {
 		}
 	})
 }
-
-// peerListener turns the streams of a libp2p protocol into connections for an
-// http.Server.
-type peerListener struct {
-	conns chan *servedConn
-	done  chan struct{}
-	once  sync.Once
-}
-
-func newPeerListener() *peerListener {
-	return &peerListener{conns: make(chan *servedConn), done: make(chan struct{})}
-}
-
-// servedConn knows whom it is from, and tells when it is closed.
-type servedConn struct {
-	net.Conn
-	from   peer.ID
-	once   sync.Once
-	closed chan struct{}
-}
-
-// Close closes the connection once.
-func (c *servedConn) Close() error {
-	err := net.ErrClosed
-	c.once.Do(func() {
-		err = c.Conn.Close()
-		close(c.closed)
-	})
-	return err
-}
-
-// handle is a stream handler: it returns when the server is done with c.
-func (l *peerListener) handle(ctx context.Context, from peer.ID, c net.Conn) {
-	s := &servedConn{Conn: c, from: from, closed: make(chan struct{})}
-	defer s.Close()
-	select {
-	case l.conns <- s:
-	case <-l.done:
-		return
-	case <-ctx.Done():
-		return
-	}
-	select {
-	case <-s.closed:
-	case <-ctx.Done():
-	}
-}
-
-// Accept waits for the next stream.
-func (l *peerListener) Accept() (net.Conn, error) {
-	select {
-	case c := <-l.conns:
-		return c, nil
-	case <-l.done:
-		return nil, net.ErrClosed
-	}
-}
-
-// Close ends Accept.
-func (l *peerListener) Close() error {
-	l.once.Do(func() { close(l.done) })
-	return nil
-}
-
-// Addr names the listener in logs.
-func (l *peerListener) Addr() net.Addr { return peerListenerAddr{} }
-
-type peerListenerAddr struct{}
-
-func (peerListenerAddr) Network() string { return "libp2p" }
-func (peerListenerAddr) String() string  { return api.Proto }

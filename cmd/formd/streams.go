@@ -34,7 +34,9 @@ type guestStreams struct {
 	vms   guestVMs
 	view  func() *crdt.View
 	owner func(peer.ID) stmt.Key
-	log   *slog.Logger
+	// refused is told of streams that are refused.
+	refused func(from peer.ID, reason string, err error)
+	log     *slog.Logger
 }
 
 // headerTimeout bounds how long a stream may take to say what it wants.
@@ -58,7 +60,7 @@ func (g *guestStreams) authorise(from peer.ID, instance string, slot int) (strin
 
 // open reads a stream's header and answers it with what prepare says. It
 // reports whether the stream goes on.
-func (g *guestStreams) open(c net.Conn, header any, prepare func() error) bool {
+func (g *guestStreams) open(from peer.ID, c net.Conn, header any, prepare func() error) bool {
 	deadline := func(t time.Time) bool { return c.SetDeadline(t) == nil }
 	if !deadline(time.Now().Add(headerTimeout)) {
 		return false
@@ -70,7 +72,10 @@ func (g *guestStreams) open(c net.Conn, header any, prepare func() error) bool {
 	reply := api.StreamReply{OK: err == nil}
 	if err != nil {
 		reply.Error, reply.Exit = err.Error(), api.ExitOf(err)
-		g.log.Debug("guest stream refused", "err", err)
+		g.log.Debug("guest stream refused", "peer", from, "err", err)
+		if reason := refusalReason(err); reason != "" {
+			g.refused(from, reason, err)
+		}
 	}
 	// Preparing may have taken its time; the answer gets a deadline of its own.
 	if !deadline(time.Now().Add(headerTimeout)) || api.WriteHeader(c, reply) != nil {
@@ -84,7 +89,7 @@ func (g *guestStreams) proxy(ctx context.Context, from peer.ID, c net.Conn) {
 	defer c.Close()
 	var req api.ProxyRequest
 	var inner net.Conn
-	ok := g.open(c, &req, func() error {
+	ok := g.open(from, c, &req, func() error {
 		if req.Port < 1 || req.Port > 65535 {
 			return api.Problemf(api.ExitUsage, "%d is not a TCP port", req.Port)
 		}
@@ -113,7 +118,7 @@ func (g *guestStreams) exec(ctx context.Context, from peer.ID, c net.Conn) {
 	var req api.ExecRequest
 	var cmd guest.ExecRequest
 	var id string
-	ok := g.open(c, &req, func() (err error) {
+	ok := g.open(from, c, &req, func() (err error) {
 		if err := json.Unmarshal(req.Exec, &cmd); err != nil {
 			return api.Problemf(api.ExitUsage, "exec: %v", err)
 		}

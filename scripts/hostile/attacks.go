@@ -25,6 +25,9 @@ type attack struct {
 	role    role
 	reason  string
 	offence bool
+	idle    bool            // it takes time and little else, and is made beside the others
+	freezes bool            // the liar's own instance
+	needs   func(prey) bool // what must be known of the network; nil: nothing
 	// strike attacks the n-th node until that cuts it off or there is no more to
 	// do, and returns how much it got rid of. nil: the hello is the attack.
 	strike func(ctx context.Context, l *liar, n int, to peer.ID) (sent int)
@@ -36,6 +39,11 @@ var stateAttacks = []attack{
 	{name: "anothers-admission", role: asImpostor, reason: "stranger"},
 	{name: "no-hello", role: asBabbler, reason: "shape"},
 	{name: "revoked", role: asRevoked, reason: "stranger"},
+	{name: "anothers-session", role: asThief, reason: "authority"},
+	{name: "session-for-another", role: asElsewhere, reason: "authority"},
+	{name: "session-over", role: asLate, reason: "expired"},
+	{name: "session-without-end", role: asEternal, reason: "authority"},
+	{name: "no-device", role: asDevice, reason: "stranger"},
 
 	{name: "forged", reason: "signature", offence: true, strike: each(func(l *liar, i int) []byte { return flip(l.node(1, i)) })},
 	{name: "anothers-register", reason: "signature", offence: true, strike: anothersRegister},

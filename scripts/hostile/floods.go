@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"crypto/ed25519"
-	"crypto/rand"
 	"io"
 	"time"
 
@@ -46,10 +45,7 @@ func floodClaims(ctx context.Context, l *liar, _ int, to peer.ID) (sent int) {
 func floodOwners(ctx context.Context, l *liar, _ int, to peer.ID) (sent int) {
 	const owners, instances = 60, 8
 	for range owners {
-		_, key, err := ed25519.GenerateKey(rand.Reader)
-		if err != nil {
-			panic(err)
-		}
+		key := newKey()
 		admit, err := l.ticket.Join(stmt.KeyOf(key), stmt.RoleOwner, time.Now())
 		if err != nil {
 			panic(err)

@@ -28,42 +28,57 @@ import (
 type role int
 
 const (
-	asMember   role = iota
-	asStranger      // presents nothing
-	asForger        // presents a member statement with a broken signature
-	asImpostor      // presents another node's admission
-	asBabbler       // presents what is no hello
-	asRevoked       // was a member
+	asMember    role = iota
+	asStranger       // presents nothing
+	asForger         // presents a member statement with a broken signature
+	asImpostor       // presents another node's admission
+	asBabbler        // presents what is no hello
+	asRevoked        // was a member
+	asClient         // an owner's session
+	asThief          // another client's session
+	asElsewhere      // a session for another node
+	asLate           // a session that is over
+	asEternal        // a session without end
+	asDevice         // a session of a key that is no device of the owner
 )
+
+// admitted says whether one of the role is let in.
+func (r role) admitted() bool { return r == asMember || r == asClient }
 
 // liar is a bare libp2p host with this network's hello and no rule.
 type liar struct {
 	ticket stmt.Ticket
 	net    stmt.NetworkID
 	key    ed25519.PrivateKey
+	owner  ed25519.PrivateKey // whom it speaks for, or who is in its pay
 	self   stmt.Key
-	hello  []byte
+	hello  func(to peer.ID) ([]byte, error)
 	host   host.Host
+	prey   prey
+
+	began time.Time
 
 	mu     sync.Mutex
 	gossip map[peer.ID]network.Stream
+	serve  map[peer.ID]func(network.Stream) // answers what a node asks
 }
 
-func newLiar(t stmt.Ticket, as role, revoked string) (*liar, error) {
-	_, key, err := ed25519.GenerateKey(rand.Reader)
-	if err != nil {
-		return nil, err
-	}
+func newLiar(t stmt.Ticket, as role, p prey) (*liar, error) {
+	key := newKey()
 	if as == asRevoked {
-		seed, err := hex.DecodeString(revoked)
+		seed, err := hex.DecodeString(p.revoked)
 		if err != nil || len(seed) != ed25519.SeedSize {
 			return nil, errors.New("the seed of the revoked key is not 32 bytes in hexadecimal")
 		}
 		key = ed25519.NewKeyFromSeed(seed)
 	}
-	l := &liar{ticket: t, net: t.Network(), key: key, self: stmt.KeyOf(key), gossip: map[peer.ID]network.Stream{}}
-	if l.hello, err = l.makeHello(as); err != nil {
-		return nil, err
+	l := &liar{ticket: t, net: t.Network(), key: key, owner: newKey(), self: stmt.KeyOf(key), prey: p, began: time.Now(), gossip: map[peer.ID]network.Stream{}, serve: map[peer.ID]func(network.Stream){}}
+	if l.hello = l.helloTo(as); as < asClient {
+		b, err := l.makeHello(as)
+		if err != nil {
+			return nil, err
+		}
+		l.hello = func(peer.ID) ([]byte, error) { return b, nil }
 	}
 	k, err := crypto.UnmarshalEd25519PrivateKey(key)
 	if err != nil {
@@ -96,11 +111,7 @@ func (l *liar) makeHello(as role) ([]byte, error) {
 	case asBabbler:
 		return []byte("\x9f\xff not a hello"), nil
 	case asImpostor:
-		_, other, err := ed25519.GenerateKey(rand.Reader)
-		if err != nil {
-			return nil, err
-		}
-		key = stmt.KeyOf(other)
+		key = stmt.KeyOf(newKey())
 	}
 	raw, err := l.ticket.Join(key, stmt.RoleNode, time.Now())
 	if err != nil {
@@ -110,6 +121,47 @@ func (l *liar) makeHello(as role) ([]byte, error) {
 		raw = flip(raw)
 	}
 	return stmt.EncodeHello(stmt.Hello{Member: raw})
+}
+
+// helloTo is the hello of those who come as clients: the owner's admission by the
+// ticket, and a session.
+func (l *liar) helloTo(as role) func(to peer.ID) ([]byte, error) {
+	return func(to peer.ID) ([]byte, error) {
+		server, err := stmt.KeyOfPeerID(string(to))
+		if err != nil {
+			return nil, err
+		}
+		member, err := l.ticket.Join(stmt.KeyOf(l.owner), stmt.RoleOwner, time.Now())
+		if err != nil {
+			return nil, err
+		}
+		s, by := stmt.SessionBody{Client: l.self, Server: server, Expires: time.Now().Add(time.Hour).Unix()}, l.owner
+		switch as {
+		case asThief:
+			s.Client = stmt.KeyOf(newKey())
+		case asElsewhere:
+			s.Server = stmt.KeyOf(newKey())
+		case asLate:
+			s.Expires = time.Now().Add(-time.Hour).Unix()
+		case asEternal:
+			s.Expires = time.Now().AddDate(10, 0, 0).Unix()
+		case asDevice:
+			s.Owner, by = stmt.KeyOf(l.owner), newKey()
+		}
+		session, err := stmt.SignSession(by, l.net, s)
+		if err != nil {
+			return nil, err
+		}
+		return stmt.EncodeHello(stmt.Hello{Member: member, Session: session})
+	}
+}
+
+func newKey() ed25519.PrivateKey {
+	_, key, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		panic(err) // there is no randomness
+	}
+	return key
 }
 
 func (l *liar) proto(name string) protocol.ID {
@@ -128,8 +180,12 @@ func (l *liar) join(ctx context.Context, to peer.AddrInfo) (refusal string, err 
 	}
 	defer s.Close()
 	defer context.AfterFunc(ctx, func() { _ = s.Reset() })()
-	head := binary.BigEndian.AppendUint16([]byte{1, 0}, uint16(len(l.hello)))
-	if _, err := s.Write(append(head, l.hello...)); err != nil {
+	hello, err := l.hello(to.ID)
+	if err != nil {
+		return "", fmt.Errorf("hello: %w", err)
+	}
+	head := binary.BigEndian.AppendUint16([]byte{1, 0}, uint16(len(hello)))
+	if _, err := s.Write(append(head, hello...)); err != nil {
 		return "", fmt.Errorf("hello: %w", err)
 	}
 	var verdict [3]byte

@@ -8,29 +8,35 @@
 // is left to the test that runs it (cmd/formd, TestHostilePeers), which sees the
 // nodes from the inside.
 //
-//	go run ./scripts/hostile --ticket TICKET [--revoked HEX] [--attack REGEXP] MULTIADDR...
+//	go run ./scripts/hostile --ticket TICKET [--revoked HEX] [--victim INSTANCE --owner KEY]
+//		[--deleted HEX,…] [--attack REGEXP] MULTIADDR...
 package main
 
 import (
 	"context"
+	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
 	"os/signal"
 	"regexp"
 	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
+	"golang.org/x/sync/errgroup"
 
+	"github.com/formthefog/formation/crdt"
 	"github.com/formthefog/formation/crdt/stmt"
 )
 
 // perAttack ends an attack on one node.
-const perAttack = 10 * time.Second
+const perAttack = 16 * time.Second
 
 // report is the line about one attack.
 type report struct {
@@ -40,9 +46,19 @@ type report struct {
 	// tell from an honest act, and merely bounds.
 	Reason string `json:"reason,omitempty"`
 	// Offence: such a peer is to be cut off and kept out.
-	Offence bool     `json:"offence,omitempty"`
-	Admit   bool     `json:"admit"` // whether it should have been let in
+	Offence bool `json:"offence,omitempty"`
+	Admit   bool `json:"admit"` // whether it should have been let in
+	// Frozen is an instance whose owner said two things at once.
+	Frozen  string   `json:"frozen,omitempty"`
 	Targets []target `json:"targets"`
+}
+
+// prey is what some attacks are about.
+type prey struct {
+	revoked string   // seed of a node key that the root has revoked, in hexadecimal
+	victim  string   // an instance of somebody else that runs
+	owner   stmt.Key // and its owner
+	deleted [][]byte // raw statements of an instance that its owner has deleted
 }
 
 // target is how an attack went at one node.
@@ -56,11 +72,24 @@ type target struct {
 }
 
 // attacks are all there are, in the order in which they are made.
-var attacks = slices.Concat(stateAttacks, blockAttacks)
+var attacks = slices.Concat(stateAttacks, ownerAttacks, answerAttacks, blockAttacks, clientAttacks)
 
 func main() {
 	ticket := flag.String("ticket", "", "ticket of the network")
-	revoked := flag.String("revoked", "", "seed of a node key that the root has revoked, in hexadecimal")
+	var p prey
+	flag.StringVar(&p.revoked, "revoked", "", "seed of a node key that the root has revoked, in hexadecimal")
+	flag.StringVar(&p.victim, "victim", "", "ID of an instance that runs")
+	flag.TextVar(&p.owner, "owner", stmt.Key{}, "key of its owner")
+	flag.Func("deleted", "raw statements of an instance that is deleted, in hexadecimal, with commas between", func(s string) error {
+		for one := range strings.SplitSeq(s, ",") {
+			raw, err := hex.DecodeString(one)
+			if err != nil {
+				return err
+			}
+			p.deleted = append(p.deleted, raw)
+		}
+		return nil
+	})
 	only := flag.String("attack", "", "regular expression of attacks")
 	list := flag.Bool("list", false, "list the attacks")
 	flag.Parse()
@@ -72,13 +101,13 @@ func main() {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := run(ctx, *ticket, *revoked, *only, flag.Args()); err != nil {
+	if err := run(ctx, *ticket, p, *only, flag.Args()); err != nil {
 		fmt.Fprintln(os.Stderr, "hostile:", err)
 		os.Exit(1)
 	}
 }
 
-func run(ctx context.Context, ticket, revoked, only string, addrs []string) error {
+func run(ctx context.Context, ticket string, p prey, only string, addrs []string) error {
 	t, err := stmt.ParseTicket(ticket)
 	if err != nil {
 		return err
@@ -95,36 +124,49 @@ func run(ctx context.Context, ticket, revoked, only string, addrs []string) erro
 		}
 		targets[i] = *pi
 	}
-	out := json.NewEncoder(os.Stdout)
-	for _, a := range attacks {
-		if !re.MatchString(a.name) || a.role == asRevoked && revoked == "" {
-			continue
-		}
-		r, err := a.run(ctx, t, revoked, targets)
+	out, said := json.NewEncoder(os.Stdout), sync.Mutex{}
+	one := func(ctx context.Context, a attack) error {
+		r, err := a.run(ctx, t, p, targets)
 		if err != nil {
 			return fmt.Errorf("%s: %w", a.name, err)
 		}
-		if err := out.Encode(r); err != nil {
-			return err
-		}
-		if ctx.Err() != nil {
-			return ctx.Err()
+		said.Lock()
+		defer said.Unlock()
+		return errors.Join(out.Encode(r), ctx.Err())
+	}
+	all, ctx := errgroup.WithContext(ctx)
+	var busy []attack
+	for _, a := range attacks {
+		switch {
+		case !re.MatchString(a.name) || a.role == asRevoked && p.revoked == "" || a.needs != nil && !a.needs(p):
+		case a.idle:
+			all.Go(func() error { return one(ctx, a) })
+		default:
+			busy = append(busy, a)
 		}
 	}
-	return nil
+	all.Go(func() error {
+		for _, a := range busy {
+			if err := one(ctx, a); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	return all.Wait()
 }
 
 // run makes an identity of its own for the attack, so that the penalty for one
 // does not hide another, and attacks all targets at once.
-func (a attack) run(ctx context.Context, t stmt.Ticket, revoked string, targets []peer.AddrInfo) (report, error) {
-	l, err := newLiar(t, a.role, revoked)
+func (a attack) run(ctx context.Context, t stmt.Ticket, p prey, targets []peer.AddrInfo) (report, error) {
+	l, err := newLiar(t, a.role, p)
 	if err != nil {
 		return report{}, err
 	}
 	defer l.host.Close()
 	r := report{
 		Attack: a.name, Peer: l.host.ID(), Reason: a.reason, Offence: a.offence,
-		Admit: a.role == asMember, Targets: make([]target, len(targets)),
+		Admit: a.role.admitted(), Targets: make([]target, len(targets)),
 	}
 	var all sync.WaitGroup
 	for i, to := range targets {
@@ -135,6 +177,10 @@ func (a attack) run(ctx context.Context, t stmt.Ticket, revoked string, targets 
 		})
 	}
 	all.Wait()
+	if a.freezes {
+		id := instanceID(stmt.KeyOf(l.owner), stmt.KeyOf(l.owner), 0)
+		r.Frozen = crdt.DocID(id).String()
+	}
 	return r, nil
 }
 

@@ -86,6 +86,9 @@ type Spec struct {
 	Voters      []stmt.Key        `json:"voters,omitempty"` // whose majority the partition contract counts
 	GPU         string            `json:"gpu,omitempty"`
 	Delegates   []stmt.Key        `json:"delegates,omitempty"` // keys beside the owner's that may change it
+	// Frozen: two contents were signed for one change. All of this is as its epoch
+	// began, until the owner begins the next one by a change.
+	Frozen bool `json:"frozen,omitempty"`
 }
 
 // Replica is one node's claim on a slot. What is not known yet is null.

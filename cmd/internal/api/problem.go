@@ -1,9 +1,11 @@
 package api
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 )
 
@@ -98,6 +100,12 @@ func asProblem(err error) *Problem {
 	if errors.As(err, &tooBig) {
 		q := Problemf(ExitUsage, "the body is over %d bytes", tooBig.Limit)
 		q.Status, q.Title = http.StatusRequestEntityTooLarge, http.StatusText(http.StatusRequestEntityTooLarge)
+		return q
+	}
+	var slow net.Error
+	if errors.As(err, &slow) && slow.Timeout() && !errors.Is(err, context.DeadlineExceeded) {
+		q := Problemf(ExitTimeout, "the request did not come in time")
+		q.Status, q.Title = http.StatusRequestTimeout, http.StatusText(http.StatusRequestTimeout)
 		return q
 	}
 	return Problemf(ExitFailed, "%v", err)

@@ -160,6 +160,7 @@ func (s *server) wireInstance(v *crdt.View, spec crdt.Spec) Instance {
 			Restart: spec.Restart, VCPU: spec.VCPU, MemoryBytes: spec.MemoryBytes, DiskBytes: spec.DiskBytes,
 			Env: spec.Env, SSHKeys: spec.SSHKeys, Expose: spec.Expose, Labels: spec.Labels, Region: spec.Region,
 			Operators: spec.Operators, Partition: spec.Partition, Voters: spec.Voters, GPU: spec.GPU, Delegates: spec.Delegates,
+			Frozen: spec.Frozen,
 		},
 	}
 }

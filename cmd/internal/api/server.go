@@ -77,8 +77,8 @@ type Operator interface {
 	Forget(ctx context.Context, node stmt.Key) error
 }
 
-// Config is what the handler serves. All fields but Metrics, Pprof and Logger
-// are required.
+// Config is what the handler serves. All fields but Metrics, Pprof, Refused and
+// Logger are required.
 type Config struct {
 	State     State
 	Signed    Signed
@@ -94,7 +94,9 @@ type Config struct {
 	Metrics    http.Handler // GET /metrics
 	Pprof      http.Handler // /debug/pprof/, unix socket only
 	Now        func() time.Time
-	Logger     *slog.Logger
+	// Refused is told why a request got a Problem; ctx is the request's.
+	Refused func(ctx context.Context, err error)
+	Logger  *slog.Logger
 }
 
 type server struct{ Config }
@@ -104,6 +106,9 @@ type server struct{ Config }
 func NewHandler(c Config) http.Handler {
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	if c.Refused == nil {
+		c.Refused = func(context.Context, error) {}
 	}
 	s := &server{c}
 	mux := http.NewServeMux()
@@ -122,6 +127,7 @@ func NewHandler(c Config) http.Handler {
 	if c.Pprof != nil {
 		mux.HandleFunc("/debug/pprof/", func(w http.ResponseWriter, r *http.Request) {
 			if err := local.check(CallerOf(r.Context())); err != nil {
+				c.Refused(r.Context(), err)
 				WriteProblem(w, err)
 				return
 			}
@@ -187,12 +193,14 @@ func (s *server) routes() []route {
 func (s *server) wrap(r route) http.HandlerFunc {
 	return func(w http.ResponseWriter, req *http.Request) {
 		if err := r.access.check(CallerOf(req.Context())); err != nil {
+			s.Refused(req.Context(), err)
 			WriteProblem(w, err)
 			return
 		}
 		req.Body = http.MaxBytesReader(w, req.Body, MaxBody)
 		if err := r.serve(w, req); err != nil {
 			s.Logger.Debug("api request failed", "method", r.method, "path", req.URL.Path, "err", err)
+			s.Refused(req.Context(), err)
 			WriteProblem(w, err)
 		}
 	}
@@ -216,7 +224,7 @@ func decode[T any](r *http.Request) (T, error) {
 	dec := json.NewDecoder(r.Body)
 	dec.DisallowUnknownFields()
 	if err := dec.Decode(&v); err != nil {
-		if p := asProblem(err); p.Status == http.StatusRequestEntityTooLarge {
+		if p := asProblem(err); p.Status == http.StatusRequestEntityTooLarge || p.Status == http.StatusRequestTimeout {
 			return v, p
 		}
 		return v, Problemf(ExitUsage, "the body is not what this endpoint takes: %v", err)
