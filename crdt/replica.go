@@ -303,11 +303,11 @@ func (r *Replica) Watch(ctx context.Context) <-chan *View {
 
 // Synced returns a channel that is closed once an anti-entropy session that began
 // at since or later, by cfg.Boot, has ended well, or when Run has found nobody to
-// hold one with for some seconds after since (30 at most). Until then a node that
-// started (0) or slept (since when it woke) knows only what it remembers. When
-// that is not all it had, because the log was cut or is gone, nothing but a
-// session closes the channel. Run begins sessions with all peers at once when it
-// is asked for more recent than it holds.
+// hold one with for 30 seconds after since, or for 5 when it has never held one
+// and there is no peer. Until then a node that started (0) or slept (since when it
+// woke) knows only what it remembers. When that is not all it had, because the log
+// was cut or is gone, nothing but a session closes the channel. Run begins
+// sessions with all peers at once when it is asked for more recent than it holds.
 func (r *Replica) Synced(since time.Duration) <-chan struct{} { return r.fresh.wait(since) }
 
 // Stats returns counts for metrics.

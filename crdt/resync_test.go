@@ -52,7 +52,8 @@ func TestFreshness(t *testing.T) {
 }
 
 // After a sleep nothing but a session that begins then counts, and it begins at
-// once, whatever hangs; with nobody there, the wait for being alone is held again.
+// once, whatever hangs; that nobody is there then is no sign of being alone, as it is
+// at a start.
 func TestResynchronise(t *testing.T) {
 	w, n := newWorld(t), newFakeNet()
 	n.lossy = true
@@ -105,6 +106,9 @@ func TestResynchronise(t *testing.T) {
 		t.Fatal("synchronised with nobody")
 	}
 	n.setCut(pub("mute"), true)
-	clock.Store(int64(woke + aloneAfter + 1))
+	if r.givesUp(0, aloneAfter+1) || !r.givesUp(0, giveUpAfter+1) {
+		t.Error("it does not wait for the peers it had to be back")
+	}
+	clock.Store(int64(woke + giveUpAfter + 1))
 	eventually(t, "alone", func() bool { return isClosed(again) })
 }

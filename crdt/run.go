@@ -227,7 +227,9 @@ func (r *Replica) ask(ctx context.Context, p peer.ID, d *dialogue) {
 // givesUp says whether to go on without having synchronised, after such a wait
 // with so many peers.
 func (r *Replica) givesUp(peers int, wait time.Duration) bool {
-	return !r.mustSync.Load() && (wait > giveUpAfter || (peers == 0 && wait > aloneAfter))
+	// Who has had peers in this run may only have lost the connections to them.
+	alone := peers == 0 && wait > aloneAfter && r.stats.sessions.Load() == 0
+	return !r.mustSync.Load() && (alone || wait > giveUpAfter)
 }
 
 // syncWith holds sessions with a peer until one finds nothing more, or brings

@@ -193,6 +193,19 @@ func (b *book) failed(p peer.ID, now time.Time, refused bool) {
 	e.next = now.Add(b.jitter(min(wait, limit)))
 }
 
+// hurry makes all who are not connected due at once, and of those known as peers
+// forgets how often they were tried.
+func (b *book) hurry(now time.Time) {
+	for _, e := range b.entries {
+		if e.connected {
+			continue
+		}
+		if e.next = now; e.boot || e.met {
+			e.fails = 0
+		}
+	}
+}
+
 // dialed records that a dial succeeded.
 func (b *book) dialed(p peer.ID) {
 	if e := b.entries[p]; e != nil {

@@ -138,6 +138,7 @@ type tuning struct {
 	backoffMax time.Duration // and the longest wait between two
 	explore    time.Duration // how often a peer outside the wanted set is tried
 	save       time.Duration // how long a change to peers.json may wait
+	answer     time.Duration // how long Recheck waits for one
 }
 
 func (t tuning) withDefaults() tuning {
@@ -151,6 +152,7 @@ func (t tuning) withDefaults() tuning {
 	set(&t.backoffMax, 30*time.Second)
 	set(&t.explore, 20*time.Second)
 	set(&t.save, 10*time.Second)
+	set(&t.answer, 3*time.Second)
 	return t
 }
 

@@ -327,8 +327,8 @@ func (d *formd) openReconciler() error {
 		Self: d.id.self(), State: d.state, Loaded: d.state.View(), Content: d.store, Keeper: d.store, VMs: d.vms, Liveness: d.prober, Vault: d.vault, Leases: d.leases,
 		Dir: d.path("reconcile"), Node: d.register, Addrs: d.node.Addrs, Accepts: d.accept.accepts,
 		AcceptLabel: d.accept.label, TakeoverDelay: time.Duration(d.cfg.TakeoverDelay),
-		Hysteresis: hysteresis(d.cfg),
-		Logger:     d.log.With("part", "reconcile"),
+		Hysteresis: hysteresis(d.cfg), Woke: d.node.Recheck,
+		Logger: d.log.With("part", "reconcile"),
 	})
 	if err != nil {
 		return err

@@ -127,7 +127,10 @@ type Config struct {
 	TakeoverDelay time.Duration        // 0: plan.DefaultTakeoverDelay
 	Hysteresis    time.Duration        // 0: plan.DefaultHysteresis; below: nothing that runs moves
 	Now           func() time.Duration // since boot; nil: boottime.Now
-	Logger        *slog.Logger
+	// Woke, if not nil, is called when this machine has slept, before State is asked
+	// to synchronise. It must not block.
+	Woke   func()
+	Logger *slog.Logger
 }
 
 // Fetching is how many packs are fetched at once; the store shares the line
@@ -338,6 +341,9 @@ func (r *Reconciler) slept() bool {
 	}
 	r.log.Warn("this node slept: it decides nothing before it has synchronised; VMs run on")
 	r.cfg.VMs.Hold()
+	if r.cfg.Woke != nil {
+		r.cfg.Woke()
+	}
 	r.woke, r.timers = woke, r.timers.Awake()
 	r.setDeciding(false)
 	return true

@@ -54,6 +54,7 @@ type machine struct {
 	fake    *fogvm.Fake
 	forged  atomic.Pointer[plan.World] // what the vault is told instead of the truth
 	leases  *Leases
+	wakes   atomic.Int64 // how often its connections were looked at after a sleep
 	stop    context.CancelFunc
 	stopped chan error
 }
@@ -106,7 +107,7 @@ func (m *machine) start() {
 	})
 	must(err)
 	m.rec, err = New(Config{
-		Now:  m.clock.now,
+		Now: m.clock.now, Woke: func() { m.wakes.Add(1) },
 		Self: m.key, State: m.gate, Loaded: m.state.View(), Content: m.shelf, Keeper: m.shelf,
 		VMs: countedVMs{m.counted}, Liveness: countedLiveness{m.counted}, Vault: m.vault, Leases: m.leases,
 		Dir: filepath.Join(m.dir, "reconcile"), Addrs: func() []string { return nil }, TakeoverDelay: 300 * time.Millisecond,

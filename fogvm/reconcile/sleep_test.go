@@ -77,6 +77,9 @@ func TestNothingIsDoneBetweenWakeAndResync(t *testing.T) {
 	if sleeper.rec.Deciding() {
 		t.Fatal("it decides at once")
 	}
+	if n := sleeper.wakes.Load(); n != 1 {
+		t.Errorf("its connections were looked at %d times", n)
+	}
 	sleeper.gate.mu.Lock()
 	writes := sleeper.gate.writes
 	sleeper.gate.mu.Unlock()
