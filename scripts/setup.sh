@@ -40,6 +40,10 @@ fi
 if [ "${1:-}" = test ]; then
 	needs+="nodejs|node|reads our CAR files with other people's code
 npm|npm|reads our CAR files with other people's code
+bind9-dnsutils|dig|asks our DNS server with other people's code
+iputils-ping|ping|pings over the mesh
+tcpdump|tcpdump|shows what a host sees of its guests
+rsync|rsync|copies over form proxy
 "
 fi
 
