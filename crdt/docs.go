@@ -360,6 +360,7 @@ func (s *State) replay(d *document, order []*change) error {
 // freeze puts the document back to its root and keeps both contents that its
 // owner signed for one change, as proof. Only a higher epoch ends it.
 func (s *State) freeze(d *document, a, b rec) (bool, error) {
+	s.equivocated(stmt.KindSpec, a, b)
 	s.engine.Drop(d.id)
 	s.forgetIDs(d)
 	proof := []rec{a, b}

@@ -358,6 +358,7 @@ func (r *Replica) record() (news []*stmt.Statement) {
 		r.wake()
 	}
 	r.takeOmitted()
+	r.takeDoubled()
 	for _, st := range news {
 		r.backlog.add(st.Raw)
 	}

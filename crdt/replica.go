@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -76,6 +77,7 @@ type Replica struct {
 	own       ownRegisters
 	ageing    ageing
 	omissions omissions
+	doubled   equivocations
 	log       *stateLog
 	backlog   backlog
 	changed   chan struct{} // closed and replaced at every change
@@ -108,7 +110,8 @@ type Stats struct {
 	RefusedBy      map[Reason]uint64
 	Sessions       uint64 // anti-entropy sessions ended well, both sides
 	FailedSessions uint64
-	Sent, Received uint64 // statements moved by anti-entropy
+	Sent, Received uint64               // statements moved by anti-entropy
+	Equivocations  map[stmt.Kind]uint64 // two contents signed for one thing, by kind
 	Held, Pending  int
 	LogBytes       int64
 }
@@ -172,7 +175,10 @@ func (r *Replica) load() (err error) {
 	if err := r.loadOmitted(); err != nil {
 		return err
 	}
-	r.state.tellOmitted = true
+	if err := r.loadDoubled(); err != nil {
+		return err
+	}
+	r.state.tellOmitted, r.state.tellDoubled = true, true
 	marker, err := readSmall(r.fsys, resyncName, 64)
 	if err != nil {
 		return fmt.Errorf("read %s: %w", resyncName, err)
@@ -200,6 +206,8 @@ func (r *Replica) load() (err error) {
 	}
 	r.state.collect = true
 	r.takeOmitted()
+	r.takeDoubled()
+	clear(r.doubled.counts) // those of earlier runs
 	if bad > 0 {
 		r.cfg.Logger.Warn("state log held statements that do not verify in this network", "count", bad)
 	}
@@ -261,6 +269,7 @@ func (r *Replica) Close() error {
 	}
 	r.closed = true
 	r.flushOmitted()
+	r.flushDoubled()
 	err := r.log.close()
 	if r.lock != nil {
 		err = errors.Join(err, r.lock.Close())
@@ -314,13 +323,14 @@ func (r *Replica) Synced(since time.Duration) <-chan struct{} { return r.fresh.w
 func (r *Replica) Stats() Stats {
 	r.mu.Lock()
 	held, pending := len(r.state.ids), r.state.Pending()
+	doubled := maps.Clone(r.doubled.counts)
 	r.mu.Unlock()
 	by, refused := r.stats.refusals.counts()
 	return Stats{
 		Applied: r.stats.applied.Load(), Refused: refused, RefusedBy: by,
 		Sessions: r.stats.sessions.Load(), FailedSessions: r.stats.failedSessions.Load(),
 		Sent: r.stats.sent.Load(), Received: r.stats.received.Load(),
-		Held: held, Pending: pending, LogBytes: r.log.bytes(),
+		Equivocations: doubled, Held: held, Pending: pending, LogBytes: r.log.bytes(),
 	}
 }
 

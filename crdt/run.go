@@ -3,6 +3,7 @@ package crdt
 import (
 	"cmp"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -70,6 +71,7 @@ func (r *Replica) maintain(ctx context.Context) error {
 		case <-tidy.C:
 			r.mu.Lock()
 			r.flushOmitted()
+			r.flushDoubled()
 			r.mu.Unlock()
 			if err := r.tidyOwn(ctx); err != nil && !transient(err) { // a failed log ends below
 				r.cfg.Logger.Warn("raise the floor of this node's claims", "err", err)
@@ -315,6 +317,7 @@ func (r *Replica) newSession(c net.Conn, d *dialogue) *aeSession {
 		rw: c, idx: idx,
 		touch: func(moved int) { _ = c.SetDeadline(d.deadline(moved, time.Now())) }, // a failure shows in the I/O itself
 	}
+	said := registersSaid{}
 	s.apply = func(raws [][]byte) error {
 		// The first acceptance of an invite was decided by whoever relays it.
 		news, err := r.merge(d.peer, raws, time.Time{})
@@ -323,7 +326,66 @@ func (r *Replica) newSession(c net.Conn, d *dialogue) *aeSession {
 		if err != nil && !benign(err) {
 			return fmt.Errorf("%w: %w", errAEProtocol, err)
 		}
-		return nil
+		return said.note(raws, r.cfg.Network)
 	}
 	return s
+}
+
+// registersSaid is which statement a peer has sent for each register in a session.
+// It holds one of each, and so sends one.
+type registersSaid map[shortID]stmt.ID
+
+// note is an error when raws have another statement for a register than came
+// before.
+func (said registersSaid) note(raws [][]byte, network stmt.NetworkID) error {
+	for _, raw := range raws {
+		st, err := stmt.Peek(raw, network)
+		if err != nil {
+			continue // merge has judged it
+		}
+		k, ok := registerName(st)
+		if old, have := said[k]; ok && have && old != st.ID {
+			return fmt.Errorf("%w: two statements for one %s register of %s", errAEProtocol, st.Kind, st.Author)
+		}
+		if ok {
+			said[k] = st.ID
+		}
+	}
+	return nil
+}
+
+// registerName is a hash of the register that a statement is for, and whether it is
+// for one.
+func registerName(st *stmt.Statement) (k shortID, ok bool) {
+	h := sha256.New()
+	h.Write([]byte(st.Kind + "\x00"))
+	h.Write(st.Author[:])
+	switch st.Kind {
+	case stmt.KindNode:
+	case stmt.KindClaim:
+		b, err := decodeClaim(st)
+		if err != nil {
+			return k, false
+		}
+		h.Write(b.Instance[:])
+		h.Write(b.Owner[:])
+		h.Write([]byte{byte(b.Slot)})
+	case stmt.KindSecret:
+		b, err := decodeSecret(st)
+		if err != nil {
+			return k, false
+		}
+		id := b.instance(st.Author)
+		h.Write(id[:])
+		h.Write([]byte(b.Name))
+	case stmt.KindBase:
+		var b stmt.BaseBody
+		if stmt.Unmarshal(st.Body, &b) != nil {
+			return k, false
+		}
+		h.Write([]byte(b.Name))
+	default:
+		return k, false
+	}
+	return shortID(h.Sum(nil)[:len(k)]), true
 }

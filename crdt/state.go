@@ -41,6 +41,10 @@ type State struct {
 	tellOmitted bool       // append to omitted
 	omitted     []omission // changes that a later epoch left out
 
+	tellDoubled bool                // append to doubled
+	doubled     []doubled           // two contents for one thing
+	caught      map[doubledKey]bool // whose are told of already
+
 	idx        *index // of idxChanges
 	idxChanges uint64
 
@@ -140,7 +144,8 @@ func NewState(network stmt.NetworkID, root stmt.Key, engine SpecEngine) *State {
 		nodes:   map[stmt.Key]*nodeReg{},
 		byNode:  map[stmt.Key]claimList{}, byDoc: map[DocID]claimList{},
 		bases: map[baseKey]*baseReg{}, husks: map[stmt.Key]*husk{}, dirtyInst: map[DocID]struct{}{}, dirtyNode: map[stmt.Key]struct{}{},
-		dirty: true,
+		caught: map[doubledKey]bool{},
+		dirty:  true,
 	}
 	s.members.init(root.IsZero())
 	s.pending.init()
@@ -213,8 +218,8 @@ func (s *State) precheck(st *stmt.Statement) error {
 		if err := s.outlived(r); err != nil {
 			return err
 		}
-		if old := s.nodes[st.Author]; old != nil && !r.beats(old.rec) {
-			return fmt.Errorf("%w: node register of %s", ErrStale, st.Author)
+		if old := s.nodes[st.Author]; old != nil {
+			return s.stale(st.Kind, r, old.rec, false)
 		}
 	case stmt.KindClaim:
 		if err := s.outlived(r); err != nil {
@@ -227,8 +232,8 @@ func (s *State) precheck(st *stmt.Statement) error {
 		if err != nil {
 			return err
 		}
-		if old := s.claim(claimKey{st.Author, b.Instance, b.Owner, b.Slot}); old != nil && !r.beats(old.rec) {
-			return fmt.Errorf("%w: claim of %s", ErrStale, st.Author)
+		if old := s.claim(claimKey{st.Author, b.Instance, b.Owner, b.Slot}); old != nil {
+			return s.stale(st.Kind, r, old.rec, false)
 		}
 	case stmt.KindSpec:
 		return s.precheckSpec(st)
@@ -348,8 +353,8 @@ func (s *State) applyNode(st *stmt.Statement) (bool, error) {
 	s.Remember(st.Author)
 	old := s.nodes[st.Author]
 	if old != nil {
-		if !r.beats(old.rec) {
-			return false, fmt.Errorf("%w: node register of %s", ErrStale, st.Author)
+		if err := s.stale(st.Kind, r, old.rec, true); err != nil {
+			return false, err
 		}
 		delete(s.ids, old.id)
 	}
@@ -384,8 +389,8 @@ func (s *State) applyClaim(st *stmt.Statement) (bool, error) {
 		return false, fmt.Errorf("%w: claim of %s below its floor", ErrStale, st.Author)
 	}
 	if old := s.claim(k); old != nil {
-		if !r.beats(old.rec) {
-			return false, fmt.Errorf("%w: claim of %s", ErrStale, st.Author)
+		if err := s.stale(st.Kind, r, old.rec, true); err != nil {
+			return false, err
 		}
 		delete(s.ids, old.id)
 	} else if err := s.makeClaimRoom(k); err != nil {

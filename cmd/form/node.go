@@ -138,12 +138,21 @@ func (a *app) nodeOf(ctx context.Context, c *swarm.Conn, name string) (api.Node,
 	return api.Node{}, cli.Errorf(api.ExitUsage, "%q may be any of %d nodes:%s", name, len(found), b.String()).Hint("use the whole peer ID")
 }
 
+// equivocations says of what a node has signed two contents; nothing when of none.
+func equivocations(list []api.Equivocation) string {
+	var out []string
+	for _, e := range list {
+		out = append(out, fmt.Sprintf("two %s statements under epoch %d, seq %d", e.Kind, e.Epoch, e.Seq))
+	}
+	return strings.Join(out, "; ")
+}
+
 func writeNode(w io.Writer, n api.Node, more ...[2]string) {
 	cli.Pairs(w, append([][2]string{
 		{"node", n.Key.String()}, {"state", liveness(n)}, {"cpus", fmt.Sprint(n.CPUs)}, {"memory", cli.Bytes(n.Memory)},
 		{"disk", cli.Bytes(n.Disk)}, {"acceleration", n.Accel}, {"replicas", fmt.Sprint(n.Instances)},
 		{"holds", count(len(n.Holds), "pack")}, {"region", n.Region}, {"labels", labelText(n.Labels)},
-		{"version", n.Version}, {"restarts", fmt.Sprint(n.Restarts)},
+		{"version", n.Version}, {"restarts", fmt.Sprint(n.Restarts)}, {"equivocated", equivocations(n.Equivocations)},
 	}, more...)...)
 	for _, a := range n.Addrs {
 		fmt.Fprintln(w, "  "+a)

@@ -55,6 +55,9 @@ func (h *hostInfo) Doctor(ctx context.Context) []api.Check {
 		add("left out", "warn", fmt.Sprintf("%d instances began a new epoch without some change that was made at the same time", n),
 			"form manage inspect INSTANCE shows what; make it again if it is still wanted")
 	}
+	if list := h.state.Equivocations(); len(list) > 0 {
+		out = append(out, equivocationCheck(list, h.id.self()))
+	}
 	if n := len(h.state.Forgotten()); n > 0 {
 		add("forgotten", "warn", fmt.Sprintf("%d member nodes have been dead for a week and count no more", n),
 			"if they are gone for good: form node forget KEY, on a node with the root key")
@@ -64,6 +67,35 @@ func (h *hostInfo) Doctor(ctx context.Context) []api.Check {
 		add("root key", "ok", "this node holds the network's root key in "+h.cfg.Data+"/root.key", "keep a copy of it in a safe place")
 	}
 	return out
+}
+
+// equivocationCheck names who has signed two contents for one thing: this node
+// first, then other nodes, then owners.
+func equivocationCheck(list []crdt.Equivocation, self stmt.Key) api.Check {
+	rank := func(e crdt.Equivocation) int {
+		switch {
+		case e.Author == self:
+			return 0
+		case e.Kind != stmt.KindSpec:
+			return 1
+		}
+		return 2
+	}
+	e := slices.MinFunc(list, func(a, b crdt.Equivocation) int { return cmp.Compare(rank(a), rank(b)) })
+	c := api.Check{Name: "equivocation", State: "warn"}
+	c.Detail = fmt.Sprintf("%s has signed two different %s statements under one number (epoch %d, seq %d)", e.Author, e.Kind, e.Epoch, e.Seq)
+	if len(list) > 1 {
+		c.Detail += fmt.Sprintf("; %d others are known", len(list)-1)
+	}
+	switch rank(e) {
+	case 0:
+		c.State, c.Fix = "fail", "another machine runs with this node's key, or with a copy of --data: stop one of them, and give it an empty --data"
+	case 1:
+		c.Fix = "its key is used twice, or it lies: ask its operator, or form node forget KEY on a node with the root key"
+	default:
+		c.Fix = "the owner's next form manage update ends it; a device that was restored from a backup needs nothing else"
+	}
+	return c
 }
 
 func (h *hostInfo) peersCheck() api.Check {

@@ -68,6 +68,29 @@ func TestDoctorFinds(t *testing.T) {
 }
 
 // Doctor on one of two nodes hears the other's clock and compares states.
+// Who signs two contents is named, this node before others.
+func TestDoctorNamesEquivocators(t *testing.T) {
+	self, other, owner := stmt.Key{1}, stmt.Key{2}, stmt.Key{3}
+	mine := crdt.Equivocation{Author: self, Kind: stmt.KindClaim, Epoch: 4, Seq: 2}
+	theirs := crdt.Equivocation{Author: other, Kind: stmt.KindNode, Epoch: 4, Seq: 2}
+	spec := crdt.Equivocation{Author: owner, Kind: stmt.KindSpec, Epoch: 1, Seq: 2}
+	for _, tt := range []struct {
+		list  []crdt.Equivocation
+		who   stmt.Key
+		state string
+		fix   string
+	}{
+		{[]crdt.Equivocation{spec, theirs, mine}, self, "fail", "--data"},
+		{[]crdt.Equivocation{spec, theirs}, other, "warn", "form node forget"},
+		{[]crdt.Equivocation{spec}, owner, "warn", "form manage update"},
+	} {
+		c := equivocationCheck(tt.list, self)
+		if c.State != tt.state || !strings.Contains(c.Detail, tt.who.String()) || !strings.Contains(c.Fix, tt.fix) {
+			t.Errorf("%+v", c)
+		}
+	}
+}
+
 func TestDoctorAsksPeers(t *testing.T) {
 	procs := swarm(t, 2)
 	within(t, 60*time.Second, "doctor has compared", func() error {

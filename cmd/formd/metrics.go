@@ -10,6 +10,7 @@ import (
 
 	"github.com/formthefog/formation/cmd/internal/api"
 	"github.com/formthefog/formation/crdt"
+	"github.com/formthefog/formation/crdt/stmt"
 	"github.com/formthefog/formation/p2p"
 )
 
@@ -39,6 +40,7 @@ func newCollector(node *p2p.Node, state *crdt.Replica, placement api.Placement, 
 		"statements_pending":           {"Statements that wait for others.", nil},
 		"statements_applied_total":     {"Statements merged since the start.", nil},
 		"statements_refused_total":     {"What peers said and was refused since the start: statements, whole messages, sessions.", []string{"reason"}},
+		"equivocations_total":          {"Two contents that one key has signed for one register or change, found since the start.", []string{"kind"}},
 		"peers_refused":                {"Peers kept out for repeated offences.", nil},
 		"peer_offences_total":          {"What peers did that no honest one does, since the start.", []string{"reason"}},
 		"streams_refused_total":        {"Streams of peers over a limit of this node, since the start.", nil},
@@ -92,6 +94,9 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	count("statements_applied_total", float64(s.Applied))
 	for reason, n := range s.RefusedBy {
 		count("statements_refused_total", float64(n), reason.String())
+	}
+	for _, kind := range []stmt.Kind{stmt.KindNode, stmt.KindClaim, stmt.KindSpec} {
+		count("equivocations_total", float64(s.Equivocations[kind]), string(kind))
 	}
 	count("sync_sessions_total", float64(s.Sessions), "ok")
 	count("sync_sessions_total", float64(s.FailedSessions), "failed")

@@ -30,6 +30,7 @@ var decoders = []struct{ dir, fn, fuzz, reason string }{
 	{"crdt", "readFrames", "FuzzLog", ""},
 	{"crdt", "decodeAgeing", "FuzzAgeing", ""},
 	{"crdt", "decodeOmitted", "FuzzOmitted", ""},
+	{"crdt", "decodeDoubled", "FuzzEquivocations", ""},
 	{"crdt", "ParseDocID", "", "a fixed length of base32; what it accepts it also writes"},
 	{"crdt", "readSmall", "", "bounds a file, and interprets nothing"},
 	{"crdt/stmt", "Peek", "FuzzVerify", ""},

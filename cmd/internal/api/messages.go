@@ -129,6 +129,17 @@ type Node struct {
 	Self      bool              `json:"self"`
 	Instances int               `json:"instances"` // claims it holds
 	Holds     []string          `json:"holds"`     // CIDs complete there
+	// Equivocations are what the answering node can prove: two contents that the
+	// node has signed under one number. Its key is used twice, or it lies.
+	Equivocations []Equivocation `json:"equivocations"`
+}
+
+// Equivocation is one thing of which a key has signed two contents.
+type Equivocation struct {
+	Kind    string    `json:"kind"` // node or claim
+	Epoch   uint64    `json:"epoch"`
+	Seq     uint64    `json:"seq"`
+	FoundAt time.Time `json:"found_at"` // by the answering node's clock
 }
 
 // Network names the swarm a node belongs to.

@@ -36,7 +36,12 @@ func (s *server) wireNode(v *crdt.View, n crdt.Node, self stmt.Key) Node {
 		Key: n.Key, Addrs: n.Addrs, CPUs: n.Total.CPUs, Memory: n.Total.Memory, Disk: n.Total.Disk,
 		Labels: n.Labels, Region: n.Region, Version: n.Version, Accel: n.Accel, Draining: n.Draining,
 		Restarts: n.Restarts, Live: s.Placement.Live(n.Key), Self: n.Key == self,
-		Instances: len(v.ClaimsBy(n.Key)), Holds: n.Holds,
+		Instances: len(v.ClaimsBy(n.Key)), Holds: n.Holds, Equivocations: []Equivocation{},
+	}
+	for _, e := range s.Signed.Equivocations() {
+		if e.Author == n.Key && e.Kind != stmt.KindSpec {
+			out.Equivocations = append(out.Equivocations, Equivocation{Kind: string(e.Kind), Epoch: e.Epoch, Seq: e.Seq, FoundAt: e.FoundAt.UTC()})
+		}
 	}
 	if out.Self {
 		out.Live = "alive"

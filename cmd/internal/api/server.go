@@ -28,6 +28,8 @@ type Signed interface {
 	ClaimStatements(instance string) [][]byte
 	// Omitted are the changes that a later epoch of an instance began without.
 	Omitted(instance string) []crdt.Omission
+	// Equivocations are the authors found to have signed two contents for one thing.
+	Equivocations() []crdt.Equivocation
 }
 
 // Placement judges instances: pure functions of the view and this node's own
