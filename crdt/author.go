@@ -108,7 +108,7 @@ func (a *Author) Create(spec Spec) (id string, raws [][]byte, err error) {
 	if err != nil {
 		return "", nil, fmt.Errorf("create: %w", err)
 	}
-	st, err := a.newRoot(vals, sortedKeys(spec.Delegates), a.device, counter, 1, 1, nil)
+	st, _, err := a.newRoot(vals, sortedKeys(spec.Delegates), a.device, counter, 1, 1, nil)
 	if err != nil {
 		return "", nil, fmt.Errorf("create: %w", err)
 	}
@@ -165,14 +165,18 @@ func (a *Author) Set(id string, mutate func(*Spec)) (raws [][]byte, err error) {
 	if len(ops) == 0 && slices.Equal(spec.Delegates, old.Delegates) {
 		return nil, nil
 	}
-	raw, err := a.signSet(d, replaced(vals, ops), spec.Delegates, old.Generation, ops)
+	change, body, err := a.next(d, replaced(vals, ops), spec.Delegates, old.Generation, ops)
 	if err != nil {
 		return nil, fmt.Errorf("set %s: %w", id, err)
 	}
-	if err := a.apply(raw); err != nil {
+	st, err := stmt.Make(a.key, change)
+	if err != nil {
 		return nil, fmt.Errorf("set %s: %w", id, err)
 	}
-	return [][]byte{raw}, nil
+	if _, err := a.state.applyVerified(st, body.reading(st), time.Time{}); err != nil {
+		return nil, fmt.Errorf("set %s: %w", id, err)
+	}
+	return [][]byte{st.Raw}, nil
 }
 
 // sortedKeys returns keys ascending, each once.
@@ -196,67 +200,63 @@ func replaced(vals, ops []Op) []Op {
 	return out
 }
 
-func (a *Author) signSet(d *document, vals []Op, delegates []stmt.Key, generation uint64, ops []Op) ([]byte, error) {
+// next is the statement by which ops change d so that it has vals, to be signed,
+// and its body.
+func (a *Author) next(d *document, vals []Op, delegates []stmt.Key, generation uint64, ops []Op) (st stmt.Statement, b specBody, err error) {
 	heads := d.heads()
-	// A change that would not fit a root must not be signed either, or the
-	// document could never be re-rooted again.
-	root, err := a.newRoot(vals, delegates, d.device, d.counter, d.epoch+1, generation+1, heads[:min(len(heads), stmt.MaxDeps)])
-	if err == nil {
-		err = stmt.Fits(root)
-	}
+	root, b, err := a.newRoot(vals, delegates, d.device, d.counter, d.epoch+1, generation+1, heads[:min(len(heads), stmt.MaxDeps)])
 	if err != nil {
-		return nil, err
+		return st, b, err
 	}
 	must := d.proof != nil || len(heads) > stmt.MaxDeps || len(ops) > MaxOps || !slices.Equal(delegates, d.delegates)
 	quiet := d.order[len(d.order)-1].time <= a.Now().Add(-rerootQuiet).Unix()
-	switch err := a.asOwner(); {
-	case err == nil && (must || quiet || len(d.order) >= RerootChanges || d.bytes >= RerootBytes):
-		return stmt.Sign(a.key, root)
-	case err != nil && (must || d.bytes > MaxDocBytes):
-		return nil, fmt.Errorf("%w: only it can begin the document anew, which now has to be", err)
-	case err != nil:
+	guest := a.asOwner()
+	switch {
+	case guest == nil && (must || quiet || len(d.order) >= RerootChanges || d.bytes >= RerootBytes):
+		return root, b, nil
+	case guest != nil && (must || d.bytes > MaxDocBytes):
+		return st, b, fmt.Errorf("%w: only it can begin the document anew, which now has to be", guest)
+	case guest != nil:
 		if err := d.allows(stmt.KeyOf(a.key)); err != nil {
-			return nil, err
+			return st, b, err
 		}
+	}
+	// A change that would not fit a root must not be signed either, or the
+	// document could never be re-rooted again.
+	if err := stmt.Fits(root); err != nil {
+		return st, b, err
 	}
 	var seq uint64
 	for _, h := range heads {
 		seq = max(seq, d.find(h).seqOf(a.actor))
 	}
-	b := specBody{Device: d.device, Counter: d.counter, Actor: a.actor, Root: d.root.id, Ops: ops}
-	if a.asOwner() != nil {
+	b = specBody{Device: d.device, Counter: d.counter, Actor: a.actor, Root: d.root.id, Ops: ops}
+	if guest != nil {
 		b.Owner = a.owner
 	}
 	body, err := b.encode()
-	if err != nil {
-		return nil, err
-	}
-	return stmt.Sign(a.key, stmt.Statement{
+	return stmt.Statement{
 		Kind: stmt.KindSpec, Network: a.state.network, Epoch: d.epoch, Seq: seq + 1,
 		Time: a.Now().Unix(), Deps: heads, Body: body,
-	})
+	}, b, err
 }
 
-// newRoot is a root with the values of a spec, to be signed.
-func (a *Author) newRoot(vals []Op, delegates []stmt.Key, device stmt.Key, counter, epoch, generation uint64, heads []stmt.ID) (stmt.Statement, error) {
-	none := stmt.Statement{}
+// newRoot is a root with the values of a spec, to be signed, and its body.
+func (a *Author) newRoot(vals []Op, delegates []stmt.Key, device stmt.Key, counter, epoch, generation uint64, heads []stmt.ID) (st stmt.Statement, b specBody, err error) {
 	ops := append(slices.Clip(vals), Op{Key: keyGeneration, Value: stmt.AppendUint(nil, generation)})
 	sortOps(ops)
 	if len(ops) > MaxOps {
-		return none, fmt.Errorf("%w: %d keys, at most %d (environment and labels count one each)", ErrInvalid, len(ops), MaxOps)
+		return st, b, fmt.Errorf("%w: %d keys, at most %d (environment and labels count one each)", ErrInvalid, len(ops), MaxOps)
 	}
 	if err := checkDelegates(a.owner, delegates); err != nil {
-		return none, err
+		return st, b, err
 	}
-	b := specBody{Device: device, Counter: counter, Actor: a.actor, Ops: ops, Delegates: delegates}
+	b = specBody{Device: device, Counter: counter, Actor: a.actor, Ops: ops, Delegates: delegates}
 	body, err := b.encode()
-	if err != nil {
-		return none, err
-	}
 	return stmt.Statement{
 		Kind: stmt.KindSpec, Network: a.state.network, Author: a.owner, Epoch: epoch, Seq: 1,
 		Time: a.Now().Unix(), Deps: heads, Body: body,
-	}, nil
+	}, b, err
 }
 
 // Delete deletes instance id for good. Errors wrap ErrNotFound or ErrNotOwner.

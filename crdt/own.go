@@ -72,14 +72,10 @@ func (r *Replica) sign(kind stmt.Kind, body []byte) (*stmt.Statement, error) {
 		return nil, err
 	}
 	r.own.seq++
-	raw, err := stmt.Sign(r.cfg.Key, stmt.Statement{
+	return stmt.Make(r.cfg.Key, stmt.Statement{
 		Kind: kind, Network: r.cfg.Network, Epoch: epoch, Seq: r.own.seq,
 		Time: r.cfg.Now().Unix(), Body: body,
 	})
-	if err != nil {
-		return nil, err
-	}
-	return stmt.Peek(raw, r.cfg.Network) // signed a line above: only decoded
 }
 
 // SetNode publishes this node's register; Key, Operator, Epoch and Seq of n are

@@ -29,3 +29,11 @@ func readAhead(st *stmt.Statement) *reading {
 	}
 	return r
 }
+
+// reading is what st says, whose body is b.
+func (b *specBody) reading(st *stmt.Statement) *reading {
+	if err := b.check(st); err != nil {
+		return &reading{err: err}
+	}
+	return &reading{spec: b, change: b.change(st)}
+}

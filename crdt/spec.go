@@ -171,11 +171,15 @@ func decodeSpec(st *stmt.Statement) (*specBody, Change, error) {
 	if err := b.check(st); err != nil {
 		return nil, Change{}, err
 	}
+	return &b, b.change(st), nil
+}
+
+func (b *specBody) change(st *stmt.Statement) Change {
 	c := Change{ID: st.ID, Actor: b.Actor, Seq: st.Seq, Time: st.Time, Ops: b.Ops}
 	if !b.isRoot() {
 		c.Deps = st.Deps
 	}
-	return &b, c, nil
+	return c
 }
 
 // readOps reads a canonical map, whose order is that of ops.

@@ -118,6 +118,16 @@ const domain = "formation/stmt/1\x00"
 // must be priv's key otherwise; s.ID and s.Raw are ignored. Errors wrap
 // ErrShape, ErrTooLarge or ErrEncoding.
 func Sign(priv ed25519.PrivateKey, s Statement) ([]byte, error) {
+	st, err := Make(priv, s)
+	if err != nil {
+		return nil, err
+	}
+	return st.Raw, nil
+}
+
+// Make is [Sign] and returns what [Verify] does of the raw statement. It shares
+// the dependencies, delegation and body of s.
+func Make(priv ed25519.PrivateKey, s Statement) (*Statement, error) {
 	if len(priv) != ed25519.PrivateKeySize {
 		return nil, fmt.Errorf("%w: private key of %d bytes", ErrShape, len(priv))
 	}
@@ -132,7 +142,10 @@ func Sign(priv ed25519.PrivateKey, s Statement) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	return appendEnvelope(p, ed25519.Sign(priv, signedBytes(s.Kind, p))), nil
+	signed := signedBytes(s.Kind, p)
+	s.ID, s.payload, s.sig = sha256.Sum256(signed), p, ed25519.Sign(priv, signed)
+	s.Raw = appendEnvelope(s.payload, s.sig)
+	return &s, nil
 }
 
 // Fits says whether Sign, with the key of s.Author, would sign s: nil, or its
