@@ -53,9 +53,9 @@ func required(t *testing.T, name string) string {
 	return v
 }
 
-// newFleet starts n nodes. FORMATION_DRIVER=fake tries the test itself without
+// newFleet starts n nodes with these flags. FORMATION_DRIVER=fake tries the test itself without
 // virtual machines.
-func newFleet(t *testing.T, n int) *fleet {
+func newFleet(t *testing.T, n int, flags ...string) *fleet {
 	dir, err := os.MkdirTemp("", "form-e2e-") // a socket's path must be short
 	if err != nil {
 		t.Fatal(err)
@@ -69,10 +69,10 @@ func newFleet(t *testing.T, n int) *fleet {
 	}
 	f.env = append(f.env, "HOME="+home, "FORM_PASSWORD=correct-horse", "XDG_RUNTIME_DIR="+filepath.Join(dir, "run"))
 	t.Cleanup(f.stop)
-	f.start("--accept", "any")
+	f.start(append([]string{"--accept", "any"}, flags...)...)
 	f.ticket = strings.TrimSpace(f.as(f.nodes[0]).must("net", "invite"))
 	for range n - 1 {
-		f.start("--join", f.ticket, "--accept", "any")
+		f.start(append([]string{"--join", f.ticket, "--accept", "any"}, flags...)...)
 	}
 	return f
 }
