@@ -125,6 +125,9 @@ func (s *State) index() *index {
 	for k, r := range ms.revokes {
 		add(subjectOf(stmt.KindMember, k.key[:]), classSet, rankMember, r)
 	}
+	for key, r := range ms.disowned {
+		add(subjectOf(stmt.KindMember, key[:]), classSet, rankMember, r)
+	}
 	if ms.wildcard.raw != nil {
 		add(subjectOf(stmt.KindMember), classRegister, rankMember, ms.wildcard)
 	}

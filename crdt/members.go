@@ -18,7 +18,10 @@ type memberState struct {
 	admitted  map[stmt.Key]map[admitKey]*admission
 	perInvite map[stmt.Key]int
 	revokes   map[revokeKey]rec
-	wildcard  rec // zero: none
+	// disowned are the nodes that one of their operators took out, while what
+	// admits them is held: so there are no more of them than of admissions.
+	disowned map[stmt.Key]rec
+	wildcard rec // zero: none
 }
 
 // admitKey: of several statements that admit a key to a role, the root's latest
@@ -53,12 +56,28 @@ func (m *memberState) init(open bool) {
 	m.roles, m.revoked = map[stmt.Key][]stmt.Role{}, map[stmt.Key]bool{}
 	m.operator, m.quota = map[stmt.Key]stmt.Key{}, map[stmt.Key]stmt.Quota{}
 	m.admitted, m.perInvite, m.revokes = map[stmt.Key]map[admitKey]*admission{}, map[stmt.Key]int{}, map[revokeKey]rec{}
+	m.disowned = map[stmt.Key]rec{}
 }
 
 func (m *memberState) isRevoked(key stmt.Key, role stmt.Role) bool {
 	_, all := m.revokes[revokeKey{key, ""}]
 	_, one := m.revokes[revokeKey{key, role}]
 	return all || one
+}
+
+// isOut says whether key will never have role again.
+func (m *memberState) isOut(key stmt.Key, role stmt.Role) bool {
+	_, disowned := m.disowned[key]
+	return disowned && role == stmt.RoleNode || m.isRevoked(key, role)
+}
+
+func (m *memberState) isAdmitted(key stmt.Key, role stmt.Role) bool {
+	for ak := range m.admitted[key] { // any order: one is enough
+		if ak.role == role {
+			return true
+		}
+	}
+	return false
 }
 
 func (m *memberState) hasAny(root, key stmt.Key) bool {
@@ -96,6 +115,8 @@ func (s *State) applyMember(st *stmt.Statement, now time.Time) (bool, error) {
 	switch {
 	case m.AnyOwner:
 		return s.applyWildcard(m)
+	case m.ByOperator:
+		return s.disown(m)
 	case m.Revoked:
 		return s.applyRevocation(m)
 	default:
@@ -153,6 +174,26 @@ func (s *State) applyRevocation(m *stmt.Member) (bool, error) {
 		s.dropRevoked(key)
 		s.refreshMember(key)
 	}
+	return true, nil
+}
+
+// disown takes a node out by the word of its operator. One that is not known to be
+// admitted is waited for.
+func (s *State) disown(m *stmt.Member) (bool, error) {
+	ms := &s.members
+	r := recOf(m.Statement)
+	old, known := ms.disowned[m.Key]
+	switch {
+	case ms.isRevoked(m.Key, stmt.RoleNode), known && old.id.Compare(r.id) <= 0:
+		return false, fmt.Errorf("%w: revocation of %s", ErrStale, m.Key)
+	case !ms.isAdmitted(m.Key, stmt.RoleNode):
+		s.pending.add(waitAuthor(m.Key), m.Statement, true)
+		return false, fmt.Errorf("%w: %s", ErrNotMember, m.Key)
+	case known:
+		delete(s.ids, old.id)
+	}
+	ms.disowned[m.Key] = r
+	s.refreshMember(m.Key)
 	return true, nil
 }
 
@@ -240,13 +281,19 @@ func (m *memberState) unshare() {
 func (s *State) refreshMember(key stmt.Key) {
 	ms := &s.members
 	ms.unshare()
+	r, disowned := ms.disowned[key]
+	if disowned && !ms.isAdmitted(key, stmt.RoleNode) {
+		delete(s.ids, r.id)
+		delete(ms.disowned, key)
+		disowned = false
+	}
 	var roles []stmt.Role
 	var operator stmt.Key
 	for ak, a := range ms.admitted[key] { // any order: the highest operator, roles sorted below
 		if ak.role == stmt.RoleNode && operator.Compare(a.operator) < 0 {
 			operator = a.operator // the root named several: the highest, so that all agree
 		}
-		if !slices.Contains(roles, ak.role) {
+		if !slices.Contains(roles, ak.role) && !(disowned && ak.role == stmt.RoleNode) {
 			roles = append(roles, ak.role)
 		}
 	}
@@ -263,8 +310,9 @@ func (s *State) refreshMember(key stmt.Key) {
 	if ms.quota[key] == (stmt.Quota{}) {
 		delete(ms.quota, key)
 	}
+	delete(ms.revoked, key)
 	for _, role := range []stmt.Role{"", stmt.RoleNode, stmt.RoleOperator, stmt.RoleOwner} {
-		if _, ok := ms.revokes[revokeKey{key, role}]; ok {
+		if _, ok := ms.revokes[revokeKey{key, role}]; ok || disowned {
 			ms.revoked[key] = true
 		}
 	}
@@ -308,7 +356,7 @@ func (s *State) demote(key stmt.Key) {
 	}
 	for _, raw := range out {
 		st, err := stmt.Peek(raw, s.network) // its signature was verified when it came
-		if err == nil && !s.members.isRevoked(key, roleOf(st.Kind)) {
+		if err == nil && !s.members.isOut(key, roleOf(st.Kind)) {
 			s.pending.add(waitAuthor(key), st, st.Author != key)
 		}
 	}

@@ -183,6 +183,9 @@ type Node struct {
 	// Operator is the operator key that the root's member statement names; it
 	// is filled by the View and ignored by SetNode.
 	Operator stmt.Key
+	// Operators is the raw statement by which the node names those who may take it
+	// out ([stmt.OperatorsOf]); nil: nobody but the root.
+	Operators []byte
 	// Epoch (boot) and Seq order the register; filled by the Replica.
 	Epoch, Seq uint64
 }

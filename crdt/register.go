@@ -66,6 +66,7 @@ type nodeBody struct {
 	Restarts uint64            `cbor:"restarts,omitempty"`
 	Holds    []string          `cbor:"holds,omitempty"`
 	Floor    mark              `cbor:"floor,omitzero"`
+	By       []byte            `cbor:"by,omitempty"`
 }
 
 // encodeNode makes n fit a statement: a node that cannot publish its register is
@@ -77,7 +78,7 @@ func encodeNode(n Node, floor mark) ([]byte, error) {
 		Addrs: n.Addrs[:min(len(n.Addrs), MaxAddrs)], CPUs: n.Total.CPUs, Memory: n.Total.Memory, Disk: n.Total.Disk,
 		Labels: maps.Clone(n.Labels), Region: n.Region, Version: n.Version, Accel: n.Accel, GPU: n.GPU,
 		Draining: n.Draining, Restarts: n.Restarts, Holds: n.Holds[:min(len(n.Holds), MaxHolds)],
-		Floor: floor,
+		Floor: floor, By: n.Operators,
 	}
 	for {
 		out, err := stmt.Marshal(b)
@@ -120,7 +121,7 @@ func decodeNode(st *stmt.Statement) (n *Node, floor mark, err error) {
 	return &Node{
 		Key: st.Author, Addrs: b.Addrs, Total: Resources{b.CPUs, b.Memory, b.Disk}, Labels: b.Labels,
 		Region: b.Region, Version: b.Version, Accel: b.Accel, GPU: b.GPU, Draining: b.Draining,
-		Restarts: b.Restarts, Holds: b.Holds, Epoch: st.Epoch, Seq: st.Seq,
+		Restarts: b.Restarts, Holds: b.Holds, Operators: b.By, Epoch: st.Epoch, Seq: st.Seq,
 	}, b.Floor, nil
 }
 

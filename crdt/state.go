@@ -332,7 +332,7 @@ func (s *State) authorise(author stmt.Key, kind stmt.Kind) error {
 	switch {
 	case s.members.has(s.root, author, role):
 		return nil
-	case s.members.isRevoked(author, role):
+	case s.members.isOut(author, role):
 		return fmt.Errorf("%w: %s is revoked", ErrStale, author)
 	}
 	return fmt.Errorf("%w: %s as %s", ErrNotMember, author, role)

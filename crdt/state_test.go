@@ -212,6 +212,35 @@ func TestMembership(t *testing.T) {
 			t.Fatal("admitted by the root, but its register did not come back")
 		}
 	})
+	t.Run("an operator takes its node out for good", func(t *testing.T) {
+		out := w.disown("op", "n1")
+		lower := w.disown("ann", "n1")
+		again := w.admit("n1", stmt.RoleNode)
+		for _, order := range [][][]byte{{join, node, out, again, lower}, {out, lower, node, again, join}, {lower, again, join, node, out}} {
+			s := w.state()
+			applyAll(s, order)
+			if v := s.View(); v.IsMember(pub("n1"), stmt.RoleNode) || len(v.Nodes()) != 0 || !v.Revoked(pub("n1")) {
+				t.Fatal("the node counts")
+			}
+			if n := len(s.index().items); n != 3 {
+				t.Fatalf("%d statements are held: two admissions and one revocation are all there is", n)
+			}
+			applyAll(s, [][]byte{w.admit("n1", stmt.RoleOwner)})
+			if !s.View().IsMember(pub("n1"), stmt.RoleOwner) {
+				t.Fatal("its operator has taken its other role as well")
+			}
+			applyAll(s, [][]byte{w.member(stmt.MemberBody{Key: pub("n1"), Revoked: true})})
+			if n := len(s.index().items); n != 1 {
+				t.Fatalf("%d statements are held where the root's word is all there is", n)
+			}
+		}
+	})
+	t.Run("an operator of no member is waited for, within bounds", func(t *testing.T) {
+		s := w.state()
+		if _, err := s.Apply(w.disown("op", "n1"), testNow); !errors.Is(err, ErrNotMember) || len(s.index().items) != 0 {
+			t.Fatalf("%v, %d held", err, len(s.index().items))
+		}
+	})
 	t.Run("wildcard", func(t *testing.T) {
 		s := w.state()
 		if s.View().OwnerAllowed(pub("anyone")) {

@@ -85,6 +85,9 @@ func makeVectors(t *testing.T) vectorFile {
 	add("member by the root", "root", w.admit("olga", stmt.RoleOwner))
 	add("member with a quota", "root", w.member(stmt.MemberBody{Key: pub("olga"), Role: stmt.RoleOwner, Quota: stmt.Quota{Instances: 3}}))
 	add("revocation", "root", w.member(stmt.MemberBody{Key: pub("eve"), Revoked: true}))
+	operators, err := stmt.SignOperators(keyOf("n1"), w.net, []stmt.Key{pub("op")})
+	add("operators of a node", "n1", must(operators, err))
+	add("revocation by an operator", "op", must(stmt.SignMember(keyOf("op"), w.net, stmt.MemberBody{Key: pub("n1"), Role: stmt.RoleNode, Revoked: true}, operators, 0, 0)))
 	add("any owner", "root", w.member(stmt.MemberBody{AnyOwner: true, Role: stmt.RoleOwner}))
 	a := w.author("olga", nil)
 	id, raws, err := a.Create(Spec{

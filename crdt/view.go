@@ -184,7 +184,7 @@ func (v *View) Members() []stmt.Key {
 	return out
 }
 
-// Revoked says whether the root has revoked key, wholly or in some role.
+// Revoked says whether key was revoked, wholly or in some role.
 func (v *View) Revoked(key stmt.Key) bool { return v.members.revoked[key] }
 
 // AnyOwner says whether the root admits every key as an owner.

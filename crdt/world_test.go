@@ -67,6 +67,15 @@ func (w *world) admit(name string, role stmt.Role) []byte {
 	return w.member(stmt.MemberBody{Key: pub(name), Role: role})
 }
 
+// disown takes a node out by the word of an operator whom it has named.
+func (w *world) disown(op, node string) []byte {
+	via, err := stmt.SignOperators(keyOf(node), w.net, []stmt.Key{pub(op), pub("another")})
+	if err != nil {
+		w.t.Fatalf("operators: %v", err)
+	}
+	return w.must(stmt.SignMember(keyOf(op), w.net, stmt.MemberBody{Key: pub(node), Role: stmt.RoleNode, Revoked: true}, via, 0, 0))
+}
+
 func (w *world) author(name string, raws [][]byte) *Author { return w.delegate(name, name, raws) }
 
 // delegate is an author of owner's with the key of name.
@@ -266,7 +275,7 @@ func history(t *rapid.T, withdraw bool) *world {
 			}
 		case 12:
 			quota := stmt.Quota{Instances: rapid.IntRange(0, 3).Draw(t, "quota")}
-			switch rapid.IntRange(0, 4).Draw(t, "root") {
+			switch rapid.IntRange(0, 5).Draw(t, "root") {
 			case 0:
 				w.member(stmt.MemberBody{AnyOwner: true, Role: stmt.RoleOwner, Quota: quota, Revoked: withdraw && rapid.Bool().Draw(t, "off")})
 			case 4:
@@ -279,6 +288,8 @@ func history(t *rapid.T, withdraw bool) *world {
 				}
 			case 3:
 				w.member(stmt.MemberBody{Key: pub(node), Role: stmt.RoleNode, Operator: pub("op")})
+			case 5:
+				w.disown(rapid.SampledFrom([]string{"op", "olga"}).Draw(t, "operator"), node)
 			}
 		case 14, 15:
 			if mine := a.Instances(); len(mine) > 0 && dev < 2 {

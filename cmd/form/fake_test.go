@@ -38,6 +38,8 @@ type daemon struct {
 	handler      http.Handler
 	invite       func(api.InviteRequest) (api.Invite, error)
 	forgot       []stmt.Key // nodes
+	onForget     func(stmt.Key) error
+	onSubmit     func(raws ...[]byte) ([]stmt.ID, error) // instead of the state's
 	explained    api.Explain
 	onDrain      func(ctx context.Context, on bool) error
 }
@@ -59,8 +61,18 @@ func (d *daemon) Drain(ctx context.Context, on bool) error {
 func (d *daemon) Explain(*crdt.View, crdt.Spec) api.Explain { return d.explained }
 
 func (d *daemon) Forget(_ context.Context, k stmt.Key) error {
+	if d.onForget != nil {
+		return d.onForget(k)
+	}
 	d.forgot = append(d.forgot, k)
 	return nil
+}
+
+func (d *daemon) Submit(ctx context.Context, raws ...[]byte) ([]stmt.ID, error) {
+	if d.onSubmit != nil {
+		return d.onSubmit(raws...)
+	}
+	return d.Replica.Submit(ctx, raws...)
 }
 
 func (d *daemon) Status(v *crdt.View, s crdt.Spec) (word, reason string) {
@@ -97,7 +109,7 @@ var testNet = stmt.NewNetworkID("test", stmt.Key{})
 
 func (d *daemon) Self(api.Caller) api.Self {
 	return api.Self{
-		Node:    api.Node{Key: stmt.KeyOf(testKey(9)), Addrs: append([]string{}, d.addrs...), Labels: map[string]string{}, Holds: []string{}},
+		Node:    api.Node{Key: stmt.KeyOf(testKey(9)), Addrs: append([]string{}, d.addrs...), Labels: map[string]string{}, Holds: []string{}, Operators: []stmt.Key{}},
 		Network: api.Network{Name: "test", ID: testNet.String(), Root: d.root, Open: true}, Warnings: []string{},
 	}
 }

@@ -46,6 +46,8 @@ type inviteOptions struct {
 	roles []string
 	ttl   time.Duration // 0: not given
 	quota api.Quota
+
+	operators []string
 }
 
 func newInvite(a *app) *cobra.Command {
@@ -57,6 +59,10 @@ that ends after --ttl. Whoever holds it can join until then: give it like a
 password. A node that holds the network's root key makes a new invite. One that
 joined by an invite can hand that on while it lasts, and refuses what asks for
 less than it gives. An open network has a ticket without an invite.
+
+A node that joins by a ticket with --operator takes these keys for those who run
+it: they may take it out of the network (form node forget), and --accept operator
+runs their instances.
 
 The --max flags bound what each owner may have whom the ticket admits; what is
 over the bound does not run. Nothing said is no bound.`,
@@ -72,6 +78,7 @@ over the bound does not run. Nothing said is no bound.`,
 	}
 	f := c.Flags()
 	f.StringSliceVar(&o.roles, "role", nil, "what it admits to: node, operator, owner (default: node and owner)")
+	f.StringSliceVar(&o.operators, "operator", nil, "owner key of whoever runs the nodes that join by it")
 	f.DurationVar(&o.ttl, "ttl", 24*time.Hour, "how long it lets others join")
 	f.IntVar(&o.quota.Instances, "max-instances", 0, "how many instances each owner may have (0: no bound)")
 	f.IntVar(&o.quota.Replicas, "max-replicas", 0, "how many replicas in all (0: no bound)")
@@ -87,6 +94,14 @@ func (a *app) runInvite(ctx context.Context, o inviteOptions) (err error) {
 			return cli.Errorf(api.ExitUsage, "--role: %q is not node, operator or owner", r)
 		}
 	}
+	var operators []stmt.Key
+	for _, word := range o.operators {
+		k, err := stmt.ParseKey(word)
+		if err != nil {
+			return cli.Errorf(api.ExitUsage, "--operator: %w", err).Hint("a peer ID, as form key show prints it")
+		}
+		operators = append(operators, k)
+	}
 	if q := o.quota; q.Instances < 0 || q.Replicas < 0 || q.CPUs < 0 {
 		return cli.Errorf(api.ExitUsage, "a --max flag is not negative")
 	}
@@ -95,7 +110,7 @@ func (a *app) runInvite(ctx context.Context, o inviteOptions) (err error) {
 		return err
 	}
 	defer closing(c, &err)
-	inv, err := c.API().Invite(ctx, api.InviteRequest{Roles: o.roles, Seconds: int64(o.ttl / time.Second), Quota: o.quota})
+	inv, err := c.API().Invite(ctx, api.InviteRequest{Roles: o.roles, Seconds: int64(o.ttl / time.Second), Quota: o.quota, Operators: operators})
 	if err != nil {
 		return err
 	}

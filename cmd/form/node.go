@@ -68,6 +68,14 @@ func liveness(n api.Node) string {
 	return s
 }
 
+func keysText(keys []stmt.Key) string {
+	var out []string
+	for _, k := range keys {
+		out = append(out, k.String())
+	}
+	return strings.Join(out, " ")
+}
+
 func labelText(m map[string]string) string {
 	var out []string
 	for _, k := range slices.Sorted(maps.Keys(m)) {
@@ -152,7 +160,8 @@ func writeNode(w io.Writer, n api.Node, more ...[2]string) {
 		{"node", n.Key.String()}, {"state", liveness(n)}, {"cpus", fmt.Sprint(n.CPUs)}, {"memory", cli.Bytes(n.Memory)},
 		{"disk", cli.Bytes(n.Disk)}, {"acceleration", n.Accel}, {"replicas", fmt.Sprint(n.Instances)},
 		{"holds", count(len(n.Holds), "pack")}, {"region", n.Region}, {"labels", labelText(n.Labels)},
-		{"version", n.Version}, {"restarts", fmt.Sprint(n.Restarts)}, {"equivocated", equivocations(n.Equivocations)},
+		{"version", n.Version}, {"restarts", fmt.Sprint(n.Restarts)}, {"operators", keysText(n.Operators)},
+		{"equivocated", equivocations(n.Equivocations)},
 	}, more...)...)
 	for _, a := range n.Addrs {
 		fmt.Fprintln(w, "  "+a)
@@ -173,7 +182,8 @@ node cannot come back: the machine needs a new one (an empty --data directory)
 and a ticket to join again.
 
 NODE is a peer ID, or the end of one. It works on a node that holds the network's
-root key, by its own socket. A node that is only dead need not be forgotten: its
+root key, by its own socket, and anywhere with the key that the node has named by
+formd run --operator or got by the ticket it joined by. A node that is only dead need not be forgotten: its
 replicas run elsewhere, and after a week the others count it no more.`,
 		Args: argsBetween(1, 1, "one NODE"),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -203,10 +213,39 @@ func (a *app) runForget(ctx context.Context, c *swarm.Conn, name string, o forge
 		return err
 	}
 	done, err := c.API().Forget(ctx, n.Key)
+	if api.ExitOf(err) == api.ExitNotAllowed && len(n.Operators) > 0 {
+		done, err = a.disown(ctx, c, n)
+	}
 	if err != nil {
 		return err
 	}
 	return a.p.Answer(done, func(w io.Writer) { fmt.Fprintln(w, done.Node) })
+}
+
+// disown takes a node out by its operator's key.
+func (a *app) disown(ctx context.Context, c *swarm.Conn, n api.Node) (api.Forgotten, error) {
+	key, err := a.key()
+	if err != nil {
+		return api.Forgotten{}, err
+	}
+	network, err := c.Network(ctx)
+	if err != nil {
+		return api.Forgotten{}, err
+	}
+	keys, err := stmt.OperatorsOf(n.Operated, network, n.Key)
+	if err != nil {
+		return api.Forgotten{}, fmt.Errorf("operators of %s: %w", n.Key, err)
+	}
+	if !slices.Contains(keys, stmt.KeyOf(key)) {
+		return api.Forgotten{}, cli.Errorf(api.ExitNotAllowed, "your key is none of the operators of %s", n.Key).
+			Hint("who they are: form node status %s", n.Key).Hint("or run the same on the node that made the network")
+	}
+	raw, err := stmt.SignMember(key, network, stmt.MemberBody{Key: n.Key, Role: stmt.RoleNode, Revoked: true}, n.Operated, 0, 0)
+	if err != nil {
+		return api.Forgotten{}, err
+	}
+	_, err = c.API().Submit(ctx, [][]byte{raw})
+	return api.Forgotten{Node: n.Key}, err
 }
 
 func newPeers(a *app) *cobra.Command {

@@ -39,3 +39,51 @@ func TestNodeForget(t *testing.T) {
 		}
 	}
 }
+
+// Where the root key is not, the key that a node has named for its operator takes
+// it out, and no other key does.
+func TestNodeForgetByItsOperator(t *testing.T) {
+	h := newHome(t)
+	node := testKey(8)
+	register := func(operators ...stmt.Key) {
+		t.Helper()
+		raw, err := stmt.SignOperators(node, testNet, operators)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s := crdt.NewState(testNet, stmt.Key{}, crdt.NewModel())
+		out, err := crdt.NewRegisters(node, testNet, uint64(len(operators))).Node(s, crdt.Node{Operators: raw})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := h.daemon.Submit(context.Background(), out[0].Statement().Raw); err != nil {
+			t.Fatal(err)
+		}
+	}
+	h.daemon.onForget = func(stmt.Key) error {
+		return api.Problemf(api.ExitNotAllowed, "this node does not hold the network's root key")
+	}
+	key, me := stmt.KeyOf(node), stmt.KeyOf(h.owner)
+	forget := func(want int, says string) {
+		t.Helper()
+		if code, out, talk := h.form("node", "forget", "--force", key.String()); code != want || !strings.Contains(out+talk, says) {
+			t.Errorf("exit %d, %q, %q", code, out, talk)
+		}
+	}
+	register(stmt.KeyOf(testKey(7)))
+	forget(api.ExitNotAllowed, "your key is none of the operators")
+	register(stmt.KeyOf(testKey(7)), me)
+	if _, out, _ := h.form("node", "status", key.String()); !strings.Contains(out, me.String()) {
+		t.Errorf("node status does not name the operator:\n%s", out)
+	}
+	var got []byte
+	h.daemon.onSubmit = func(raws ...[]byte) ([]stmt.ID, error) {
+		got = raws[0]
+		return []stmt.ID{{}}, nil
+	}
+	forget(api.ExitOK, key.String())
+	m, err := stmt.CheckMember(got, testNet, stmt.Key{})
+	if err != nil || !m.ByOperator || m.Key != key || m.Role != stmt.RoleNode || m.Statement.Author != me {
+		t.Errorf("submitted %+v, %v", m, err)
+	}
+}

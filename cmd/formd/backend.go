@@ -225,6 +225,39 @@ func (o *operator) Invite(_ context.Context, r api.InviteRequest) (api.Invite, e
 		}
 		roles = append(roles, role)
 	}
+	if err := o.mayName(r.Operators, roles); err != nil {
+		return api.Invite{}, err
+	}
+	inv, err := o.open(r, roles)
+	if err != nil || len(r.Operators) == 0 {
+		return inv, err
+	}
+	t, err := stmt.ParseTicket(inv.Ticket)
+	if err != nil {
+		return api.Invite{}, err
+	}
+	t.Operators = r.Operators
+	inv.Ticket = t.String()
+	return inv, nil
+}
+
+// mayName says why a ticket may not name these operators; nil: it may.
+func (o *operator) mayName(keys []stmt.Key, roles []stmt.Role) error {
+	switch {
+	case len(keys) == 0:
+		return nil
+	case len(keys) > stmt.MaxOperators:
+		return api.Problemf(api.ExitUsage, "%d operators, at most %d", len(keys), stmt.MaxOperators)
+	case o.id.open():
+		return api.Problemf(api.ExitUsage, "the network %q is open: nobody can be kept out of it", o.id.Name).WithHint("ask for its ticket without --operator")
+	case len(roles) > 0 && !slices.Contains(roles, stmt.RoleNode):
+		return api.Problemf(api.ExitUsage, "an operator runs nodes, and the invite admits none").WithHint("give it to whom you admit as a node: --role node")
+	}
+	return nil
+}
+
+// open makes the ticket itself.
+func (o *operator) open(r api.InviteRequest, roles []stmt.Role) (api.Invite, error) {
 	life, quota := time.Duration(r.Seconds)*time.Second, stmt.Quota(r.Quota)
 	bounded := quota != stmt.Quota{}
 	switch {
@@ -318,8 +351,8 @@ func (o *operator) Forget(ctx context.Context, node stmt.Key) error {
 	case !v.IsMember(node, stmt.RoleNode):
 		return api.Problemf(api.ExitNotFound, "no node %s is a member of this network", node).WithHint("who is there: form node ls")
 	case o.id.RootKey == nil:
-		return api.Problemf(api.ExitNotAllowed, "this node does not hold the network's root key, which alone can take a member out").
-			WithHint("run the same on the node that made the network")
+		return api.Problemf(api.ExitNotAllowed, "this node does not hold the network's root key, and only that or the node's operator can take it out").
+			WithHint("run the same on the node that made the network, or with the key that the node named by --operator")
 	}
 	return o.state.RevokeNode(ctx, node)
 }

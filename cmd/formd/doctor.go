@@ -60,7 +60,7 @@ func (h *hostInfo) Doctor(ctx context.Context) []api.Check {
 	}
 	if n := len(h.state.Forgotten()); n > 0 {
 		add("forgotten", "warn", fmt.Sprintf("%d member nodes have been dead for a week and count no more", n),
-			"if they are gone for good: form node forget KEY, on a node with the root key")
+			"if they are gone for good: form node forget KEY, on a node with the root key or with their operator's key")
 	}
 	out = append(out, diskChecks(h.cfg.Data)...)
 	if h.id.RootKey != nil {

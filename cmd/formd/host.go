@@ -51,7 +51,7 @@ func (h *hostInfo) Self(api.Caller) api.Self {
 		Node: api.Node{
 			Key: h.id.self(), Addrs: h.node.Addrs(), CPUs: h.register.Total.CPUs, Memory: h.register.Total.Memory,
 			Disk: h.register.Total.Disk, Labels: map[string]string{}, Region: h.register.Region,
-			Version: h.register.Version, Accel: h.register.Accel, Live: "alive", Self: true, Holds: []string{},
+			Version: h.register.Version, Accel: h.register.Accel, Live: "alive", Self: true, Holds: []string{}, Operators: []stmt.Key{},
 		},
 		Network: api.Network{
 			Name: h.id.Name, ID: h.id.network().String(), Short: h.id.network().Short(), Root: h.id.Root, Open: h.id.open(),

@@ -42,6 +42,7 @@ type membership struct {
 	Root       stmt.Key   `json:"root"`
 	Bootstrap  []string   `json:"bootstrap,omitempty"`
 	Publishers []stmt.Key `json:"base_publishers,omitempty"`
+	Operators  []stmt.Key `json:"operators,omitempty"` // whom the ticket named
 	// InviteSeed and Invite are those of the ticket this node joined by: while
 	// the invite lasts it may admit others by it.
 	InviteSeed []byte `json:"invite_seed,omitempty"`
@@ -136,7 +137,7 @@ func (i *identity) begin(c config.Config, now time.Time) error {
 // join admits this node by a ticket.
 func (i *identity) join(t stmt.Ticket, now time.Time) error {
 	i.Name, i.Root, i.Bootstrap, i.Publishers = t.Name, t.Root, t.Bootstrap, t.BasePublishers
-	i.InviteSeed, i.Invite = t.InviteSeed, t.Invite
+	i.InviteSeed, i.Invite, i.Operators = t.InviteSeed, t.Invite, t.Operators
 	if i.open() {
 		return nil
 	}
@@ -193,6 +194,9 @@ func (i *identity) renew(t stmt.Ticket, now time.Time) error {
 		return fmt.Errorf("network: own admission: %w", err)
 	}
 	i.Bootstrap, i.Publishers = t.Bootstrap, t.BasePublishers
+	if len(t.Operators) > 0 {
+		i.Operators = t.Operators
+	}
 	if len(t.Invite) == 0 {
 		return nil
 	}
@@ -204,6 +208,26 @@ func (i *identity) renew(t stmt.Ticket, now time.Time) error {
 		i.Admission = old
 	}
 	return nil
+}
+
+// named is this node's word on those who run it, each by a key in text, so that
+// they may take it out of the network; nil: nobody is, or anyone is a member.
+func (i *identity) named(operators []string) ([]byte, error) {
+	if len(operators) == 0 || i.open() {
+		return nil, nil
+	}
+	var keys []stmt.Key
+	for _, word := range operators {
+		k, err := stmt.ParseKey(word)
+		if err != nil {
+			return nil, usage(err)
+		}
+		keys = append(keys, k)
+	}
+	if len(keys) > stmt.MaxOperators {
+		return nil, api.Problemf(api.ExitUsage, "--operator: %d keys, at most %d", len(keys), stmt.MaxOperators)
+	}
+	return stmt.SignOperators(i.Key, i.network(), keys)
 }
 
 // vouched are the peers for which the ticket or the operator vouches.

@@ -163,6 +163,11 @@ func (d *formd) openData() (err error) {
 		return err
 	}
 	d.log = d.log.With("node", d.id.self().String())
+	for _, k := range d.id.Operators {
+		if word := k.String(); !slices.Contains(d.cfg.Operator, word) {
+			d.cfg.Operator = append(slices.Clone(d.cfg.Operator), word)
+		}
+	}
 	d.accept, err = newAcceptance(d.cfg, d.id.joined(), d.path("operators.json"))
 	return err
 }
@@ -299,6 +304,9 @@ func (d *formd) openReconciler() error {
 	accel, _ := d.vms.Accel()
 	d.register = crdt.Node{
 		Key: d.id.self(), Total: total, Labels: labels, Region: d.cfg.Region, Version: versionText(), Accel: accel,
+	}
+	if d.register.Operators, err = d.id.named(d.cfg.Operator); err != nil {
+		return err
 	}
 	d.prober = reconcile.NewProber(reconcile.ProberConfig{
 		Self: d.id.self(), Streams: d.node, View: d.state.View, Key: d.id.Key, Gossip: d.node, Logger: d.log.With("part", "live"),

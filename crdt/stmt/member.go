@@ -33,7 +33,8 @@ var (
 //     root's invite in Via;
 //   - revocation: Key and Revoked, Role the one withdrawn or "" for all; author
 //     the root; it wins over every admission, whenever that was made. Revoking
-//     an invite key revokes whoever it admitted;
+//     an invite key revokes whoever it admitted. Of RoleNode alone also by an
+//     operator of the node, with the node's word for it in Via;
 //   - wildcard: AnyOwner with RoleOwner and no Key; author the root; the latest
 //     by (Epoch, Seq) holds, and Revoked ends it. While it holds every key that
 //     is not revoked is a member with RoleOwner.
@@ -97,12 +98,22 @@ type InviteBody struct {
 	Quota   Quota  `cbor:"quota,omitzero"`
 }
 
+// MaxOperators is how many operators a node names.
+const MaxOperators = 8
+
+// OperatorBody is the body of a [KindOperator] statement: its author, a node, says
+// that Keys run it and may take it out of the network, for good.
+type OperatorBody struct {
+	Keys []Key `cbor:"keys"` // 1 to MaxOperators, strictly ascending
+}
+
 // Member is a checked member statement.
 type Member struct {
 	MemberBody
-	Statement *Statement
-	Invite    Key   // the invite key that admitted, zero if the root did
-	Expires   int64 // Unix seconds until which the invite admits; 0 if the root did
+	Statement  *Statement
+	Invite     Key   // the invite key that admitted, zero if the root did
+	Expires    int64 // Unix seconds until which the invite admits; 0 if the root did
+	ByOperator bool  // a revocation by an operator of the node
 }
 
 // NewInvite makes an invite key from seed (32 bytes) and the root's statement
@@ -157,8 +168,12 @@ func MemberOf(s *Statement, root Key) (*Member, error) {
 	if s.Author == root && !root.IsZero() {
 		return m, nil
 	}
-	if len(s.Via) == 0 || m.Revoked || m.AnyOwner {
+	if len(s.Via) == 0 || m.AnyOwner || m.Revoked && m.Role != RoleNode {
 		return nil, fmt.Errorf("%w: member statement by %s", ErrAuthority, s.Author)
+	}
+	if m.Revoked {
+		m.ByOperator = true
+		return m, checkOperator(s, m.Key)
 	}
 	inv, err := checkInvite(s, root)
 	if err != nil {
@@ -201,4 +216,59 @@ func (m *Member) check() error {
 		return fmt.Errorf("%w: role %q", ErrShape, m.Role)
 	}
 	return m.Quota.check()
+}
+
+// SignOperators has a node name those who run it, in any order.
+func SignOperators(node ed25519.PrivateKey, net NetworkID, keys []Key) ([]byte, error) {
+	keys = slices.Clone(keys)
+	slices.SortFunc(keys, Key.Compare)
+	b := OperatorBody{Keys: slices.Compact(keys)}
+	if err := b.check(); err != nil {
+		return nil, err
+	}
+	body, err := Marshal(b)
+	if err != nil {
+		return nil, err
+	}
+	return Sign(node, Statement{Kind: KindOperator, Network: net, Body: body})
+}
+
+// OperatorsOf reads what SignOperators made; that node signed it is checked.
+func OperatorsOf(raw []byte, net NetworkID, node Key) ([]Key, error) {
+	s, err := Verify(raw, net)
+	if err != nil {
+		return nil, err
+	}
+	if s.Kind != KindOperator || s.Author != node {
+		return nil, fmt.Errorf("%w: not the word of %s on its operators", ErrAuthority, node)
+	}
+	var b OperatorBody
+	if err := Unmarshal(s.Body, &b); err != nil {
+		return nil, err
+	}
+	return b.Keys, b.check()
+}
+
+func (b OperatorBody) check() error {
+	if len(b.Keys) == 0 || len(b.Keys) > MaxOperators || b.Keys[0].IsZero() {
+		return fmt.Errorf("%w: %d operators", ErrShape, len(b.Keys))
+	}
+	for i := 1; i < len(b.Keys); i++ {
+		if b.Keys[i-1].Compare(b.Keys[i]) >= 0 {
+			return fmt.Errorf("%w: operators out of order or repeated", ErrShape)
+		}
+	}
+	return nil
+}
+
+// checkOperator: node has named the author of s.
+func checkOperator(s *Statement, node Key) error {
+	keys, err := OperatorsOf(s.Via, s.Network, node)
+	if err != nil {
+		return fmt.Errorf("operators: %w", err)
+	}
+	if !slices.Contains(keys, s.Author) {
+		return fmt.Errorf("%w: %s is no operator of %s", ErrAuthority, s.Author, node)
+	}
+	return nil
 }

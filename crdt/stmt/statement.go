@@ -39,16 +39,17 @@ type Kind string
 // The kinds. A verifier accepts other kinds, so that newer members' statements
 // can be relayed; package crdt stores only those that it has a rule for.
 const (
-	KindMember  Kind = "member"  // admits or revokes a key
-	KindInvite  Kind = "invite"  // the root's delegation to an invite key
-	KindOwner   Kind = "owner"   // which instances of an owner live
-	KindSpec    Kind = "spec"    // a change of one instance's desired state
-	KindSecret  Kind = "secret"  // one secret of an instance, encrypted
-	KindNode    Kind = "node"    // what a node is and has
-	KindClaim   Kind = "claim"   // what a node does with one slot
-	KindHint    Kind = "hint"    // suspicion or contradiction; gossip only
-	KindSession Kind = "session" // binds a connection to an owner; never stored
-	KindBase    Kind = "base"    // a publisher's name for a base
+	KindMember   Kind = "member"   // admits or revokes a key
+	KindInvite   Kind = "invite"   // the root's delegation to an invite key
+	KindOperator Kind = "operator" // a node's delegation to those who run it
+	KindOwner    Kind = "owner"    // which instances of an owner live
+	KindSpec     Kind = "spec"     // a change of one instance's desired state
+	KindSecret   Kind = "secret"   // one secret of an instance, encrypted
+	KindNode     Kind = "node"     // what a node is and has
+	KindClaim    Kind = "claim"    // what a node does with one slot
+	KindHint     Kind = "hint"     // suspicion or contradiction; gossip only
+	KindSession  Kind = "session"  // binds a connection to an owner; never stored
+	KindBase     Kind = "base"     // a publisher's name for a base
 )
 
 // Statement is one verified or to be signed sentence.

@@ -268,6 +268,34 @@ func TestTicket(t *testing.T) {
 func TestMemberStatements(t *testing.T) {
 	k := KeyOf(priv("k"))
 	invite := testTicket(t)
+	named := func(node string, ops ...string) []byte {
+		var keys []Key
+		for _, o := range ops {
+			keys = append(keys, KeyOf(priv(o)))
+		}
+		raw, err := SignOperators(priv(node), testNet, keys)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return raw
+	}
+	body := func(keys ...Key) []byte {
+		b, err := Marshal(OperatorBody{Keys: keys})
+		if err != nil {
+			t.Fatal(err)
+		}
+		raw, err := Sign(priv("k"), Statement{Kind: KindOperator, Network: testNet, Body: b})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return raw
+	}
+	op, other := KeyOf(priv("op")), KeyOf(priv("other"))
+	low, high := op, other
+	if low.Compare(high) > 0 {
+		low, high = high, low
+	}
+	out := MemberBody{Key: k, Role: RoleNode, Revoked: true}
 	for _, tt := range []struct {
 		name string
 		by   string
@@ -287,6 +315,18 @@ func TestMemberStatements(t *testing.T) {
 		{"wildcard for nodes", "root", nil, MemberBody{Role: RoleNode, AnyOwner: true}, ErrShape},
 		{"no key", "root", nil, MemberBody{Role: RoleNode}, ErrShape},
 		{"no role", "root", nil, MemberBody{Key: k}, ErrShape},
+		{"revocation by an operator", "op", named("k", "other", "op", "op"), out, nil},
+		{"by another's operator", "op", named("k", "other"), out, ErrAuthority},
+		{"by an operator of another node", "op", named("j", "op"), out, ErrAuthority},
+		{"by an operator, of every role", "op", named("k", "op"), MemberBody{Key: k, Revoked: true}, ErrAuthority},
+		{"by an operator, of an owner", "op", named("k", "op"), MemberBody{Key: k, Role: RoleOwner, Revoked: true}, ErrAuthority},
+		{"admission by an operator", "op", named("k", "op"), MemberBody{Key: k, Role: RoleNode}, ErrAuthority},
+		{"wildcard by an operator", "op", named("k", "op"), MemberBody{Role: RoleOwner, AnyOwner: true, Revoked: true}, ErrAuthority},
+		{"revocation with an invite of the root's", "invite", invite.Invite, out, ErrAuthority},
+		{"operators out of order", "op", body(high, low), out, ErrShape},
+		{"no operators", "op", body(), out, ErrShape},
+		{"too many operators", "op", body(slices.Repeat([]Key{op}, MaxOperators+1)...), out, ErrShape},
+		{"an operator's word alone", "op", nil, out, ErrAuthority},
 	} {
 		raw, err := SignMember(priv(tt.by), testNet, tt.m, tt.via, 0, 0)
 		if err != nil {

@@ -32,11 +32,12 @@ var ErrTicket = errors.New("stmt: invalid ticket")
 // until the invite expires: treat it as a password.
 type Ticket struct {
 	Name           string   `cbor:"name"`
-	Root           Key      `cbor:"root,omitzero"`     // zero: an open network
-	Bootstrap      []string `cbor:"boot,omitempty"`    // multiaddrs with /p2p/…
-	InviteSeed     []byte   `cbor:"seed,omitempty"`    // Ed25519 seed of the invite key
-	Invite         []byte   `cbor:"invite,omitempty"`  // the root's raw invite statement
-	BasePublishers []Key    `cbor:"publish,omitempty"` // keys whose base names to trust
+	Root           Key      `cbor:"root,omitzero"`       // zero: an open network
+	Bootstrap      []string `cbor:"boot,omitempty"`      // multiaddrs with /p2p/…
+	InviteSeed     []byte   `cbor:"seed,omitempty"`      // Ed25519 seed of the invite key
+	Invite         []byte   `cbor:"invite,omitempty"`    // the root's raw invite statement
+	BasePublishers []Key    `cbor:"publish,omitempty"`   // keys whose base names to trust
+	Operators      []Key    `cbor:"operators,omitempty"` // whom a node that joins by it names as its own; at most MaxOperators
 }
 
 // Network returns the ID of the network the ticket opens.
@@ -103,7 +104,8 @@ func ParseTicket(s string) (Ticket, error) {
 }
 
 func (t Ticket) check() error {
-	if t.Name == "" || len(t.Name) > MaxNetworkName || len(t.Bootstrap) > MaxBootstrap || len(t.BasePublishers) > MaxBootstrap {
+	if t.Name == "" || len(t.Name) > MaxNetworkName || len(t.Bootstrap) > MaxBootstrap || len(t.BasePublishers) > MaxBootstrap ||
+		len(t.Operators) > MaxOperators {
 		return fmt.Errorf("%w: a field is missing or too long", ErrTicket)
 	}
 	for _, a := range t.Bootstrap {

@@ -129,6 +129,10 @@ type Node struct {
 	Self      bool              `json:"self"`
 	Instances int               `json:"instances"` // claims it holds
 	Holds     []string          `json:"holds"`     // CIDs complete there
+	// Operators are the keys that may take it out of the network, and Operated is
+	// the raw statement by which it names them.
+	Operators []stmt.Key `json:"operators"`
+	Operated  []byte     `json:"operated,omitempty"`
 	// Equivocations are what the answering node can prove: two contents that the
 	// node has signed under one number. Its key is used twice, or it lies.
 	Equivocations []Equivocation `json:"equivocations"`
@@ -247,6 +251,8 @@ type InviteRequest struct {
 	Roles   []string `json:"roles,omitempty"`       // node, operator, owner; none: node and owner, or those of the invite
 	Seconds int64    `json:"ttl_seconds,omitempty"` // 0: a day, or what is left of the invite
 	Quota   Quota    `json:"quota,omitzero"`        // of each owner it admits
+	// Operators are whom a node that joins by the ticket names as its own.
+	Operators []stmt.Key `json:"operators,omitempty"`
 }
 
 // Quota bounds what one owner may have; zero is no bound.

@@ -36,7 +36,10 @@ func (s *server) wireNode(v *crdt.View, n crdt.Node, self stmt.Key) Node {
 		Key: n.Key, Addrs: n.Addrs, CPUs: n.Total.CPUs, Memory: n.Total.Memory, Disk: n.Total.Disk,
 		Labels: n.Labels, Region: n.Region, Version: n.Version, Accel: n.Accel, Draining: n.Draining,
 		Restarts: n.Restarts, Live: s.Placement.Live(n.Key), Self: n.Key == self,
-		Instances: len(v.ClaimsBy(n.Key)), Holds: n.Holds, Equivocations: []Equivocation{},
+		Instances: len(v.ClaimsBy(n.Key)), Holds: n.Holds, Operators: []stmt.Key{}, Equivocations: []Equivocation{},
+	}
+	if keys, err := stmt.OperatorsOf(n.Operators, v.Network(), n.Key); err == nil {
+		out.Operators, out.Operated = keys, n.Operators
 	}
 	for _, e := range s.Signed.Equivocations() {
 		if e.Author == n.Key && e.Kind != stmt.KindSpec {

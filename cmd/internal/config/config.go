@@ -289,6 +289,9 @@ func (c Config) Validate() error {
 	if _, err := ParseAccept(c.Accept); err != nil {
 		bad("accept", "%v", err)
 	}
+	if len(c.Operator) > stmt.MaxOperators {
+		bad("operator", "has %d keys; at most %d are allowed", len(c.Operator), stmt.MaxOperators)
+	}
 	for _, k := range c.Operator {
 		if _, err := stmt.ParseKey(k); err != nil {
 			bad("operator", "%v", err)
