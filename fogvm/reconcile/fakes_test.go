@@ -35,6 +35,7 @@ type endpoint struct {
 	id  peer.ID
 
 	cut      bool // guarded by hub.mu
+	mute     bool // guarded by hub.mu: its connections stand, and carry nothing
 	handlers map[string]func(context.Context, peer.ID, net.Conn)
 	topics   map[string]func(context.Context, peer.ID, []byte) bool
 	open     map[net.Conn]bool
@@ -65,6 +66,14 @@ func (e *endpoint) setCut(cut bool) {
 	clear(e.open)
 }
 
+// setMute has the node's connections carry nothing, or go on.
+func (e *endpoint) setMute(mute bool) {
+	e.setCut(false) // its streams end
+	e.hub.mu.Lock()
+	defer e.hub.mu.Unlock()
+	e.mute = mute
+}
+
 func (e *endpoint) Peers() []peer.ID {
 	e.hub.mu.Lock()
 	defer e.hub.mu.Unlock()
@@ -84,7 +93,7 @@ func (e *endpoint) Open(_ context.Context, p peer.ID, proto string) (net.Conn, e
 	e.hub.mu.Lock()
 	defer e.hub.mu.Unlock()
 	o := e.hub.nodes[p]
-	if o == nil || o.cut || e.cut || o.handlers[proto] == nil {
+	if o == nil || o.cut || e.cut || o.mute || e.mute || o.handlers[proto] == nil {
 		return nil, errUnreachable
 	}
 	a, b := net.Pipe()
@@ -103,7 +112,7 @@ func (e *endpoint) Publish(ctx context.Context, topic string, msg []byte) error 
 	e.hub.mu.Lock()
 	var to []func(context.Context, peer.ID, []byte) bool
 	for _, o := range e.hub.nodes {
-		if o != e && !o.cut && !e.cut && o.topics[topic] != nil {
+		if o != e && !o.cut && !e.cut && !o.mute && !e.mute && o.topics[topic] != nil {
 			to = append(to, o.topics[topic])
 		}
 	}

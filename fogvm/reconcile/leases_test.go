@@ -17,6 +17,7 @@ import (
 	"github.com/formthefog/formation/crdt/stmt"
 	"github.com/formthefog/formation/fogvm"
 	"github.com/formthefog/formation/fogvm/boottime"
+	"github.com/formthefog/formation/fogvm/reconcile/plan"
 	"github.com/formthefog/formation/store"
 )
 
@@ -383,4 +384,61 @@ func FuzzLeaseFrame(f *testing.F) {
 			t.Fatalf("%+v, read again %+v, %v", r, same, err)
 		}
 	})
+}
+
+// A node that woke where nobody answers, and so decides nothing, stops what its contract does
+// not let run without the voters as soon as it has found them dead; no claim says
+// so before it decides again. What it keeps otherwise is left alone.
+func TestStopMinorityWhileNothingIsDecided(t *testing.T) {
+	f := newContract(t, crdt.PartitionStopMinority, 1)
+	holder := f.serves("the replica runs", nil)
+	holder.deciding(true)
+	pack := holder.lib.add("keeps", store.RunConfig{})
+	id, raws, err := f.a.Create(crdt.Spec{Name: "keeps", Pack: pack, Replicas: 3, VCPU: 1, MemoryBytes: 256 << 20, DiskBytes: 1 << 30})
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.submit(holder, raws)
+	keeps := &owner{t, f.a, id}
+	keeps.waitReady(holder, 3)
+
+	holder.clock.stop(0)
+	holder.end.setMute(true)
+	holder.clock.stop(time.Hour)
+	holder.look(1)
+	if holder.rec.Deciding() {
+		t.Fatal("it decides at once")
+	}
+	holder.gate.mu.Lock()
+	writes := holder.gate.writes
+	holder.gate.mu.Unlock()
+	woke, advanced := boottime.Now(), time.Duration(0)
+	within(t, 60*time.Second, "the minority stops", func() error {
+		// As time passes, but for less than it takes to decide alone.
+		if d := boottime.Now() - woke - advanced; advanced+d < 25*time.Second {
+			holder.clock.stop(d)
+			advanced += d
+		}
+		holder.rec.Kick()
+		for _, s := range holder.vms.List() {
+			switch {
+			case s.ID == plan.VMID(f.id, 0) && s.Phase != fogvm.Stopped:
+				return fmt.Errorf("%v: %+v", advanced, s)
+			case s.ID != plan.VMID(f.id, 0) && !s.Ready:
+				t.Fatalf("another VM does not run on: %+v", s)
+			}
+		}
+		return nil
+	})
+	if n := len(holder.vms.List()); n != 2 || holder.rec.Deciding() {
+		t.Errorf("%d VMs are left of 2, it decides: %v", n, holder.rec.Deciding())
+	}
+	holder.gate.mu.Lock()
+	if n := holder.gate.writes; n != writes {
+		t.Errorf("claims were written %d times", n-writes)
+	}
+	holder.gate.mu.Unlock()
+	holder.end.setMute(false)
+	holder.deciding(true)
+	f.serves("the replica runs again, here or elsewhere", nil)
 }

@@ -139,7 +139,7 @@ func shapes(typ reflect.Type, into map[string]map[string]string) {
 
 func shape(typ reflect.Type, into map[string]map[string]string) string {
 	switch {
-	case typ == reflect.TypeFor[time.Time](), typ == reflect.TypeFor[stmt.Key]():
+	case typ == reflect.TypeFor[time.Time](), typ == reflect.TypeFor[stmt.Key](), typ == reflect.TypeFor[[]byte]():
 		return "string"
 	case typ.Kind() == reflect.Pointer:
 		return shape(typ.Elem(), into) + " or null"
