@@ -2,6 +2,7 @@ package fogvm
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -76,4 +77,33 @@ func TestQMP(t *testing.T) {
 	if err := q.execute(t.Context(), "after"); !errors.Is(err, errQMPGone) {
 		t.Errorf("after the end: %v", err)
 	}
+}
+
+// said is a connection on which a hostile QEMU, or guest in it, has said all it says.
+type said struct {
+	net.Conn
+	r *bytes.Reader
+}
+
+func (s said) Read(b []byte) (int, error) { return s.r.Read(b) }
+
+// FuzzQMP: whatever QEMU says, reading it ends, and so does every command that waits.
+func FuzzQMP(f *testing.F) {
+	f.Add([]byte("{\"QMP\":{}}\n{\"return\":{},\"id\":1}\n{\"event\":\"SHUTDOWN\",\"data\":{\"reason\":\"guest-reset\"},\"timestamp\":{\"seconds\":1}}\n"))
+	f.Add([]byte("{\"error\":{\"class\":\"GenericError\",\"desc\":\"no\"},\"id\":1}\n{\"return\":{},\"id\":1}\n"))
+	f.Add([]byte("[[[["))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		heard := 0
+		q := newQMP(said{r: bytes.NewReader(b)}, func(qmp.Event) { heard++ })
+		waits := make(chan qmpReply, 1)
+		q.waiting[1] = waits
+		_ = q.run() // any error is fine
+		<-waits     // an answer, or the end
+		if len(waits) != 0 {
+			t.Fatal("a command is answered twice")
+		}
+		if q.waiting != nil || heard > len(b)/len(`{"event":"x"}`)+1 {
+			t.Fatalf("%d events in %d bytes, %d commands wait", heard, len(b), len(q.waiting))
+		}
+	})
 }

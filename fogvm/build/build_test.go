@@ -211,3 +211,16 @@ func TestKeys(t *testing.T) {
 		t.Error("the merge of layers does not depend on the base below them")
 	}
 }
+
+// FuzzAccounts: whatever an image's passwd and group say, what is read has names,
+// and no more of them than there are lines.
+func FuzzAccounts(f *testing.F) {
+	f.Add("root:x:0:0:root:/root:/bin/sh\nbad\n:::\n", "root:x:0:\nadm:x:4:root\n")
+	f.Add("a:x:99999999999999999999:0:", "a:x:-1:")
+	f.Fuzz(func(t *testing.T, passwd, group string) {
+		a, err := readAccounts(strings.NewReader(passwd), strings.NewReader(group))
+		if err == nil && (len(a.Users) > strings.Count(passwd, "\n")+1 || len(a.Groups) > strings.Count(group, "\n")+1) {
+			t.Fatalf("%d users and %d groups", len(a.Users), len(a.Groups))
+		}
+	})
+}

@@ -12,8 +12,9 @@ import (
 	"testing"
 )
 
-// decoders are the functions that read bytes of peers, guests or the disk, each
-// with the fuzz target of its package that reaches it, or with why it needs none.
+// decoders are the functions and methods that read bytes of peers, guests or the
+// disk, each with the fuzz target of its package that reaches it, or with why it
+// needs none.
 var decoders = []struct{ dir, fn, fuzz, reason string }{
 	{"crdt", "decodeNode", "FuzzApply", ""},
 	{"crdt", "decodeClaim", "FuzzApply", ""},
@@ -62,6 +63,31 @@ var decoders = []struct{ dir, fn, fuzz, reason string }{
 	{"wg/carrier", "readFrame", "FuzzFrame", ""},
 	{"wg/carrier", "readAddr", "FuzzGreeting", ""},
 	{"wg/carrier", "parseEndpoint", "", "the operator's own, behind netip's parser"},
+	{"crdt/seal", "Open", "FuzzOpen", ""},
+	{"crdt/seal", "Check", "", "compares a hash; what follows the salt is the value as it is"},
+	{"fogvm", "qmpClient.run", "FuzzQMP", ""},
+	{"fogvm", "frameAllowed", "FuzzFrameAllowed", ""},
+	{"fogvm", "lineConn.readLine", "", "formd and its own shim, over a socket of the node's folder"},
+	{"fogvm", "readJSONFile", "", "files that formd and the shim wrote; what a VM may be is checked when it starts"},
+	{"fogvm", "readKept", "", "bounds a log, and interprets nothing"},
+	{"fogvm/build", "parseIgnore", "FuzzIgnore", ""},
+	{"fogvm/build", "readAccounts", "FuzzAccounts", ""},
+	{"fogvm/build", "readLower", "", "opens a file of a layer, and interprets nothing"},
+	{"fogvm/build", "readLowers", "", "as readLower"},
+	{"fogvm/build", "readXattrs", "", "asks the kernel"},
+	{"fogvm/build", "readStep", "", "the cache that this builder wrote"},
+	{"store/formfile", "Parse", "FuzzParse", ""},
+	{"store/formfile", "parseDuration", "FuzzParse", ""},
+	{"store/formfile", "parseBool", "FuzzParse", ""},
+	{"cmd/internal/config", "Parse", "FuzzParse", ""},
+	{"cmd/internal/config", "ParseSize", "FuzzParse", ""},
+	{"cmd/internal/config", "ParseDuration", "FuzzParse", ""},
+	{"cmd/internal/config", "ParseAccept", "", "the operator's own words"},
+	{"cmd/internal/config", "ParseLabels", "", "as ParseAccept"},
+	{"cmd/internal/keystore", "decode", "FuzzDecode", ""},
+	{"cmd/form/internal/kit", "Parse", "FuzzParse", ""},
+	{"cmd/form/internal/kit", "ParseAuthorizedKey", "", "the user's own key files, behind the SSH library's parser"},
+	{"cmd/internal/api", "decode", "FuzzBody", ""},
 	{"cmd/internal/api", "ReadHeader", "FuzzReadHeader", ""},
 	{"cmd/internal/api", "readEvents", "FuzzReadEvents", ""},
 }
@@ -105,7 +131,7 @@ func TestDecodersAreFuzzed(t *testing.T) {
 		}
 	}
 	for dir := range dirs {
-		funcs, targets := functions(t, filepath.Join("../..", dir))
+		funcs, all, targets := functions(t, filepath.Join("../..", dir))
 		for fn := range funcs {
 			if !slices.ContainsFunc(decoders, func(d struct{ dir, fn, fuzz, reason string }) bool { return d.dir == dir && d.fn == fn }) {
 				t.Errorf("%s.%s takes bytes apart and is not in the table: give it a fuzz target, or a reason", dir, fn)
@@ -115,7 +141,7 @@ func TestDecodersAreFuzzed(t *testing.T) {
 			if d.dir != dir {
 				continue
 			}
-			if !funcs[d.fn] {
+			if !all[d.fn] {
 				t.Errorf("%s.%s is in the table and not there", dir, d.fn)
 			}
 			if d.fuzz != "" && !targets[d.fuzz] {
@@ -125,10 +151,26 @@ func TestDecodersAreFuzzed(t *testing.T) {
 	}
 }
 
-// functions are the decoders and the fuzz targets of a folder.
-func functions(t *testing.T, dir string) (decoders, targets map[string]bool) {
+// Each of those targets begins from what earlier runs of it found.
+func TestFuzzTargetsHaveCorpora(t *testing.T) {
+	seen := map[string]bool{}
+	for _, d := range decoders {
+		dir := filepath.Join("../..", d.dir, "testdata/fuzz", d.fuzz)
+		if d.fuzz == "" || seen[dir] {
+			continue
+		}
+		seen[dir] = true
+		if corpus, err := filepath.Glob(filepath.Join(dir, "*")); err != nil || len(corpus) == 0 {
+			t.Errorf("%s: %s has no corpus: keep what a run of it found (scripts/fuzz.sh) in testdata/fuzz", d.dir, d.fuzz)
+		}
+	}
+}
+
+// functions are what is named as a decoder in a folder, all its functions and
+// methods, and its fuzz targets.
+func functions(t *testing.T, dir string) (decoders, all, targets map[string]bool) {
 	t.Helper()
-	decoders, targets = map[string]bool{}, map[string]bool{}
+	decoders, all, targets = map[string]bool{}, map[string]bool{}, map[string]bool{}
 	files, err := filepath.Glob(filepath.Join(dir, "*.go"))
 	if err != nil || len(files) == 0 {
 		t.Fatal(dir, err, fs.ErrNotExist)
@@ -140,7 +182,7 @@ func functions(t *testing.T, dir string) (decoders, targets map[string]bool) {
 		}
 		for _, decl := range f.Decls {
 			fn, ok := decl.(*ast.FuncDecl)
-			if !ok || fn.Recv != nil {
+			if !ok {
 				continue
 			}
 			switch {
@@ -148,10 +190,29 @@ func functions(t *testing.T, dir string) (decoders, targets map[string]bool) {
 				if strings.HasPrefix(fn.Name.Name, "Fuzz") {
 					targets[fn.Name.Name] = true
 				}
+				continue
+			case fn.Recv != nil:
+				all[receiver(fn)+"."+fn.Name.Name] = true
+				continue
+			}
+			all[fn.Name.Name] = true
+			switch {
 			case decoding.MatchString(fn.Name.Name) && takesApart(fn):
 				decoders[fn.Name.Name] = true
 			}
 		}
 	}
-	return decoders, targets
+	return decoders, all, targets
+}
+
+// receiver is the type that a method is of.
+func receiver(fn *ast.FuncDecl) string {
+	t := fn.Recv.List[0].Type
+	if p, ok := t.(*ast.StarExpr); ok {
+		t = p.X
+	}
+	if id, ok := t.(*ast.Ident); ok {
+		return id.Name
+	}
+	return ""
 }

@@ -535,3 +535,32 @@ func FuzzReadHeader(f *testing.F) {
 		}
 	})
 }
+
+// FuzzBody: a body is refused as its sender's mistake, or is within bounds.
+func FuzzBody(f *testing.F) {
+	for _, seed := range []string{"", "{}", `{"statements":["AAAA"]}`, `{"statements":null}{}`, `{"no":1}`, `{"statements":[[[[`, `{"seconds":-1,"roles":["king"]}`, `{"from":["x"],"pin":true}`} {
+		f.Add([]byte(seed))
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		read := func() *http.Request {
+			r := httptest.NewRequest(http.MethodPost, "/", bytes.NewReader(b))
+			r.Body = http.MaxBytesReader(nil, r.Body, MaxBody)
+			return r
+		}
+		s, err := decode[SubmitRequest](read())
+		_, ierr := decode[InviteRequest](read())
+		_, ferr := decode[FetchRequest](read())
+		for _, err := range []error{err, ierr, ferr} {
+			if err != nil && ExitOf(err) != ExitUsage {
+				t.Fatalf("not the sender's mistake: %v", err)
+			}
+		}
+		size := 0
+		for _, raw := range s.Statements {
+			size += len(raw)
+		}
+		if err == nil && size > len(b) {
+			t.Fatalf("%d bytes of statements in %d", size, len(b))
+		}
+	})
+}

@@ -221,3 +221,30 @@ func TestLoadRefusesExposedFiles(t *testing.T) {
 		}
 	}
 }
+
+// FuzzDecode: a key file is refused, or is one key.
+func FuzzDecode(f *testing.F) {
+	b, err := encode(ed25519.NewKeyFromSeed(make([]byte, ed25519.SeedSize)), nil, 0)
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(b)
+	f.Add(bytes.Repeat(b, 2))
+	f.Add([]byte("-----BEGIN PRIVATE KEY-----\n-----END PRIVATE KEY-----\n"))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		key, err := decode(b)
+		if err != nil {
+			if !errors.Is(err, ErrFormat) {
+				t.Fatalf("an error of another kind: %v", err)
+			}
+			return
+		}
+		again, err := encode(key, nil, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if same, err := decode(again); err != nil || !same.Equal(key) {
+			t.Fatalf("it is another key after writing: %v", err)
+		}
+	})
+}

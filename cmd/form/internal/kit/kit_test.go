@@ -163,3 +163,17 @@ func TestParseAuthorizedKey(t *testing.T) {
 		}
 	}
 }
+
+// FuzzParse: a configuration is refused with a place, or read.
+func FuzzParse(f *testing.F) {
+	f.Add([]byte("ticket = \"form1\"\n"))
+	f.Add([]byte("[[[[\n"))
+	f.Add([]byte("x = 1\n"))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		_, err := Parse("config.toml", b)
+		var bad *ConfigError
+		if err != nil && (!errors.As(err, &bad) || !strings.HasPrefix(bad.Text, "config.toml:")) {
+			t.Fatalf("%q", err)
+		}
+	})
+}
