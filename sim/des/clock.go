@@ -16,7 +16,8 @@ const million = 1_000_000
 // at is what it shows at a virtual time.
 func (c clock) at(now time.Duration) time.Duration {
 	d := now - c.began
-	return c.shows + d + d*time.Duration(c.ppm)/million
+	ppm := time.Duration(c.ppm)
+	return c.shows + d + d/million*ppm + d%million*ppm/million
 }
 
 // when is the first virtual time at which it shows t or more.
@@ -26,8 +27,11 @@ func (c clock) when(t time.Duration) time.Duration {
 	}
 	d, rate := t-c.shows, time.Duration(million+c.ppm)
 	now := c.began + d/rate*million + d%rate*million/rate
-	for c.at(now) < t {
+	for c.at(now) < t { // rounded, by a few nanoseconds
 		now++
+	}
+	for c.at(now-1) >= t {
+		now--
 	}
 	return now
 }

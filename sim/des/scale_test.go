@@ -111,17 +111,29 @@ func TestLossAndStallsKillNobody(t *testing.T) {
 	}
 }
 
+// load is what owners do while it is measured what nodes send: a change every so
+// often, drawn; 0: none.
+type load struct {
+	Workload
+	every, span time.Duration
+}
+
 // perNode is what a node of a swarm sends in a second, after the start.
-func perNode(t *testing.T, nodes int, w Workload) (messages, bytes float64) {
-	const span = 2 * time.Minute
+func perNode(t *testing.T, nodes int, w load) (messages, bytes float64) {
 	var before, after [Classes]Traffic
+	made := 0
 	s := twice(t, Config{Seed: 13, Nodes: nodes, Net: NetConfig{Loss: 0.02}}, func(s *Sim) {
-		s.Boot(w)
+		s.Boot(w.Workload)
+		if w.every > 0 {
+			s.Changes(w.every)
+		}
 		s.Run(30 * time.Second)
-		before = s.Traffic()
-		s.Run(span)
-		after = s.Traffic()
+		before, made = s.Traffic(), s.Statements()
+		s.Run(w.span)
+		after, made = s.Traffic(), s.Statements()-made
 	})
+	span := w.span
+	t.Logf("seed=13 nodes=%d: %.2f statements a second in all", nodes, float64(made)/span.Seconds())
 	per := float64(s.Nodes()) * span.Seconds()
 	for c := range Classes {
 		m, b := float64(after[c].Messages-before[c].Messages)/per, float64(after[c].Bytes-before[c].Bytes)/per
@@ -133,8 +145,8 @@ func perNode(t *testing.T, nodes int, w Workload) (messages, bytes float64) {
 
 func TestBackgroundIsFlat(t *testing.T) {
 	for _, perHundred := range []int{0, 100} {
-		m1, b1 := perNode(t, 100, Workload{Instances: perHundred, Replicas: 1})
-		m2, b2 := perNode(t, cheap(1000), Workload{Instances: 10 * perHundred, Replicas: 1})
+		m1, b1 := perNode(t, 100, load{Workload: Workload{Instances: perHundred, Replicas: 1}, span: 2 * time.Minute})
+		m2, b2 := perNode(t, cheap(1000), load{Workload: Workload{Instances: 10 * perHundred, Replicas: 1}, span: 2 * time.Minute})
 		t.Logf("%d instances per 100 nodes: from 100 to 1000 nodes messages × %.2f, bytes × %.2f", perHundred, m2/m1, b2/b1)
 		if m2/m1 > 1.5 || b2/b1 > 1.5 {
 			t.Errorf("background is not flat: messages × %.2f, bytes × %.2f", m2/m1, b2/b1)
@@ -142,5 +154,58 @@ func TestBackgroundIsFlat(t *testing.T) {
 		if !long {
 			break // the ranking of a thousand instances takes a while
 		}
+	}
+}
+
+// What a node sends follows how much is said in the swarm, not how many there are:
+// with the same changes a second, from 100 to 1,000 nodes.
+func TestWorkIsFlat(t *testing.T) {
+	if !long {
+		t.Skip("a thousand nodes that decide anew at every statement take minutes: FORMATION_LONG=1")
+	}
+	w := load{Workload: Workload{Instances: 50, Replicas: 1}, every: 2 * time.Second, span: 30 * time.Second}
+	m1, b1 := perNode(t, 100, w)
+	m2, b2 := perNode(t, cheap(1000), w)
+	t.Logf("from 100 to 1000 nodes messages × %.2f, bytes × %.2f", m2/m1, b2/b1)
+	if m2/m1 > 1.5 || b2/b1 > 1.5 {
+		t.Errorf("messages × %.2f, bytes × %.2f", m2/m1, b2/b1)
+	}
+}
+
+// A thousand nodes lose the one that runs the most, and then ten for a while: every
+// replica is back each time, and in the end once.
+func TestAThousandNodesHeal(t *testing.T) {
+	s := New(Config{Seed: 14, Nodes: cheap(1000), Net: lossy})
+	s.Boot(Workload{Instances: 200, Replicas: 1})
+	s.Run(5 * time.Second)
+	served := func(what string) {
+		took, ok := s.RunUntil(2*time.Minute, time.Second, func() bool { return len(s.Unserved()) == 0 && s.Converged() })
+		t.Logf("seed=14: %s: served and converged after %v", what, took)
+		if !ok {
+			t.Errorf("seed=14: %s: after %v: converged %v, %v", what, took, s.Converged(), s.Unserved())
+		}
+	}
+	most := mostLoaded(s, 11)
+	s.Crash(most[0], true)
+	s.Run(5 * time.Second)
+	served("a death")
+	var rest []int
+	for i := range s.nodes {
+		if !slices.Contains(most[1:], i) {
+			rest = append(rest, i)
+		}
+	}
+	s.Partition(rest, most[1:])
+	s.Run(40 * time.Second)
+	s.Heal()
+	served("a split")
+	s.CheckEqualViews()
+	all, _ := s.Takeovers()
+	for _, b := range s.Bad {
+		t.Errorf("seed=14: %s", b)
+	}
+	t.Logf("seed=14 nodes=%d: %d takeovers, %d events, %d copies", s.Nodes(), all, s.Events(), s.Copies())
+	if all == 0 {
+		t.Error("seed=14: nothing was taken over")
 	}
 }

@@ -228,6 +228,27 @@ func (s *Sim) Delete(ownerNo, i int, id string) {
 	s.submit(i, raws)
 }
 
+// Changes has owners restart an instance so often, drawn, at nodes drawn, until the
+// end of virtual time.
+func (s *Sim) Changes(mean time.Duration) {
+	rng := stream(s.cfg.Seed, useWorld, uint64(len(s.nodes)), 1)
+	wait := func() time.Duration { return time.Duration(rng.ExpFloat64() * float64(mean)) }
+	var next func()
+	next = func() {
+		owner := rng.IntN(len(s.owners))
+		mine, up := s.Instances(owner), s.Honest()
+		if len(mine) > 0 && len(up) > 0 {
+			s.Set(owner, up[rng.IntN(len(up))], mine[rng.IntN(len(mine))].ID, func(spec *crdt.Spec) { spec.Restart++ })
+			s.Seen["an owner changed something"]++
+		}
+		s.Do(wait(), next)
+	}
+	s.Do(wait(), next)
+}
+
+// Statements is how many there were.
+func (s *Sim) Statements() int { return len(s.pool.made) }
+
 // Key is who a node is.
 func (s *Sim) Key(i int) stmt.Key { return s.nodes[i].key }
 
