@@ -50,16 +50,27 @@ func newWorld(t *testing.T) *world {
 
 // add makes node n; reachable says whether it tells its UDP address.
 func (w *world) add(n byte, reachable bool) *node {
+	w.t.Helper()
+	home := netip.AddrFrom4([4]byte{127, 0, 0, 1})
+	socket, err := Listen(0, home)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	if !reachable {
+		home = netip.Addr{}
+	}
+	return w.join(n, socket, home)
+}
+
+// join makes node n with that socket, which tells that it is at home.
+func (w *world) join(n byte, socket *Socket, home netip.Addr) *node {
 	t := w.t
 	t.Helper()
-	v := &node{id: peer.ID(rune('a' + n)), world: w, address: netip.AddrFrom16([16]byte{0: 0xfd, 15: n + 1})}
+	v := &node{id: peer.ID(rune('a' + n)), world: w, socket: socket, address: netip.AddrFrom16([16]byte{0: 0xfd, 15: n + 1})}
+	if home.IsValid() {
+		v.tells = []netip.AddrPort{netip.AddrPortFrom(home, v.socket.Port())}
+	}
 	var err error
-	if v.socket, err = Listen(0, netip.AddrFrom4([4]byte{127, 0, 0, 1})); err != nil {
-		t.Fatal(err)
-	}
-	if reachable {
-		v.tells = []netip.AddrPort{netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), v.socket.Port())}
-	}
 	if v.carrier, err = New(Config{Socket: v.socket, Streams: v, Addresses: func() []netip.AddrPort { return v.tells },
 		Now: func() time.Duration { return time.Since(w.began) }}); err != nil {
 		t.Fatal(err)
@@ -81,6 +92,11 @@ func (w *world) add(n byte, reachable bool) *node {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error)
 	go func() { done <- v.carrier.Run(ctx) }()
+	w.until("it accepts streams", func() bool {
+		v.carrier.mu.RLock()
+		defer v.carrier.mu.RUnlock()
+		return v.carrier.ctx != nil
+	})
 	t.Cleanup(func() {
 		cancel()
 		if err := <-done; err != nil {
@@ -192,8 +208,8 @@ func TestStreamFirstThenStraight(t *testing.T) {
 		}
 	}
 	w.mu.Unlock()
-	a.echo(b, 1<<20)
-	b.echo(a, 1<<20)
+	a.echo(b, 1<<18)
+	b.echo(a, 1<<18)
 	if !a.straight(b) || !b.straight(a) {
 		t.Error("they no longer send straight")
 	}
@@ -204,7 +220,7 @@ func TestStreamAlone(t *testing.T) {
 	w := newWorld(t)
 	a, b := w.add(0, false), w.add(1, false)
 	w.knowEachOther()
-	a.echo(b, 1<<20)
+	a.echo(b, 1<<18)
 	if a.straight(b) || b.straight(a) {
 		t.Error("they send straight to where nobody is known to be")
 	}
