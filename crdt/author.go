@@ -30,6 +30,7 @@ type Author struct {
 	device  stmt.Key
 	actor   ActorID
 	counter uint64
+	bursts  map[DocID]uint64 // the epoch begun last in a burst of changes by this Author
 }
 
 // NewAuthor returns an author for the owner whose private key is key. raws are
@@ -50,7 +51,8 @@ func newAuthor(key ed25519.PrivateKey, owner stmt.Key, network stmt.NetworkID, r
 	a := &Author{
 		Now: time.Now, key: key, owner: owner,
 		// A state of an open network: membership is for the peers to judge.
-		state: NewState(network, stmt.Key{}, NewModel()),
+		state:  NewState(network, stmt.Key{}, NewModel()),
+		bursts: map[DocID]uint64{},
 	}
 	if _, err := io.ReadFull(random, a.device[:]); err != nil {
 		return nil, fmt.Errorf("author: device: %w", err)
@@ -210,9 +212,12 @@ func (a *Author) next(d *document, vals []Op, delegates []stmt.Key, generation u
 	}
 	must := d.proof != nil || len(heads) > stmt.MaxDeps || len(ops) > MaxOps || !slices.Equal(delegates, d.delegates)
 	quiet := d.order[len(d.order)-1].time <= a.Now().Add(-rerootQuiet).Unix()
-	guest := a.asOwner()
+	guest, burst := a.asOwner(), a.isBurst(d)
 	switch {
-	case guest == nil && (must || quiet || len(d.order) >= RerootChanges || d.bytes >= RerootBytes):
+	case guest == nil && (must || quiet || burst || len(d.order) >= RerootChanges || d.bytes >= RerootBytes):
+		if burst {
+			a.bursts[d.id] = d.epoch + 1
+		}
 		return root, b, nil
 	case guest != nil && (must || d.bytes > MaxDocBytes):
 		return st, b, fmt.Errorf("%w: only it can begin the document anew, which now has to be", guest)
@@ -239,6 +244,16 @@ func (a *Author) next(d *document, vals []Op, delegates []stmt.Key, generation u
 		Kind: stmt.KindSpec, Network: a.state.network, Epoch: d.epoch, Seq: seq + 1,
 		Time: a.Now().Unix(), Deps: heads, Body: body,
 	}, b, err
+}
+
+// isBurst says whether this Author has said much of a document, and alone, since
+// its root: more of it is best said by further roots, or the document would stay
+// many times as large once it is at rest.
+func (a *Author) isBurst(d *document) bool {
+	if slices.ContainsFunc(d.order[1:], func(c *change) bool { return c.actor != a.actor }) {
+		return false
+	}
+	return len(d.order) > burstChanges || d.root.actor == a.actor && a.bursts[d.id] == d.epoch
 }
 
 // newRoot is a root with the values of a spec, to be signed, and its body.

@@ -119,7 +119,7 @@ func (d *dialogues) end(s *dialogue) {
 // close takes a session out and notes what time it took.
 func (d *dialogues) close(s *dialogue, now time.Time) {
 	if len(d.used) >= maxRateCounters {
-		clear(d.used)
+		delete(d.used, leastOf(d.used, func(p peer.ID) float64 { return float64(d.time(p, now)) }))
 	}
 	d.used[s.peer] = used{d.time(s.peer, now), now}
 	delete(d.with, s.peer)

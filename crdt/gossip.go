@@ -104,8 +104,9 @@ func batches(sts []*stmt.Statement) map[string][][][]byte {
 	return out
 }
 
-// rates are token buckets by name, bounded in number: when there are too many,
-// all start anew.
+// rates are token buckets by name, bounded in number: when there are too many, one
+// of those that say least gives way, which is the fullest of a few. So whoever makes
+// up many names does not free the one that has taken much.
 type rates[K comparable] struct {
 	mu     sync.Mutex
 	rate   float64 // tokens a second
@@ -129,18 +130,39 @@ func (r *rates[K]) take(k K, n int, now time.Time) bool {
 	b, ok := r.tokens[k]
 	if !ok {
 		if len(r.tokens) >= maxRateCounters {
-			clear(r.tokens)
+			delete(r.tokens, leastOf(r.tokens, func(k K) float64 { return -r.left(r.tokens[k], now) }))
 		}
 		b = bucket{r.burst, now}
 	}
-	b.left = min(r.burst, b.left+max(0, now.Sub(b.at).Seconds())*r.rate)
-	b.at = now
+	b = bucket{r.left(b, now), now}
 	ok = b.left >= float64(n)
 	if ok {
 		b.left -= float64(n)
 	}
 	r.tokens[k] = b
 	return ok
+}
+
+// left is what a bucket holds now.
+func (r *rates[K]) left(b bucket, now time.Time) float64 {
+	return min(r.burst, b.left+max(0, now.Sub(b.at).Seconds())*r.rate)
+}
+
+// fewOf is how many are looked at to find one that gives way.
+const fewOf = 16
+
+// leastOf is the one with the least weight of a few keys of m, which is not empty.
+func leastOf[K comparable, V any](m map[K]V, weight func(K) float64) (least K) {
+	n, lightest := 0, 0.0
+	for k := range m { // any order: any few will do
+		if w := weight(k); n == 0 || w < lightest {
+			least, lightest = k, w
+		}
+		if n++; n == fewOf {
+			break
+		}
+	}
+	return least
 }
 
 // validate receives a gossip message of a member and says whether to pass it on: only when

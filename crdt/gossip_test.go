@@ -98,3 +98,26 @@ func TestRates(t *testing.T) {
 		t.Errorf("%d counters", len(r.tokens))
 	}
 }
+
+// Whoever makes up names frees nobody who has taken much, himself least of all,
+// and costs no more than the bound.
+func TestRatesKeepWhoTookMuch(t *testing.T) {
+	r := newRates[int](1, 10)
+	if !r.take(-1, 10, testNow) || r.take(-1, 1, testNow) {
+		t.Fatal("the burst does not bound")
+	}
+	for i := range 3 * maxRateCounters {
+		if !r.take(i, 1, testNow) {
+			t.Fatalf("name %d has no burst of its own", i)
+		}
+	}
+	if len(r.tokens) != maxRateCounters {
+		t.Errorf("%d names are kept", len(r.tokens))
+	}
+	if r.take(-1, 1, testNow) {
+		t.Error("what one has taken is forgotten for names that have taken less")
+	}
+	if !r.take(-1, 1, testNow.Add(time.Second)) {
+		t.Error("it gets no more with time")
+	}
+}

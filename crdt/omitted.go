@@ -34,25 +34,41 @@ type Omission struct {
 	Ops      []Op
 }
 
-// prior is which changes of the epoch before the root of a document has taken in,
-// or has been found to have left out: the first 8 bytes of their IDs.
+// prior is which changes of the epochs before, from first to epoch, a document has
+// taken in, or has been found to have left out.
 type prior struct {
-	epoch uint64
-	ids   []uint64
+	first, epoch uint64
+	ids          []priorID
 }
 
-func idPrefix(id stmt.ID) uint64 { return binary.BigEndian.Uint64(id[:8]) }
+// priorID is a change: its epoch and the first 8 bytes of its ID.
+type priorID struct{ epoch, id uint64 }
 
-// missed says whether a statement of an older epoch is one that the document's
-// root has left out. It cannot be told where the older epoch was never held.
+// maxPriorIDs is how many there are of epochs before the last one: of a burst of
+// short ones, during which others may still be at work on an earlier one.
+const maxPriorIDs = 16
+
+func priorOf(id stmt.ID, epoch uint64) priorID {
+	return priorID{epoch, binary.BigEndian.Uint64(id[:8])}
+}
+
+// missed says whether a statement of an older epoch is one that was left out. It cannot be told where the older epoch was never held.
 func (p *prior) missed(id stmt.ID, epoch uint64) bool {
-	return p.epoch != 0 && p.epoch == epoch && !slices.Contains(p.ids, idPrefix(id)) && len(p.ids) < 4*RerootChanges
+	return p.epoch != 0 && p.first <= epoch && epoch <= p.epoch && !slices.Contains(p.ids, priorOf(id, epoch)) && len(p.ids) < 4*RerootChanges
 }
 
 // succeed notes what a root with these heads takes in of the document it replaces,
 // and tells of what it leaves out.
 func (s *State) succeed(d *document, heads []stmt.ID, epoch uint64) prior {
-	p := prior{epoch: d.epoch}
+	p := prior{first: d.epoch, epoch: d.epoch}
+	if old := d.prior; old.epoch != 0 && old.epoch+1 == d.epoch {
+		p.first = old.first
+		p.ids = append(make([]priorID, 0, len(old.ids)+len(d.order)), old.ids...)
+		for len(p.ids) > maxPriorIDs && p.first < d.epoch {
+			p.ids = slices.DeleteFunc(p.ids, func(x priorID) bool { return x.epoch == p.first })
+			p.first++
+		}
+	}
 	taken := map[stmt.ID]bool{}
 	for todo := slices.Clone(heads); len(todo) > 0; {
 		id := todo[len(todo)-1]
@@ -68,7 +84,7 @@ func (s *State) succeed(d *document, heads []stmt.ID, epoch uint64) prior {
 		if !taken[c.id] && (c != d.root || d.epoch == epoch) {
 			s.omit(d.id, c.rec)
 		}
-		p.ids = append(p.ids, idPrefix(c.id))
+		p.ids = append(p.ids, priorOf(c.id, c.epoch))
 	}
 	return p
 }
@@ -89,7 +105,7 @@ func (s *State) omit(id DocID, r rec) {
 // late tells of a change of the epoch before that comes after the document's root.
 func (s *State) late(d *document, r rec) {
 	if d.prior.missed(r.id, r.epoch) {
-		d.prior.ids = append(d.prior.ids, idPrefix(r.id))
+		d.prior.ids = append(d.prior.ids, priorOf(r.id, r.epoch))
 		s.omit(d.id, r)
 	}
 }

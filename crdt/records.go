@@ -49,6 +49,9 @@ const (
 	// Author re-roots a document anyway: whoever worked on it at the same time has
 	// been heard, and a document at rest is one statement.
 	rerootQuiet = 10 * time.Minute
+	// burstChanges is how many changes an Author makes of a document, and nobody
+	// else, before each further one of its run re-roots it.
+	burstChanges = 8
 	// MaxDocBytes is how many bytes of statements of one epoch count before a
 	// replica takes no further change of it.
 	MaxDocBytes = 4 * RerootBytes

@@ -354,6 +354,59 @@ func TestReroot(t *testing.T) {
 	}
 }
 
+// A document that one device changes again and again without a pause is one
+// statement when it is at rest, and what another says meanwhile is told of.
+func TestBurstIsReRooted(t *testing.T) {
+	w := newWorld(t)
+	w.admit("olga", stmt.RoleOwner)
+	a := w.author("olga", nil)
+	id, raws, err := a.Create(Spec{Name: "hello"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := w.state()
+	s.tellOmitted = true
+	applyAll(s, append(w.raws, raws...))
+	doc := mustDoc(t, id)
+	var behind *Author
+	for i := range 100 {
+		if i == 90 {
+			behind = w.author("olga", s.OwnerStatements(pub("olga")))
+		}
+		raws, err := a.Set(id, func(s *Spec) { s.Restart = uint64(i + 1) })
+		if err != nil {
+			t.Fatal(err)
+		}
+		applyAll(s, append(raws, raws...))
+		if n := len(s.docs[doc].order); n > burstChanges+1 || i > burstChanges && n != 1 {
+			t.Fatalf("%d statements are held after %d changes", n, i+1)
+		}
+	}
+	got, _ := s.View().Instance(id)
+	if got.Restart != 100 || got.Generation != 101 {
+		t.Fatalf("after 100 changes: %+v", got)
+	}
+	// The first after a pause of the others is a change again: they may be at work.
+	next := w.author("olga", s.OwnerStatements(pub("olga")))
+	if raws, err = next.Set(id, func(s *Spec) { s.Region = "eu" }); err != nil {
+		t.Fatal(err)
+	}
+	applyAll(s, raws)
+	if n := len(s.docs[doc].order); n != 2 {
+		t.Errorf("%d statements after a change by another device", n)
+	}
+	// What was said on an epoch that the burst has ended meanwhile is told of.
+	if raws, err = behind.Set(id, func(s *Spec) { s.Replicas = 7 }); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Apply(raws[0], testNow); !errors.Is(err, ErrStale) {
+		t.Errorf("a change of an epoch that is over: %v", err)
+	}
+	if len(s.omitted) != 1 || s.omitted[0].id != mustID(t, raws[0], w) {
+		t.Errorf("told of %+v", s.omitted)
+	}
+}
+
 func mustDoc(t interface {
 	Helper()
 	Fatal(...any)

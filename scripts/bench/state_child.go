@@ -45,7 +45,7 @@ func stateMain() (isChild bool) {
 	var values map[string]float64
 	if err == nil {
 		roles := map[string]func(context.Context, *stateWorld) (map[string]float64, error){
-			"load": t.load, "update": t.update, "claim": t.claim, "rest": t.rest, "history": t.history,
+			"load": t.load, "update": t.update, "claim": t.claim, "rest": t.rest, "history": t.history, "burst": t.burst,
 		}
 		values, err = roles[t.Role](ctx, newStateWorld())
 	}
