@@ -135,8 +135,8 @@ func (a *Author) Create(spec Spec) (id string, raws [][]byte, err error) {
 // gives no statements. When the document's history has grown or has been quiet for
 // some minutes, or it is frozen, the statement re-roots it; of two devices that do that at once only one is
 // heard, and the other's Submit fails with ErrStale: load again and repeat. A
-// delegate cannot re-root: when the document takes no more, and when Delegates are
-// to change, it is told ErrNotOwner. Errors wrap ErrNotFound, ErrInvalid,
+// delegate cannot re-root: when the document takes no more, and when Delegates or
+// the partition contract are to change, it is told ErrNotOwner. Errors wrap ErrNotFound, ErrInvalid,
 // ErrNotOwner or stmt.ErrTooLarge.
 func (a *Author) Set(id string, mutate func(*Spec)) (raws [][]byte, err error) {
 	doc, err := ParseDocID(id)
@@ -210,7 +210,8 @@ func (a *Author) next(d *document, vals []Op, delegates []stmt.Key, generation u
 	if err != nil {
 		return st, b, err
 	}
-	must := d.proof != nil || len(heads) > stmt.MaxDeps || len(ops) > MaxOps || !slices.Equal(delegates, d.delegates)
+	must := d.proof != nil || len(heads) > stmt.MaxDeps || len(ops) > MaxOps || !slices.Equal(delegates, d.delegates) ||
+		changesContract(ops)
 	quiet := d.order[len(d.order)-1].time <= a.Now().Add(-rerootQuiet).Unix()
 	guest, burst := a.asOwner(), a.isBurst(d)
 	switch {

@@ -81,6 +81,9 @@ func TestDelegate(t *testing.T) {
 		{"a stranger's change", "eve", 1, another, stmt.ErrAuthority},
 		{"a delegate's root", "dee", 2, func(b *specBody) { b.Root = stmt.ID{} }, ErrInvalid},
 		{"a delegate's change that makes delegates", "dee", 1, func(b *specBody) { b.Delegates = []stmt.Key{pub("eve")} }, ErrInvalid},
+		{"a delegate's change of the voters", "dee", 1, func(b *specBody) { b.Actor[0]++; b.Ops = []Op{{Key: keyVoters, Value: []byte{0xf6}}} }, ErrInvalid},
+		{"a delegate's change of the contract", "dee", 1, func(b *specBody) { b.Actor[0]++; b.Ops = []Op{{Key: keyPartition, Value: []byte{0xf6}}} }, ErrInvalid},
+		{"a delegate's change of the term", "dee", 1, func(b *specBody) { b.Actor[0]++; b.Ops = append([]Op{{Key: keyTerm, Value: []byte{1}}}, b.Ops...) }, ErrInvalid},
 		{"the owner as its own delegate", "olga", 1, another, ErrInvalid},
 		{"a change that names an owner who is no member", "dee", 1, func(b *specBody) { b.Owner = pub("eve") }, ErrNotMember},
 		{"an old epoch", "dee", 0, another, ErrStale},
@@ -120,6 +123,10 @@ func TestDelegateNeedsTheOwner(t *testing.T) {
 		"delete": func() error { _, err := d.Delete(id); return err },
 		"delegates": func() error {
 			_, err := d.Set(id, func(s *Spec) { s.Delegates = append(s.Delegates, pub("eve")) })
+			return err
+		},
+		"voters": func() error {
+			_, err := d.Set(id, func(s *Spec) { s.Partition, s.Voters = PartitionFence, []stmt.Key{pub("n1")} })
 			return err
 		},
 		"a full document": func() error {

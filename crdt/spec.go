@@ -96,8 +96,18 @@ func (b *specBody) check(st *stmt.Statement) error {
 		return fmt.Errorf("%w: delegates in a change", ErrInvalid)
 	case len(b.Ops) == 0 || len(b.Ops) > MaxOps:
 		return fmt.Errorf("%w: %d ops", ErrInvalid, len(b.Ops))
+	case !b.Owner.IsZero() && changesContract(b.Ops):
+		return fmt.Errorf("%w: a delegate's change of the partition contract", ErrInvalid)
 	}
 	return checkDelegates(st.Author, b.Delegates)
+}
+
+// changesContract says whether ops change who decides where an instance may run,
+// which its owner alone does: of two who name voters each could let one run.
+func changesContract(ops []Op) bool {
+	return slices.ContainsFunc(ops, func(op Op) bool {
+		return op.Key == keyPartition || op.Key == keyVoters || op.Key == keyTerm
+	})
 }
 
 func checkDelegates(owner stmt.Key, keys []stmt.Key) error {
