@@ -140,9 +140,10 @@ func newDelegate(a *app) *cobra.Command {
 	c := &cobra.Command{
 		Use: "delegate INSTANCE KEY", Short: "let another key change an instance",
 		Long: `Names KEY a delegate: it may scale, stop, start, restart and update INSTANCE, as
-you may. It cannot delete it, nor read or set its secrets, nor name delegates.
-This holds until --remove. A delegate that is a device of yours (form key device
-add) connects with FORM_KEY_FILE=… FORM_OWNER=….`,
+you may. It cannot delete it, nor read or set its secrets, nor name delegates, nor
+change its partition contract and voters. This holds until --remove. A delegate
+that is a device of yours (form key device add) connects with FORM_KEY_FILE=…
+FORM_OWNER=….`,
 		Args: argsBetween(2, 2, "an INSTANCE and a KEY"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			key, err := deviceKey(args[1])
