@@ -172,11 +172,16 @@ func TestWorkIsFlat(t *testing.T) {
 	}
 }
 
-// A thousand nodes lose the one that runs the most, and then ten for a while: every
-// replica is back each time, and in the end once.
-func TestAThousandNodesHeal(t *testing.T) {
-	s := New(Config{Seed: 14, Nodes: cheap(1000), Net: lossy})
-	s.Boot(Workload{Instances: 200, Replicas: 1})
+// A large swarm loses the node that runs the most, and then sight of another for a
+// while, which takes over what it may: every replica is back each time, and once. Of a thousand nodes each decides
+// anew at every statement, which takes minutes of CPU: FORMATION_LONG=1.
+func TestALargeSwarmHeals(t *testing.T) {
+	nodes := 100
+	if long {
+		nodes = cheap(1000)
+	}
+	s := New(Config{Seed: 14, Nodes: nodes, Net: lossy})
+	s.Boot(Workload{Instances: 100, Replicas: 1})
 	s.Run(5 * time.Second)
 	served := func(what string) {
 		took, ok := s.RunUntil(2*time.Minute, time.Second, func() bool { return len(s.Unserved()) == 0 && s.Converged() })
@@ -185,7 +190,7 @@ func TestAThousandNodesHeal(t *testing.T) {
 			t.Errorf("seed=14: %s: after %v: converged %v, %v", what, took, s.Converged(), s.Unserved())
 		}
 	}
-	most := mostLoaded(s, 11)
+	most := mostLoaded(s, 2)
 	s.Crash(most[0], true)
 	s.Run(5 * time.Second)
 	served("a death")
