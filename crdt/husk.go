@@ -134,13 +134,13 @@ func (s *State) restore(node stmt.Key, h *husk) {
 	s.changes++
 }
 
-func (s *State) indexHusks(add func(uint64, uint8, int, rec)) {
+func (s *State) indexHusks(x *indexer) {
 	for key, h := range s.husks { // any order: the index is sorted
 		if h.node.id != (stmt.ID{}) {
-			add(subjectOf(stmt.KindNode, key[:]), classRegister, rankNode, h.node)
+			x.add(subjectOf(stmt.KindNode, key[:]), classRegister, rankNode, h.node)
 		}
 		for k, c := range h.claims { // any order: the index is sorted
-			add(claimSubject(k), classRegister, rankClaim, c)
+			x.add(claimSubject(k), classRegister, rankClaim, c)
 		}
 	}
 }

@@ -100,62 +100,127 @@ func subjectOf(kind stmt.Kind, parts ...[]byte) uint64 {
 	return binary.BigEndian.Uint64(h.Sum(nil))
 }
 
-// index returns the current index; it costs O(n log n) after a change. Its maps
-// are read in any order: the items are sorted at the end.
+// index returns the current index. After a change it costs a look at everything
+// held, and the hashing and sorting of what the last index had not.
 func (s *State) index() *index {
 	if s.idx != nil && s.idxChanges == s.changes {
 		return s.idx
 	}
-	x := &index{items: make([]indexed, 0, len(s.ids))}
-	add := func(subject uint64, class uint8, rank int, r rec) {
-		it := indexed{
-			entry: entry{Subject: subject, ID: shortID(r.id[:16]), Class: class, Epoch: r.epoch, Seq: r.seq}, rank: rank,
-		}
-		if r.raw != nil {
-			it.raws = [][]byte{r.raw}
-		}
-		x.items = append(x.items, it)
-	}
+	s.idx, s.idxChanges = s.reindex(s.idx), s.changes
+	return s.idx
+}
+
+// reindex makes an index, of which what is as in old, if not nil, is taken from
+// there. Maps are read in any order: the items are sorted at the end.
+func (s *State) reindex(old *index) *index {
+	x := newIndexer(old)
 	ms := &s.members
 	for key, as := range ms.admitted {
 		for _, a := range as {
-			add(subjectOf(stmt.KindMember, key[:]), classSet, rankMember, a.rec)
+			if !x.keeps(a.rec, rankMember) {
+				x.add(subjectOf(stmt.KindMember, key[:]), classSet, rankMember, a.rec)
+			}
 		}
 	}
 	for k, r := range ms.revokes {
-		add(subjectOf(stmt.KindMember, k.key[:]), classSet, rankMember, r)
+		if !x.keeps(r, rankMember) {
+			x.add(subjectOf(stmt.KindMember, k.key[:]), classSet, rankMember, r)
+		}
 	}
 	for key, r := range ms.disowned {
-		add(subjectOf(stmt.KindMember, key[:]), classSet, rankMember, r)
+		if !x.keeps(r, rankMember) {
+			x.add(subjectOf(stmt.KindMember, key[:]), classSet, rankMember, r)
+		}
 	}
-	if ms.wildcard.raw != nil {
-		add(subjectOf(stmt.KindMember), classRegister, rankMember, ms.wildcard)
+	if r := ms.wildcard; r.raw != nil && !x.keeps(r, rankMember) {
+		x.add(subjectOf(stmt.KindMember), classRegister, rankMember, r)
 	}
 	for k, b := range s.bases {
-		add(subjectOf(stmt.KindBase, k.publisher[:], []byte(k.name)), classRegister, rankBase, b.rec)
+		if !x.keeps(b.rec, rankBase) {
+			x.add(subjectOf(stmt.KindBase, k.publisher[:], []byte(k.name)), classRegister, rankBase, b.rec)
+		}
 	}
 	for key, o := range s.owners {
-		s.indexOwner(x, subjectOf(stmt.KindOwner, key[:]), key, o, add)
+		s.indexOwner(x, key, o)
 	}
 	for id, d := range s.docs {
-		s.indexDoc(x, subjectOf(stmt.KindSpec, id[:]), d, add)
+		s.indexDoc(x, id, d)
 	}
-	s.indexSecrets(add)
+	s.indexSecrets(x)
 	for key, n := range s.nodes {
-		add(subjectOf(stmt.KindNode, key[:]), classRegister, rankNode, n.rec)
+		if !x.keeps(n.rec, rankNode) {
+			x.add(subjectOf(stmt.KindNode, key[:]), classRegister, rankNode, n.rec)
+		}
 	}
 	for c := range s.heldClaims() {
-		k := c.key
-		add(claimSubject(k), classRegister, rankClaim, c.rec)
+		if !x.keeps(c.rec, rankClaim) {
+			x.add(claimSubject(c.key), classRegister, rankClaim, c.rec)
+		}
 	}
-	s.indexHusks(add)
-	slices.SortFunc(x.items, func(a, b indexed) int { return a.compare(b.entry) })
-	x.byID = make(map[shortID]int, len(x.items))
-	for i, it := range x.items {
-		x.byID[it.ID] = i
+	s.indexHusks(x)
+	return x.index()
+}
+
+// indexer makes an index from an older one and what is not in that.
+type indexer struct {
+	old   *index
+	ranks []int // of the items of old that are kept, plus one
+	fresh []indexed
+}
+
+func newIndexer(old *index) *indexer {
+	if old == nil {
+		old = &index{}
 	}
-	s.idx, s.idxChanges = x, s.changes
-	return x
+	return &indexer{old: old, ranks: make([]int, len(old.items))}
+}
+
+// keeps says whether the older index has the statement, and then keeps its item.
+func (x *indexer) keeps(r rec, rank int) bool {
+	i, ok := x.old.byID[shortID(r.id[:16])]
+	if !ok || len(r.raw) == 0 {
+		return false
+	}
+	// The very same bytes: of another signature, or of none, the item is another.
+	if raws := x.old.items[i].raws; len(raws) != 1 || &raws[0][0] != &r.raw[0] {
+		return false
+	}
+	x.ranks[i] = rank + 1
+	return true
+}
+
+// add adds an item for a statement, or for one of which only the number is left.
+func (x *indexer) add(subject uint64, class uint8, rank int, r rec) {
+	it := indexed{
+		entry: entry{Subject: subject, ID: shortID(r.id[:16]), Class: class, Epoch: r.epoch, Seq: r.seq}, rank: rank,
+	}
+	if r.raw != nil {
+		it.raws = [][]byte{r.raw}
+	}
+	x.fresh = append(x.fresh, it)
+}
+
+// index merges what is kept with what is new.
+func (x *indexer) index() *index {
+	slices.SortFunc(x.fresh, func(a, b indexed) int { return a.compare(b.entry) })
+	out := &index{items: make([]indexed, 0, len(x.fresh)+len(x.ranks))}
+	fresh := x.fresh
+	for i, it := range x.old.items {
+		if x.ranks[i] == 0 {
+			continue
+		}
+		for len(fresh) > 0 && fresh[0].compare(it.entry) < 0 {
+			out.items, fresh = append(out.items, fresh[0]), fresh[1:]
+		}
+		it.rank = x.ranks[i] - 1
+		out.items = append(out.items, it)
+	}
+	out.items = append(out.items, fresh...)
+	out.byID = make(map[shortID]int, len(out.items))
+	for i, it := range out.items {
+		out.byID[it.ID] = i
+	}
+	return out
 }
 
 // heldClaims ranges over all claims in any order.
@@ -173,35 +238,39 @@ func (s *State) heldClaims() iter.Seq[*claimReg] {
 
 // indexOwner adds an owner's statements. Any that close it do: two replicas where
 // it is closed hold the same.
-func (s *State) indexOwner(x *index, subject uint64, key stmt.Key, o *ownerState, add func(uint64, uint8, int, rec)) {
+func (s *State) indexOwner(x *indexer, key stmt.Key, o *ownerState) {
 	if !o.closed {
 		for _, st := range o.stmts { // any order: the index is sorted
-			add(subject, classSet, rankOwner, st.rec)
+			if !x.keeps(st.rec, rankOwner) {
+				x.add(subjectOf(stmt.KindOwner, key[:]), classSet, rankOwner, st.rec)
+			}
 		}
 		return
 	}
 	h := sha256.Sum256(append([]byte("formation/closed/1\x00"), key[:]...))
-	it := indexed{entry: entry{Subject: subject, ID: shortID(h[:16]), Class: classClosed}, rank: rankOwner}
+	it := indexed{entry: entry{Subject: subjectOf(stmt.KindOwner, key[:]), ID: shortID(h[:16]), Class: classClosed}, rank: rankOwner}
 	for _, id := range slices.SortedFunc(maps.Keys(o.stmts), stmt.ID.Compare) {
 		it.raws = append(it.raws, o.stmts[id].raw)
 	}
-	x.items = append(x.items, it)
+	x.fresh = append(x.fresh, it)
 }
 
-func (s *State) indexDoc(x *index, subject uint64, d *document, add func(uint64, uint8, int, rec)) {
+func (s *State) indexDoc(x *indexer, id DocID, d *document) {
 	if d.proof == nil {
 		for i, c := range d.order {
-			add(subject, classDoc, rankSpec+i, c.rec)
+			if !x.keeps(c.rec, rankSpec+i) {
+				x.add(subjectOf(stmt.KindSpec, id[:]), classDoc, rankSpec+i, c.rec)
+			}
 		}
 		return
 	}
 	// Any proof freezes: two replicas frozen by different pairs hold the same.
 	h := sha256.Sum256(append([]byte("formation/frozen/1\x00"), d.root.id[:]...))
-	it := indexed{entry: entry{Subject: subject, ID: shortID(h[:16]), Class: classDoc, Epoch: d.epoch}, rank: rankSpec}
+	it := indexed{entry: entry{Subject: subjectOf(stmt.KindSpec, id[:]), ID: shortID(h[:16]), Class: classDoc, Epoch: d.epoch}, rank: rankSpec}
 	for _, r := range d.held() {
 		it.raws = append(it.raws, r.raw)
 	}
-	x.items = append(x.items, it)
+	x.fresh = append(x.fresh, it)
 }
 
 // statements returns every held raw statement in an order in which they can be

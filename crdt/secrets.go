@@ -237,10 +237,12 @@ func (s *State) secretsOf(id DocID) []Secret {
 }
 
 // indexSecrets adds what is held of all instances.
-func (s *State) indexSecrets(add func(subject uint64, class uint8, rank int, r rec)) {
+func (s *State) indexSecrets(x *indexer) {
 	for id, held := range s.secrets { // any order: the index is sorted
 		for name, r := range held { // any order: the index is sorted
-			add(subjectOf(stmt.KindSecret, id[:], []byte(name)), classRegister, rankSecret, r.rec)
+			if !x.keeps(r.rec, rankSecret) {
+				x.add(subjectOf(stmt.KindSecret, id[:], []byte(name)), classRegister, rankSecret, r.rec)
+			}
 		}
 	}
 }
