@@ -121,7 +121,7 @@ const splits = 3
 // What a side of a split takes: to find that nodes are gone, to stop a guest, and
 // to have its replicas back, the ranks waiting one after the other.
 const (
-	detection = 10 * time.Second
+	detection = 13 * time.Second // of who reaches nobody, and so doubts itself first; else 10
 	shutdown  = 2 * time.Second
 	recovery  = 2 * time.Minute
 )
