@@ -26,15 +26,19 @@ type Field struct {
 	byAt    []int32 // IDs of the candidates now
 	gone    int
 
-	named map[Domain]int32
-	lists map[fieldKey]*ranked
-	size  int // IDs in lists
+	named   map[Domain]int32
+	present int // domains of the candidates now
+	lists   map[fieldKey]*ranked
+	size    int // of lists, see perList
+	best    int // keepBest, but for tests
 }
 
-// ranked are the IDs that may run a spec, below upTo, as they drew.
+// ranked are the IDs below upTo that may run a spec, as they drew: all of them, or
+// the best as long as nobody has asked for more.
 type ranked struct {
-	ids  []int32
-	upTo int32
+	ids   []int32
+	upTo  int32
+	whole bool
 }
 
 // fieldKey is all of a spec that decides who may run it, and what they draw.
@@ -59,9 +63,14 @@ func keyOf(spec crdt.Spec) fieldKey {
 	return k
 }
 
+// keepBest is how many of those that may run a spec are ranked at first: more than
+// decisions take as a rule.
+const keepBest = 32
+
 // Bounds of what a Field remembers: beyond it begins anew.
 const (
-	maxListed = 16 << 20 // IDs in lists
+	maxListed = 16 << 20 // size of lists
+	perList   = 64       // what a list takes beside its IDs, as so many
 	keepGone  = 64       // candidates that are gone, or as many as are there
 )
 
@@ -69,7 +78,10 @@ const (
 // able of Order.
 func (f *Field) Set(cands []Candidate) {
 	if f.named == nil || f.gone > max(keepGone, len(f.byAt)) {
-		*f = Field{named: map[Domain]int32{}, lists: map[fieldKey]*ranked{}}
+		*f = Field{named: map[Domain]int32{}, lists: map[fieldKey]*ranked{}, best: f.best}
+		if f.best == 0 {
+			f.best = keepBest
+		}
 	}
 	ids := make(map[stmt.Key]int32, len(f.byAt))
 	for _, id := range f.byAt {
@@ -89,7 +101,17 @@ func (f *Field) Set(cands []Candidate) {
 		f.byAt[i], f.at[id] = id, int32(i)
 	}
 	f.gone += before - kept
+	f.present = 0
+	there := make([]uint64, f.words())
+	for _, id := range f.byAt {
+		if !f.gave(there, id) {
+			f.present++
+		}
+	}
 }
+
+// words is how long a set of domains is.
+func (f *Field) words() int { return (len(f.named) + 63) / 64 }
 
 func (f *Field) add(c Candidate) int32 {
 	c.Alive, c.Draining = true, false
@@ -128,47 +150,106 @@ func (f *Field) compare(a, b idDraw) int {
 	return f.all[a.id].Key.Compare(f.all[b.id].Key)
 }
 
-// list is the candidates that may run spec, as they drew, and some that are gone.
-func (f *Field) list(spec crdt.Spec) []int32 {
-	key := keyOf(spec)
+// list is the candidates that may run spec, as they drew, and some that are gone:
+// all or only the best.
+func (f *Field) list(spec *crdt.Spec) *ranked {
+	key := keyOf(*spec)
 	l := f.lists[key]
 	if l == nil {
-		if f.size += len(f.byAt); f.size > maxListed {
+		l = f.rankBest(spec)
+		if f.size += len(l.ids) + perList; f.size > maxListed {
 			clear(f.lists)
-			f.size = len(f.byAt)
+			f.size = len(l.ids) + perList
 		}
-		l = f.rank(&spec)
 		f.lists[key] = l
 	}
 	for ; int(l.upTo) < len(f.all); l.upTo++ {
-		if f.at[l.upTo] < 0 {
+		if f.at[l.upTo] < 0 || !f.may(spec, l.upTo) {
 			continue
 		}
-		if ok, _ := Eligible(spec, f.all[l.upTo]); !ok {
-			continue
+		d := f.draw(spec, l.upTo)
+		i, _ := slices.BinarySearchFunc(l.ids, d, func(id int32, d idDraw) int { return f.compare(f.draw(spec, id), d) })
+		if i == len(l.ids) && !l.whole {
+			continue // it is among those that nobody has asked for
 		}
-		d := f.draw(&spec, l.upTo)
-		i, _ := slices.BinarySearchFunc(l.ids, d, func(id int32, d idDraw) int { return f.compare(f.draw(&spec, id), d) })
 		l.ids = slices.Insert(l.ids, i, l.upTo)
 		f.size++
 	}
-	return l.ids
+	return l
 }
 
-// rank has all candidates draw.
-func (f *Field) rank(spec *crdt.Spec) *ranked {
-	list := make([]idDraw, 0, len(f.byAt))
+func (f *Field) may(spec *crdt.Spec, id int32) bool {
+	ok, _ := Eligible(*spec, f.all[id])
+	return ok
+}
+
+// rankBest has all candidates draw and ranks the best of them. Of the others it is
+// enough to know that they drew no better.
+func (f *Field) rankBest(spec *crdt.Spec) *ranked {
+	best := make([]idDraw, 0, f.best+1)
+	whole := true
 	for _, id := range f.byAt {
-		if ok, _ := Eligible(*spec, f.all[id]); ok {
-			list = append(list, f.draw(spec, id))
+		if !f.may(spec, id) {
+			continue
+		}
+		x := drawBits(spec.ID, f.all[id].Key)
+		if len(best) == f.best {
+			whole = false
+			if last := best[f.best-1]; atLeast(x)*last.weight > last.score*f.weights[id] {
+				continue
+			}
+		}
+		d := idDraw{negLog2(x), f.weights[id], id}
+		i, _ := slices.BinarySearchFunc(best, d, f.compare)
+		best = slices.Insert(best, i, d)
+		best = best[:min(len(best), f.best)]
+	}
+	return &ranked{ids: idsOf(best, nil), upTo: int32(len(f.all)), whole: whole}
+}
+
+// rankRest ranks those whom rankBest left out.
+func (f *Field) rankRest(spec *crdt.Spec, l *ranked) {
+	var rest []idDraw
+	last := f.draw(spec, l.ids[len(l.ids)-1])
+	for _, id := range f.byAt {
+		if !f.may(spec, id) {
+			continue
+		}
+		if d := f.draw(spec, id); f.compare(d, last) > 0 {
+			rest = append(rest, d)
 		}
 	}
-	slices.SortFunc(list, f.compare)
-	l := &ranked{ids: make([]int32, len(list)), upTo: int32(len(f.all))}
-	for i, d := range list {
-		l.ids[i] = d.id
+	slices.SortFunc(rest, f.compare)
+	l.ids, l.whole = idsOf(rest, l.ids), true
+	f.size += len(rest)
+}
+
+func idsOf(draws []idDraw, ids []int32) []int32 {
+	ids = slices.Grow(ids, len(draws))
+	for _, d := range draws {
+		ids = append(ids, d.id)
 	}
-	return l
+	return ids
+}
+
+// walk returns what gives, one after the other, the candidates that may run spec
+// and that able admits, as they drew.
+func (f *Field) walk(spec *crdt.Spec, able func(i int) bool) (next func() (id int32, ok bool)) {
+	l, i := f.list(spec), 0
+	return func() (int32, bool) {
+		for {
+			if i == len(l.ids) && !l.whole {
+				f.rankRest(spec, l)
+			}
+			if i == len(l.ids) {
+				return 0, false
+			}
+			id := l.ids[i]
+			if i++; f.at[id] >= 0 && able(int(f.at[id])) {
+				return id, true
+			}
+		}
+	}
 }
 
 // Order yields, best first, the candidates that [Order] would give of those that
@@ -176,33 +257,29 @@ func (f *Field) rank(spec *crdt.Spec) *ranked {
 // of it. able is asked once for each candidate, in the order of their draws.
 func (f *Field) Order(spec crdt.Spec, able func(i int) bool) iter.Seq[int] {
 	return func(yield func(int) bool) {
-		var later []int32 // of a domain that has given one in this round
-		given := make([]uint64, (len(f.named)+63)/64)
-		for _, id := range f.list(spec) {
-			if f.at[id] < 0 || !able(int(f.at[id])) {
-				continue
-			}
-			if f.gave(given, id) {
-				later = append(later, id)
-				continue
-			}
-			if !yield(int(f.at[id])) {
-				return
-			}
-		}
-		for len(later) > 0 {
+		next, more := f.walk(&spec, able), f.present > 0
+		var waiting []int32 // of domains that have given one in this round or before
+		given := make([]uint64, f.words())
+		for more || len(waiting) > 0 {
 			clear(given)
-			var rest []int32
-			for _, id := range later {
+			left := f.present // domains that may give one in this round
+			var later []int32
+			for left > 0 {
+				var id int32
+				if len(waiting) > 0 {
+					id, waiting = waiting[0], waiting[1:]
+				} else if id, more = next(); !more {
+					break
+				}
 				if f.gave(given, id) {
-					rest = append(rest, id)
+					later = append(later, id)
 					continue
 				}
-				if !yield(int(f.at[id])) {
+				if left--; !yield(int(f.at[id])) {
 					return
 				}
 			}
-			later = rest
+			waiting = append(later, waiting...)
 		}
 	}
 }
@@ -210,10 +287,9 @@ func (f *Field) Order(spec crdt.Spec, able func(i int) bool) iter.Seq[int] {
 // Rank is what [Rank] gives of those candidates that able admits.
 func (f *Field) Rank(spec crdt.Spec, slot int, able func(i int) bool, held map[stmt.Key]int) []stmt.Key {
 	var list []drawn
-	for _, id := range f.list(spec) {
-		if f.at[id] >= 0 && able(int(f.at[id])) {
-			list = append(list, drawn{key: f.all[id].Key, domain: DomainOf(f.all[id])})
-		}
+	next := f.walk(&spec, able)
+	for id, ok := next(); ok; id, ok = next() {
+		list = append(list, drawn{key: f.all[id].Key, domain: DomainOf(f.all[id])})
 	}
 	return rank(list, max(spec.Replicas, slot+1), slot, held)
 }

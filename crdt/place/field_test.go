@@ -15,12 +15,23 @@ import (
 // before.
 func TestAFieldIsOrder(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		var f Field
+		f := Field{best: rapid.IntRange(0, 4).Draw(t, "best")}
 		var cands []Candidate
 		for range rapid.IntRange(1, 4).Draw(t, "changes") {
 			cands = changed(t, cands)
 			f.Set(cands)
 			compareOrders(t, &f, cands)
+		}
+	})
+}
+
+// What is left out by the chord did not draw better.
+func TestAtLeast(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		x := rapid.Uint64().Draw(t, "x")>>rapid.IntRange(0, 63).Draw(t, "shift") | 1
+		low, exact := atLeast(x), negLog2(x)
+		if low > exact || exact-low > 1<<logFraction/10 {
+			t.Fatalf("%d for %d", low, exact)
 		}
 	})
 }

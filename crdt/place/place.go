@@ -195,11 +195,14 @@ func Weight(total crdt.Resources) uint64 {
 // in units of 2^-40. Divided by a weight it is exponentially distributed with
 // that weight as its rate, so the least of several comes from each node with a
 // probability proportional to its weight.
-func draw(instance string, node stmt.Key) uint64 {
+func draw(instance string, node stmt.Key) uint64 { return negLog2(drawBits(instance, node)) }
+
+// drawBits is the uniform number of draw, in units of 2^-64; never 0.
+func drawBits(instance string, node stmt.Key) uint64 {
 	var buf [96]byte // does not escape; an instance ID has 32 bytes
 	b := append(append(append(buf[:0], "formation/place/1\x00"...), instance...), node[:]...)
 	sum := sha256.Sum256(b)
-	return negLog2(binary.BigEndian.Uint64(sum[:8]) | 1)
+	return binary.BigEndian.Uint64(sum[:8]) | 1
 }
 
 const logFraction = 40 // bits after the point
@@ -277,4 +280,14 @@ func fits(need, have crdt.Resources) (bool, string) {
 		return false, fmt.Sprintf("%d MiB of disk, needs %d", have.Disk>>20, need.Disk>>20)
 	}
 	return true, ""
+}
+
+// atLeast is no more than negLog2, and no less than that minus a tenth of one: a
+// chord of the logarithm, for a small part of the work.
+func atLeast(x uint64) uint64 {
+	const slack = (1 << logFraction) / 11 // log2(m)-(m-1) is less for m in [1,2)
+	lead := bits.LeadingZeros64(x)
+	m := x << lead << 1 >> (64 - logFraction) // what is after the point of a number in [1,2)
+	whole := uint64(lead+1) << logFraction
+	return whole - min(whole, m+slack)
 }
