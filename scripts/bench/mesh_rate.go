@@ -1,0 +1,252 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/peer"
+	"golang.zx2c4.com/wireguard/conn"
+	"golang.zx2c4.com/wireguard/tun"
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+
+	"github.com/formthefog/formation/wg/carrier"
+	"github.com/formthefog/formation/wg/embedded"
+	"github.com/formthefog/formation/wg/link"
+	"github.com/formthefog/formation/wg/wgtest"
+)
+
+func init() {
+	register(measurement{
+		Figures: []figure{
+			{Name: "mesh-shared-ratio", Unit: "x", Target: 0.85},
+			{Name: "mesh-stream-ratio", Unit: "x", Target: 0.15},
+		},
+		Rounds: 5,
+		Run:    measureMesh,
+	})
+}
+
+const (
+	meshWindow = 3 * time.Second
+	meshWarm   = 500 * time.Millisecond // handshake, paths, TCP's start
+)
+
+// measureMesh sends over WireGuard between two network namespaces, with one TCP
+// connection: with wireguard-go's own socket, with the socket that QUIC shares,
+// and over a stream of TCP.
+func measureMesh(ctx context.Context, e *env) (map[string]float64, error) {
+	if os.Getuid() != 0 {
+		return nil, errors.New("network namespaces need root")
+	}
+	var rates [3]float64
+	for i, kind := range []string{"alone", "shared", "stream"} {
+		r, err := meshRate(ctx, kind)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", kind, err)
+		}
+		e.logf("mesh %s: %.0f Mbit/s", kind, r/1e6)
+		rates[i] = r
+	}
+	return map[string]float64{"mesh-shared-ratio": rates[1] / rates[0], "mesh-stream-ratio": rates[2] / rates[0]}, nil
+}
+
+// meshEnd is a node of the measurement.
+type meshEnd struct {
+	ns      *wgtest.NetNS
+	home    netip.Addr // on the cable
+	address netip.Addr // in the mesh
+	key     wgtypes.Key
+	device  *embedded.Device
+	carrier *carrier.Carrier
+	socket  *carrier.Socket
+}
+
+const meshPort = 51820
+
+func meshRate(ctx context.Context, kind string) (rate float64, err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var ends [2]*meshEnd
+	for i := range ends {
+		ns, err := wgtest.AddNetNS(ctx, fmt.Sprint("bench", i))
+		if err != nil {
+			return 0, err
+		}
+		defer func() { err = errors.Join(err, ns.Remove()) }()
+		ends[i] = &meshEnd{ns: ns, home: netip.AddrFrom4([4]byte{192, 0, 2, byte(i + 1)}), address: netip.AddrFrom16([16]byte{0: 0xfd, 15: byte(i + 1)})}
+		if ends[i].key, err = wgtypes.GeneratePrivateKey(); err != nil {
+			return 0, err
+		}
+	}
+	if err := wgtest.Connect(ctx, ends[0].ns, "eth0", "192.0.2.1/24", ends[1].ns, "eth0", "192.0.2.2/24"); err != nil {
+		return 0, err
+	}
+	for i, v := range ends {
+		if err := v.ns.Do(func() error { return v.open(ctx, kind, ends[1-i]) }); err != nil {
+			return 0, err
+		}
+		defer v.close()
+	}
+	for i, v := range ends {
+		o := ends[1-i]
+		at := netip.AddrPortFrom(o.home, meshPort)
+		if kind != "alone" {
+			at = carrier.Address(o.id())
+		}
+		if err := v.device.Configure([]wgtypes.PeerConfig{{PublicKey: o.key.PublicKey(), Endpoint: net.UDPAddrFromAddrPort(at), AllowedIPs: wgtest.Routes(o.address)}}); err != nil {
+			return 0, err
+		}
+	}
+	return transferRate(ctx, ends[0], ends[1])
+}
+
+func (v *meshEnd) id() peer.ID { return peer.ID(v.home.String()) }
+
+// open makes the end's device; it is called in the end's namespace.
+func (v *meshEnd) open(ctx context.Context, kind string, other *meshEnd) error {
+	dev, err := tun.CreateTUN("form0", 1420)
+	if err != nil {
+		return err
+	}
+	bind := conn.NewStdNetBind()
+	if kind != "alone" {
+		if err := v.openCarrier(ctx, kind == "stream", other); err != nil {
+			return errors.Join(err, dev.Close())
+		}
+		bind = v.carrier.Bind()
+	}
+	if v.device, err = embedded.Open(embedded.Config{TUN: dev, Bind: bind, Key: v.key, Port: meshPort}); err != nil {
+		return err
+	}
+	_, err = link.Set(link.Config{Name: "form0", MTU: 1280, Addresses: []netip.Addr{v.address}, Prefixes: []netip.Prefix{netip.MustParsePrefix("fd00::/64")}})
+	return err
+}
+
+func (v *meshEnd) openCarrier(ctx context.Context, streamAlone bool, other *meshEnd) (err error) {
+	if v.socket, err = carrier.Listen(meshPort, netip.Addr{}); err != nil {
+		return err
+	}
+	l, err := net.Listen("tcp", netip.AddrPortFrom(v.home, meshPort).String())
+	if err != nil {
+		return err
+	}
+	context.AfterFunc(ctx, func() { l.Close() })
+	tells := []netip.AddrPort{netip.AddrPortFrom(v.home, meshPort)}
+	if streamAlone {
+		tells = nil
+	}
+	began := time.Now()
+	v.carrier, err = carrier.New(carrier.Config{Socket: v.socket, Streams: dialer{v.ns, other},
+		Addresses: func() []netip.AddrPort { return tells }, Now: func() time.Duration { return time.Since(began) }})
+	if err != nil {
+		return err
+	}
+	v.carrier.Stations(v.key.PublicKey(), nil)
+	v.carrier.Hosts([]peer.ID{other.id()})
+	go func() { _ = v.carrier.Run(ctx) }() // it returns nil
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return // the measurement is over
+			}
+			go v.carrier.Accept(other.id(), c)
+		}
+	}()
+	return nil
+}
+
+// dialer opens streams of plain TCP.
+type dialer struct {
+	ns *wgtest.NetNS
+	to *meshEnd
+}
+
+func (d dialer) OpenStream(ctx context.Context, _ peer.ID) (c io.ReadWriteCloser, err error) {
+	err = d.ns.Do(func() (err error) {
+		c, err = new(net.Dialer).DialContext(ctx, "tcp", netip.AddrPortFrom(d.to.home, meshPort).String())
+		return err
+	})
+	return c, err
+}
+
+func (v *meshEnd) close() {
+	if v.device != nil {
+		v.device.Close()
+	}
+	if v.socket != nil {
+		v.socket.Close()
+	}
+}
+
+// transferRate is how many bits a second one TCP connection carries from a to b.
+func transferRate(ctx context.Context, a, b *meshEnd) (float64, error) {
+	var l net.Listener
+	if err := b.ns.Do(func() (err error) {
+		l, err = net.Listen("tcp", netip.AddrPortFrom(b.address, 5201).String())
+		return err
+	}); err != nil {
+		return 0, err
+	}
+	defer l.Close()
+	counted := make(chan float64, 1)
+	go func() {
+		c, err := l.Accept()
+		if err != nil {
+			return
+		}
+		defer c.Close()
+		counted <- countBits(c)
+	}()
+	var c net.Conn
+	if err := a.ns.Do(func() (err error) {
+		c, err = (&net.Dialer{Timeout: 20 * time.Second}).DialContext(ctx, "tcp", l.Addr().String())
+		return err
+	}); err != nil {
+		return 0, err
+	}
+	buf := make([]byte, 128<<10)
+	for end := time.Now().Add(meshWarm + meshWindow + meshWarm); time.Now().Before(end); {
+		if _, err := c.Write(buf); err != nil {
+			break // the other end has seen enough
+		}
+	}
+	c.Close()
+	select {
+	case r := <-counted:
+		return r, nil
+	case <-ctx.Done():
+		return 0, ctx.Err()
+	case <-time.After(10 * time.Second):
+		return 0, errors.New("nothing arrived")
+	}
+}
+
+// countBits reads for a while, past the start, and returns bits a second.
+func countBits(c net.Conn) float64 {
+	buf := make([]byte, 128<<10)
+	first := time.Now()
+	var start time.Time
+	total := 0
+	for {
+		n, err := c.Read(buf)
+		now := time.Now()
+		if start.IsZero() && now.Sub(first) > meshWarm {
+			start = now
+		} else if !start.IsZero() {
+			total += n
+		}
+		if err != nil || !start.IsZero() && now.Sub(start) > meshWindow {
+			if start.IsZero() {
+				return 0
+			}
+			return float64(total) * 8 / now.Sub(start).Seconds()
+		}
+	}
+}
