@@ -205,6 +205,11 @@ func TestHostilePeers(t *testing.T) {
 				t.Errorf("%s: nothing is counted as refused for %s", p.key, reason)
 			}
 		}
+		for _, kind := range []string{"node", "spec"} {
+			if name := fmt.Sprintf("formd_equivocations_total{kind=%q}", kind); grown(name) == 0 {
+				t.Errorf("%s: no %s that says two things is counted", p.key, kind)
+			}
+		}
 		for _, reason := range []string{refusedAuthority, refusedSize, refusedShape, refusedTime, refusedRate} {
 			if name := fmt.Sprintf("formd_requests_refused_total{reason=%q}", reason); grown(name) == 0 {
 				t.Errorf("%s: no request is counted as refused for %s", p.key, reason)
