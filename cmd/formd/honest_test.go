@@ -111,10 +111,13 @@ func (h *honest) runs() {
 		})
 	}
 	for _, r := range last.Replicas {
-		answer, err := h.get(h.host(r.Node), h.id, r.Slot, 80)
-		if err != nil || !strings.Contains(answer, fmt.Sprintf("hello from %s-%d", h.id, r.Slot)) {
-			h.t.Errorf("turn %d: replica %d on %s answers %q, %v", h.turn, r.Slot, r.Node, answer, err)
-		}
+		within(h.t, 2*time.Minute, "a replica answers", func() error {
+			answer, err := h.get(h.host(r.Node), h.id, r.Slot, 80)
+			if err == nil && !strings.Contains(answer, fmt.Sprintf("hello from %s-%d", h.id, r.Slot)) {
+				err = fmt.Errorf("turn %d: replica %d on %s answers %q", h.turn, r.Slot, r.Node, answer)
+			}
+			return err
+		})
 	}
 }
 
