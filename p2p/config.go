@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"time"
 
 	"github.com/formthefog/formation/p2p/exchange"
@@ -116,6 +117,9 @@ type Config struct {
 	// MDNS finds and announces on the LAN. A machine without a usable
 	// interface logs it at debug level and goes on.
 	MDNS bool
+	// ListenUDP opens QUIC's sockets, instead of the kernel's own: so that somebody
+	// else shares the port. It is called with "udp4" or "udp6", once or more. Optional.
+	ListenUDP func(network string, addr *net.UDPAddr) (net.PacketConn, error)
 	// Portmap asks the router for a port by UPnP or NAT-PMP.
 	Portmap bool
 	// ClientOnly makes a node that listens on nothing, serves no DHT record,

@@ -20,6 +20,7 @@ import (
 	circuit "github.com/libp2p/go-libp2p/p2p/protocol/circuitv2/proto"
 	"github.com/libp2p/go-libp2p/p2p/protocol/circuitv2/relay"
 	quic "github.com/libp2p/go-libp2p/p2p/transport/quic"
+	"github.com/libp2p/go-libp2p/p2p/transport/quicreuse"
 	"github.com/libp2p/go-libp2p/p2p/transport/tcp"
 	"github.com/libp2p/go-libp2p/x/rate"
 	ma "github.com/multiformats/go-multiaddr"
@@ -80,6 +81,9 @@ func newHost(cfg *Config, p parsed, o hostOptions) (host.Host, error) {
 		libp2p.UserAgent(userAgent),
 		libp2p.DisableMetrics(),
 		libp2p.EnableRelay(), // to reach, and be reached, through members
+	}
+	if cfg.ListenUDP != nil {
+		opts = append(opts, libp2p.QUICReuse(quicreuse.NewConnManager, quicreuse.OverrideListenUDP(cfg.ListenUDP)))
 	}
 	if len(p.announce) > 0 {
 		opts = append(opts, libp2p.AddrsFactory(func([]ma.Multiaddr) []ma.Multiaddr { return p.announce }))
