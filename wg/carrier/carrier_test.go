@@ -3,15 +3,22 @@ package carrier
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/libp2p/go-libp2p"
+	libp2phost "github.com/libp2p/go-libp2p/core/host"
+	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
+	quic "github.com/libp2p/go-libp2p/p2p/transport/quic"
+	"github.com/libp2p/go-libp2p/p2p/transport/quicreuse"
 	"golang.zx2c4.com/wireguard/tun"
 	"golang.zx2c4.com/wireguard/tun/netstack"
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
@@ -282,7 +289,7 @@ func TestPlainClientAndGuest(t *testing.T) {
 func TestDeviceComesAndGoes(t *testing.T) {
 	w := newWorld(t)
 	a, b := w.add(0, true), w.add(1, true)
-	quic := a.socket.PacketConn(false)
+	share := a.quic()
 	sender, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
 	if err != nil {
 		t.Fatal(err)
@@ -294,10 +301,10 @@ func TestDeviceComesAndGoes(t *testing.T) {
 		if _, err := sender.WriteToUDPAddrPort([]byte("\xc3quic"), netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), a.socket.Port())); err != nil {
 			t.Fatal(err)
 		}
-		if err := quic.SetReadDeadline(time.Now().Add(30 * time.Second)); err != nil {
+		if err := share.SetReadDeadline(time.Now().Add(30 * time.Second)); err != nil {
 			t.Fatal(err)
 		}
-		n, from, err := quic.ReadFrom(buf)
+		n, from, err := share.ReadFrom(buf)
 		if err != nil || string(buf[:n]) != "\xc3quic" || from.String() != sender.LocalAddr().String() {
 			t.Fatalf("QUIC read %q from %v: %v", buf[:n], from, err)
 		}
@@ -324,34 +331,96 @@ func TestDeviceComesAndGoes(t *testing.T) {
 	if _, err := embedded.Open(embedded.Config{TUN: mustTUN(t), Bind: a.carrier.Bind(), Key: private}); err == nil {
 		t.Error("two devices share the socket")
 	}
-	if _, err := quic.WriteTo([]byte("\xc3back"), sender.LocalAddr()); err != nil {
+	if _, err := share.WriteTo([]byte("\xc3back"), sender.LocalAddr()); err != nil {
 		t.Error(err)
 	}
 	if n, _, err := sender.ReadFromUDPAddrPort(buf); err != nil || string(buf[:n]) != "\xc3back" {
 		t.Errorf("QUIC's answer: %q, %v", buf[:n], err)
 	}
 	done := make(chan error)
-	if err := quic.SetReadDeadline(time.Time{}); err != nil {
+	if err := share.SetReadDeadline(time.Time{}); err != nil {
 		t.Fatal(err)
 	}
 	go func() {
-		_, _, err := quic.ReadFrom(buf)
+		_, _, err := share.ReadFrom(buf)
 		done <- err
 	}()
-	if err := quic.SetReadDeadline(time.Now()); err != nil {
+	if err := share.SetReadDeadline(time.Now()); err != nil {
 		t.Fatal(err)
 	}
 	var timeout net.Error
 	if err := <-done; !errors.As(err, &timeout) || !timeout.Timeout() {
 		t.Errorf("a read past its deadline: %v", err)
 	}
-	if err := quic.Close(); err != nil {
+	if err := share.Close(); err != nil {
 		t.Error(err)
 	}
-	if _, _, err := quic.ReadFrom(buf); !errors.Is(err, net.ErrClosed) {
+	if _, _, err := share.ReadFrom(buf); !errors.Is(err, net.ErrClosed) {
 		t.Errorf("a read after Close: %v", err)
 	}
+	share = a.quic() // who closed it may have it again
+	hear()
 	b.echo(a, 16)
+}
+
+// quic is the node's share of its socket for QUIC.
+func (v *node) quic() net.PacketConn {
+	v.world.t.Helper()
+	c, err := v.socket.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1), Port: int(v.socket.Port())})
+	if err != nil {
+		v.world.t.Fatal(err)
+	}
+	return c
+}
+
+// libp2p's QUIC shares the socket with a device that is busy.
+func TestQUICBesideWireGuard(t *testing.T) {
+	w := newWorld(t)
+	a, b := w.add(0, true), w.add(1, true)
+	w.knowEachOther()
+	var hosts [2]libp2phost.Host
+	for i, v := range []*node{a, b} {
+		var err error
+		if hosts[i], err = libp2p.New(libp2p.Transport(quic.NewTransport), libp2p.DisableRelay(), libp2p.DisableMetrics(),
+			libp2p.QUICReuse(quicreuse.NewConnManager, quicreuse.OverrideListenUDP(v.socket.ListenUDP)),
+			libp2p.ListenAddrStrings(fmt.Sprintf("/ip4/127.0.0.1/udp/%d/quic-v1", v.socket.Port()))); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { hosts[i].Close() })
+	}
+	hosts[1].SetStreamHandler("/echo", func(s network.Stream) {
+		_, _ = io.Copy(s, s) // the other end judges
+		s.Close()
+	})
+	if err := hosts[0].Connect(t.Context(), peer.AddrInfo{ID: hosts[1].ID(), Addrs: hosts[1].Addrs()}); err != nil {
+		t.Fatal(err)
+	}
+	conns := hosts[0].Network().ConnsToPeer(hosts[1].ID())
+	if from := fmt.Sprint(conns[0].LocalMultiaddr()); !strings.Contains(from, fmt.Sprintf("/udp/%d/", a.socket.Port())) {
+		t.Errorf("QUIC goes by %s, not by the shared port", from)
+	}
+	done := make(chan error)
+	go func() {
+		s, err := hosts[0].NewStream(t.Context(), hosts[1].ID(), "/echo")
+		if err != nil {
+			done <- err
+			return
+		}
+		sent := slices.Repeat([]byte("quic"), 1<<16)
+		go func() {
+			_, _ = s.Write(sent)
+			s.CloseWrite()
+		}()
+		got, err := io.ReadAll(s)
+		if err == nil && !slices.Equal(got, sent) {
+			err = fmt.Errorf("%d bytes came back of %d", len(got), len(sent))
+		}
+		done <- err
+	}()
+	a.echo(b, 1<<18)
+	if err := <-done; err != nil {
+		t.Error("beside it, QUIC: ", err)
+	}
 }
 
 func mustTUN(t *testing.T) tun.Device {

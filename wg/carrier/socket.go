@@ -20,7 +20,7 @@ type Socket struct {
 	udp   conn.Bind
 	port  uint16
 	lines []*line
-	quic  [2]*virtual // IPv4, IPv6
+	quic  [2]atomic.Pointer[virtual] // IPv4, IPv6; nil: nobody listens
 	ended chan struct{}
 	reads sync.WaitGroup
 
@@ -60,9 +60,6 @@ func Listen(port uint16, at netip.Addr) (*Socket, error) {
 		return nil, fmt.Errorf("carrier: listen on UDP port %d: %w", port, err)
 	}
 	s.port = port
-	for i := range s.quic {
-		s.quic[i] = newVirtual(s, i == 1)
-	}
 	for _, r := range receivers {
 		l := &line{receive: r, reader: make(chan struct{}, 1)}
 		s.lines = append(s.lines, l)
@@ -74,13 +71,20 @@ func Listen(port uint16, at netip.Addr) (*Socket, error) {
 // Port is the port that is open.
 func (s *Socket) Port() uint16 { return s.port }
 
-// PacketConn is QUIC's share of the socket: what is no WireGuard and no probe,
-// over IPv6 or IPv4. Closing it leaves the socket alone.
-func (s *Socket) PacketConn(ipv6 bool) net.PacketConn {
-	if ipv6 {
-		return s.quic[1]
+// ListenUDP gives QUIC its share of the socket, what is no WireGuard and no probe,
+// over "udp4" or "udp6". Closing it leaves the socket alone. Another address than
+// the socket's, and a share that somebody has, is a socket of the kernel's.
+func (s *Socket) ListenUDP(network string, at *net.UDPAddr) (net.PacketConn, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	share := &s.quic[b2i(network == "udp6")]
+	v := newVirtual(s, network == "udp6")
+	ours := v.local.IP.Equal(at.IP) && (at.Port == 0 || at.Port == int(s.port))
+	if old := share.Load(); !ours || s.done || old != nil && !old.over() {
+		return net.ListenUDP(network, at)
 	}
-	return s.quic[0]
+	share.Store(v)
+	return v, nil
 }
 
 // Close ends the socket and everything that reads it.
@@ -220,7 +224,9 @@ func (s *Socket) dispatch(b []byte, from netip.AddrPort) (remote netip.AddrPort,
 			h.probe(b, from)
 		}
 	case b[0]&0x40 != 0:
-		s.quic[b2i(from.Addr().Is6())].push(b, from)
+		if v := s.quic[b2i(from.Addr().Is6())].Load(); v != nil {
+			v.push(b, from)
+		}
 	}
 	return netip.AddrPort{}, false
 }

@@ -144,6 +144,13 @@ func (v *virtual) Close() error {
 	return nil
 }
 
+// over says whether it was closed.
+func (v *virtual) over() bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.isClosed
+}
+
 func (v *virtual) SetDeadline(t time.Time) error { return v.SetReadDeadline(t) }
 
 // SetWriteDeadline does nothing: writing does not wait.
