@@ -332,6 +332,7 @@ func TestWebIsReadOnly(t *testing.T) {
 		{"GET", self.Web, "/v1/openapi.yaml", "", 200, "openapi: 3.1.0"},
 		{"GET", self.Web, "/nothing", "", 404, "no such endpoint"},
 		{"GET", self.Web, "/metrics", "", 200, "formd_peers 0"},
+		{"GET", self.Web, "/metrics", "", 200, `formd_lease_requests_total{result="refused"} 0`},
 		{"GET", self.Metrics, "/metrics", "", 200, "formd_state_log_bytes"},
 	} {
 		status, header, body := do(tc.method, tc.base, tc.path, tc.host)

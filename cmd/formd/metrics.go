@@ -11,6 +11,7 @@ import (
 	"github.com/formthefog/formation/cmd/internal/api"
 	"github.com/formthefog/formation/crdt"
 	"github.com/formthefog/formation/crdt/stmt"
+	"github.com/formthefog/formation/fogvm/reconcile"
 	"github.com/formthefog/formation/p2p"
 )
 
@@ -20,13 +21,14 @@ type collector struct {
 	state     *crdt.Replica
 	placement api.Placement
 	guests    guests
+	leases    func() reconcile.LeaseStats
 	refused   func() map[string]uint64 // connections, by reason
 	requests  func() map[string]uint64 // that were refused, by reason
 	descs     map[string]*prometheus.Desc
 }
 
-func newCollector(node *p2p.Node, state *crdt.Replica, placement api.Placement, g guests, refused, requests func() map[string]uint64) *collector {
-	c := &collector{node: node, state: state, placement: placement, guests: g, refused: refused, requests: requests, descs: map[string]*prometheus.Desc{}}
+func newCollector(node *p2p.Node, state *crdt.Replica, placement api.Placement, g guests, leases func() reconcile.LeaseStats, refused, requests func() map[string]uint64) *collector {
+	c := &collector{node: node, state: state, placement: placement, guests: g, leases: leases, refused: refused, requests: requests, descs: map[string]*prometheus.Desc{}}
 	for name, d := range map[string]struct {
 		help   string
 		labels []string
@@ -36,6 +38,10 @@ func newCollector(node *p2p.Node, state *crdt.Replica, placement api.Placement, 
 		"nodes":                        {"Nodes of the swarm by what this node's probes say.", []string{"live"}},
 		"instances":                    {"Instances by status.", []string{"status"}},
 		"vms":                          {"Virtual machines on this node by phase.", []string{"phase"}},
+		"vms_paused":                   {"Virtual machines on this node that are paused because no lease lets them run.", nil},
+		"leases_held":                  {"Leases of fenced instances that this node holds.", nil},
+		"lease_requests_total":         {"Requests for leases that this node has answered as a voter since the start, its own too.", []string{"result"}},
+		"lease_renewals_failed_total":  {"Attempts to renew a lease that most of the voters did not grant, since the start.", nil},
 		"statements_held":              {"Signed statements held.", nil},
 		"statements_pending":           {"Statements that wait for others.", nil},
 		"statements_applied_total":     {"Statements merged since the start.", nil},
@@ -125,6 +131,12 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	for phase, n := range phases {
 		gauge("vms", float64(n), phase)
 	}
+	l := c.leases()
+	gauge("vms_paused", float64(l.Paused))
+	gauge("leases_held", float64(l.Held))
+	count("lease_requests_total", float64(l.Granted), "granted")
+	count("lease_requests_total", float64(l.Denied), "refused")
+	count("lease_renewals_failed_total", float64(l.RenewalsFailed))
 }
 
 // metricsHandler serves the collector and the Go runtime's figures.

@@ -367,7 +367,7 @@ func (d *formd) openAPI() error {
 	place := &placement{self: d.id.self(), rec: d.rec, prober: d.prober}
 	vms := guests{d.vms}
 	refused := newRefusals(d.log.With("part", "api"), d.now)
-	metrics := metricsHandler(newCollector(d.node, d.state, place, vms, d.admission.refusals, refused.counts))
+	metrics := metricsHandler(newCollector(d.node, d.state, place, vms, d.leases.Stats, d.admission.refusals, refused.counts))
 	h := api.NewHandler(api.Config{
 		State:     &submitter{Replica: d.state, id: d.id, accept: d.accept, now: d.now, log: d.log},
 		Signed:    d.state,

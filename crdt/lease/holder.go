@@ -25,6 +25,8 @@ type Holder struct {
 	round   uint64
 	began   time.Duration // this round
 	open    bool
+	renews  bool                // it began while the lease was held
+	failed  uint64              // rounds that did and ended without a majority
 	answers map[stmt.Key]Answer // of this round
 	last    map[stmt.Key]uint64 // nonce of the last grant of each voter that is not taken back
 	until   time.Duration       // the machine may run before
@@ -49,6 +51,10 @@ func (h *Holder) Until() time.Duration { return h.until }
 
 // Next is when Tick is due.
 func (h *Holder) Next() time.Duration { return h.next }
+
+// Failed counts the rounds that were to renew a held lease and ended without a
+// majority.
+func (h *Holder) Failed() uint64 { return h.failed }
 
 // Set is whose votes the holder collects.
 func (h *Holder) Set() SetID { return h.base.Set }
@@ -75,14 +81,14 @@ func (h *Holder) Tick(now time.Duration) []Ask {
 	}
 	h.round++
 	h.began, h.open, h.next = now, true, now+h.times.Lease/roundPart
-	if now >= h.until {
+	if h.renews = now < h.until; !h.renews {
 		h.next = now + h.times.Lease/firstPart
 	}
 	clear(h.answers)
 	out := make([]Ask, 0, len(h.voters))
 	for _, k := range h.voters {
 		r := h.base
-		r.Nonce, r.Held = h.round, now < h.until
+		r.Nonce, r.Held = h.round, h.renews
 		out = append(out, Ask{k, r})
 	}
 	return out
@@ -128,6 +134,9 @@ func (h *Holder) granted() (n int) {
 // when others do ask waits a time that differs from theirs.
 func (h *Holder) giveUp(now time.Duration) []Ask {
 	h.open = false
+	if h.renews {
+		h.failed++
+	}
 	pause := h.times.Lease / retryPart
 	if now >= h.until && h.contended() {
 		pause *= 1 + h.draw()

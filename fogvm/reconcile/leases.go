@@ -60,6 +60,16 @@ type Leases struct {
 	seen   *crdt.View // the view that the voter knows
 	tenant *plan.Tenant
 	shown  map[string]plan.LeaseStatus
+	given  uint64 // requests of nodes, this one's too, that were granted
+	denied uint64
+}
+
+// LeaseStats are figures of Leases; the counts are since its start.
+type LeaseStats struct {
+	Held            int    // leases that this node holds
+	Paused          int    // VMs here that no lease lets run
+	Granted, Denied uint64 // as a voter
+	RenewalsFailed  uint64 // rounds of questions without a majority
 }
 
 // Timing and bounds of leases.
@@ -126,6 +136,25 @@ func (l *Leases) Status() map[string]plan.LeaseStatus {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.tenant.Status(l.cfg.Now())
+}
+
+// Stats counts what there is and was.
+func (l *Leases) Stats() LeaseStats {
+	vms, now := l.cfg.VMs.List(), l.cfg.Now()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	s := LeaseStats{Granted: l.given, Denied: l.denied, RenewalsFailed: l.tenant.Failed()}
+	for _, status := range l.tenant.Status(now) { // any order: a sum
+		if status.Held {
+			s.Held++
+		}
+	}
+	for _, vm := range vms {
+		if vm.Fenced && vm.ShimPID != 0 && vm.HeldUntil <= now {
+			s.Paused++
+		}
+	}
+	return s
 }
 
 // Changed has an element after Status has changed.

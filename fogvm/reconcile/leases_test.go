@@ -178,6 +178,16 @@ func TestFence(t *testing.T) {
 func TestFenceWithoutMajority(t *testing.T) {
 	f := newFence(t)
 	holder := f.serves("the replica runs", nil)
+	if s := holder.leases.Stats(); s.Held != 1 || s.Paused != 0 {
+		t.Errorf("of the holder: %+v", s)
+	}
+	granted := uint64(0)
+	for _, m := range f.ms {
+		granted += m.leases.Stats().Granted
+	}
+	if granted < 2 {
+		t.Errorf("%d votes are counted of a majority of 3", granted)
+	}
 	for _, m := range f.ms {
 		if m != holder {
 			m.kill()
@@ -194,6 +204,9 @@ func TestFenceWithoutMajority(t *testing.T) {
 		}
 		return nil
 	})
+	if s := holder.leases.Stats(); s.Held != 0 || s.Paused != 1 || s.RenewalsFailed == 0 {
+		t.Errorf("of the one that stands still: %+v", s)
+	}
 	f.set(holder, func(s *crdt.Spec) { s.Voters = []stmt.Key{holder.key} })
 	f.serves("it runs by the new voters", nil)
 }
@@ -251,6 +264,7 @@ func TestHostileHolders(t *testing.T) {
 	}
 	good := leaseRequest{Instance: doc, Set: lease.SetOf(spec.Term, spec.Voters), Nonce: 7}
 	with := func(f func(*leaseRequest)) leaseRequest { r := good; f(&r); return r }
+	before := voter.leases.Stats().Denied
 	for name, r := range map[string]leaseRequest{
 		"without a claim":           good,
 		"who says it holds already": with(func(r *leaseRequest) { r.Held = true }),
@@ -266,6 +280,9 @@ func TestHostileHolders(t *testing.T) {
 		if err := errors.Join(writeLeaseFrame(c, r), readLeaseFrame(c, &a), c.Close()); err != nil || a.Granted || a.Reason == "" {
 			t.Errorf("a holder %s: %+v, %v", name, a, err)
 		}
+	}
+	if n := voter.leases.Stats().Denied - before; n < 4 { // what gives back asks for nothing
+		t.Errorf("%d refusals are counted, of 4", n)
 	}
 	for name, b := range map[string][]byte{
 		"nothing": {0, 0, 0, 0}, "much": binary.BigEndian.AppendUint32(nil, maxLeaseFrame+1), "no map": {0, 0, 0, 1, 0xff},

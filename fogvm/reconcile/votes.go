@@ -101,9 +101,26 @@ func (l *Leases) vote(ctx context.Context, from peer.ID, c net.Conn) {
 	_ = writeLeaseFrame(c, leaseAnswer{Granted: a.Granted, Busy: a.Busy, Later: a.Later, Reason: a.Reason}) // a holder that went away asks again
 }
 
-// judge answers a request by the state that this node holds. What it grants is on
-// disk before it says so.
+// judge answers a request, and counts what it answers unless a lease was given
+// back by it.
 func (l *Leases) judge(from stmt.Key, r leaseRequest) lease.Answer {
+	a := l.decide(from, r)
+	if r.Release {
+		return a
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if a.Granted {
+		l.given++
+	} else {
+		l.denied++
+	}
+	return a
+}
+
+// decide answers a request by the state that this node holds. What it grants is on
+// disk before it says so.
+func (l *Leases) decide(from stmt.Key, r leaseRequest) lease.Answer {
 	no := func(why string) lease.Answer { return lease.Answer{Reason: why} }
 	if !l.cfg.Ready() {
 		return no("its state is not synchronised")

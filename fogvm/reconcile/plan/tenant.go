@@ -16,6 +16,7 @@ type Tenant struct {
 	self  stmt.Key
 	want  map[string]Lease
 	held  map[string]*tenancy // by instance
+	lapse uint64              // failed renewals of leases that are not held any more
 }
 
 // tenancy is a lease that the node holds or asks for.
@@ -76,6 +77,15 @@ func (t *Tenant) Status(now time.Duration) map[string]LeaseStatus {
 	return out
 }
 
+// Failed counts the renewals that did not find a majority.
+func (t *Tenant) Failed() uint64 {
+	n := t.lapse
+	for _, h := range t.held { // any order: a sum
+		n += h.holder.Failed()
+	}
+	return n
+}
+
 func (h *tenancy) status(now time.Duration) LeaseStatus {
 	why := h.holder.Missing(now)
 	return LeaseStatus{Held: why == "", Outdated: why != "" && h.holder.Outdated(), Reason: why}
@@ -96,6 +106,7 @@ func (t *Tenant) Step(now time.Duration, vms map[string]FencedVM, nonce func() u
 			if !vm.Lost {
 				out.Asks = append(out.Asks, h.holder.Release()...)
 			}
+			t.lapse += h.holder.Failed()
 			delete(t.held, id)
 			out.Changed = true
 			continue
@@ -121,6 +132,7 @@ func (t *Tenant) begin(w Lease, vms map[string]FencedVM, nonce func() uint64) bo
 			return false
 		}
 		until, told = max(until, h.holder.Until()), h.told
+		t.lapse += h.holder.Failed()
 	}
 	base := lease.Request{Instance: w.Instance, Set: set, Term: w.Term, Holder: t.self}
 	t.held[w.Instance] = &tenancy{vm: id, holder: lease.NewHolder(t.times, base, w.Voters, nonce(), until), told: told}
