@@ -270,6 +270,21 @@ func (s *State) takeOwner(owner stmt.Key) [][]byte {
 	return out
 }
 
+// ClosedOwners returns the owners that have signed more owner statements than are
+// held, so that nothing of them counts; sorted.
+func (r *Replica) ClosedOwners() []stmt.Key {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var out []stmt.Key
+	for k, o := range r.state.owners { // any order: sorted below
+		if o.closed {
+			out = append(out, k)
+		}
+	}
+	slices.SortFunc(out, stmt.Key.Compare)
+	return out
+}
+
 // OwnerStatements returns every raw statement of owner that is held, in an order
 // in which they can be applied: what an [Author] starts from. The byte slices
 // are shared; do not modify them.

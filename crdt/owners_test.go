@@ -169,6 +169,10 @@ func TestClosedOwnerOpensAgain(t *testing.T) {
 	if o := s.owners[pub("olga")]; !o.closed || len(o.live) != 0 {
 		t.Fatalf("%d of too many statements leave the owner open", len(o.stmts))
 	}
+	r := &Replica{state: s}
+	if got := r.ClosedOwners(); !slices.Equal(got, []stmt.Key{pub("olga")}) {
+		t.Errorf("closed: %v", got)
+	}
 	a := w.author("olga", s.OwnerStatements(pub("olga")))
 	page, err := a.signPage(DocID{0, 2}, false)
 	if err != nil {
@@ -180,6 +184,9 @@ func TestClosedOwnerOpensAgain(t *testing.T) {
 	o := s.owners[pub("olga")]
 	if o.closed || len(o.stmts) != 1 || len(o.live) != 5 || !o.dead[ids[0]] || !o.dead[ids[3]] {
 		t.Fatalf("%d statements, %d live, %d dead", len(o.stmts), len(o.live), len(o.dead))
+	}
+	if got := r.ClosedOwners(); len(got) != 0 {
+		t.Errorf("still closed: %v", got)
 	}
 }
 

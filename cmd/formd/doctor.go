@@ -62,6 +62,9 @@ func (h *hostInfo) Doctor(ctx context.Context) []api.Check {
 		add("forgotten", "warn", fmt.Sprintf("%d member nodes have been dead for a week and count no more", n),
 			"if they are gone for good: form node forget KEY, on a node with the root key or with their operator's key")
 	}
+	if h.rec.Deciding() {
+		out = append(out, swarmChecks(h.rec.WorldOf(h.state.View()), h.state.ClosedOwners())...)
+	}
 	out = append(out, diskChecks(h.cfg.Data)...)
 	if h.id.RootKey != nil {
 		add("root key", "ok", "this node holds the network's root key in "+h.cfg.Data+"/root.key", "keep a copy of it in a safe place")

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -11,6 +12,7 @@ import (
 	"github.com/formthefog/formation/cmd/internal/api"
 	"github.com/formthefog/formation/crdt"
 	"github.com/formthefog/formation/crdt/stmt"
+	"github.com/formthefog/formation/fogvm/reconcile/plan"
 )
 
 // What doctor finds, and the fix it names.
@@ -30,6 +32,20 @@ func TestDoctorFinds(t *testing.T) {
 		}
 		return []witness{{peer: key(2)}, w}
 	}
+	vote := func(name string, voters, dead, gone byte) plan.Electorate {
+		e := plan.Electorate{Spec: &crdt.Spec{ID: strings.Repeat(name, 40), Name: name, Partition: crdt.PartitionFence}}
+		for n := range voters {
+			switch k := key(n + 1); {
+			case n < dead:
+				e.Dead = append(e.Dead, k)
+			case n < dead+gone:
+				e.Gone = append(e.Gone, k)
+			}
+			e.Spec.Voters = append(e.Spec.Voters, key(n+1))
+		}
+		return e
+	}
+	votes := func(list ...plan.Electorate) []plan.Electorate { return list }
 	const m = time.Minute
 	var all strings.Builder
 	for _, tt := range []struct {
@@ -55,6 +71,16 @@ func TestDoctorFinds(t *testing.T) {
 		{"little room", diskCheck("disk", "/data", "fix", 1<<30, nil)},
 		{"no room", diskCheck("disk", "/data", "fix", 1<<20, nil)},
 		{"no disk", diskCheck("disk", "/data", "fix", 0, errors.New("input/output error"))},
+		{"voters are there", votersCheck(votes(vote("a", 3, 0, 0), vote("b", 1, 0, 0)))},
+		{"a voter is dead", votersCheck(votes(vote("a", 3, 0, 0), vote("b", 3, 1, 0)))},
+		{"a voter is gone", votersCheck(votes(vote("b", 5, 0, 1)))},
+		{"no majority is left", votersCheck(votes(vote("a", 7, 3, 0), vote("b", 3, 1, 1), vote("c", 5, 0, 1)))},
+		{"many voters are dead", votersCheck(votes(vote("a", 7, 5, 0), vote("b", 3, 2, 0)))},
+		{"no voters", votersCheck(votes(vote("a", 0, 0, 0)))},
+		{"an owner is over its quota", quotaCheck([]plan.Overrun{{Owner: key(3), Over: 2, All: 5, Why: "over its owner's quota: 3 replicas allowed"}})},
+		{"owners are over their quotas", quotaCheck([]plan.Overrun{{Owner: key(3), Over: 1, All: 1, Why: "a"}, {Owner: key(4), Over: 2, All: 2, Why: "b"}})},
+		{"an owner is closed", closedCheck([]stmt.Key{key(5)})},
+		{"owners are closed", closedCheck([]stmt.Key{key(5), key(6), key(7)})},
 	} {
 		fmt.Fprintf(&all, "== %s\n%s %s: %s\n", tt.name, tt.check.State, tt.check.Name, tt.check.Detail)
 		if tt.check.Fix != "" {
@@ -67,7 +93,35 @@ func TestDoctorFinds(t *testing.T) {
 	golden(t, "doctor.txt", all.String())
 }
 
-// Doctor on one of two nodes hears the other's clock and compares states.
+// What owners signed is told of only where there is something to tell, and never
+// fails a node.
+func TestDoctorLooksAtOwners(t *testing.T) {
+	self, owner := stmt.Key{1}, stmt.Key{2}
+	quota := stmt.Quota{}
+	w := plan.World{Nodes: []crdt.Node{{Key: self}}, Quota: func(stmt.Key) (stmt.Quota, bool) { return quota, true }}
+	names := func(closed ...stmt.Key) (out []string) {
+		for _, c := range swarmChecks(w, closed) {
+			if out = append(out, c.Name+" "+c.State); c.State == "fail" {
+				t.Errorf("%+v", c)
+			}
+		}
+		return out
+	}
+	is := func(got []string, want ...string) {
+		t.Helper()
+		if !slices.Equal(got, want) {
+			t.Errorf("%q, want %q", got, want)
+		}
+	}
+	is(names())
+	w.Instances = []crdt.Spec{{ID: "a", Owner: owner, Replicas: 2, Phase: crdt.PhaseRunning}}
+	is(names())
+	w.Instances[0].Partition, w.Instances[0].Voters = crdt.PartitionStopMinority, []stmt.Key{self}
+	is(names(), "voters ok")
+	w.Instances[0].Voters, quota.Replicas = []stmt.Key{owner}, 1
+	is(names(owner), "voters warn", "quotas warn", "closed owners warn")
+}
+
 // Who signs two contents is named, this node before others.
 func TestDoctorNamesEquivocators(t *testing.T) {
 	self, other, owner := stmt.Key{1}, stmt.Key{2}, stmt.Key{3}
@@ -91,6 +145,7 @@ func TestDoctorNamesEquivocators(t *testing.T) {
 	}
 }
 
+// Doctor on one of two nodes hears the other's clock and compares states.
 func TestDoctorAsksPeers(t *testing.T) {
 	procs := swarm(t, 2)
 	within(t, 60*time.Second, "doctor has compared", func() error {
