@@ -107,3 +107,28 @@ func TestKeeps(t *testing.T) {
 		}
 	}
 }
+
+// A node that claims every slot of an instance, and says it is ahead of all, has
+// one of them.
+func TestNodeKeepsOneSlotOfAnInstance(t *testing.T) {
+	spec := crdt.Spec{ID: "web", Name: "web", Replicas: 3, Phase: crdt.PhaseRunning, VCPU: 1, MemoryBytes: 512 << 20, DiskBytes: 5 << 30}
+	w := World{MayRun: func(*crdt.Spec, stmt.Key) bool { return true }, Claims: map[string][]crdt.Claim{}}
+	for n := byte(1); n <= 4; n++ {
+		w.Nodes = append(w.Nodes, crdt.Node{Key: stmt.Key{n}, Total: crdt.Resources{CPUs: 4, Memory: 4 << 30, Disk: 100 << 30}})
+	}
+	for slot, n := range []byte{1, 3, 4} {
+		w.Claims["web"] = append(w.Claims["web"],
+			crdt.Claim{Node: stmt.Key{n}, Instance: "web", Slot: slot, Generation: 1, Phase: crdt.ClaimRunning},
+			crdt.Claim{Node: stmt.Key{2}, Instance: "web", Slot: slot, Generation: 1 << 52, Phase: crdt.ClaimRunning, Ready: true})
+	}
+	for slot, want := range []byte{2, 3, 4} {
+		if h := w.holders(&spec, w.Claims["web"], slot); len(h) == 0 || h[0].Node != (stmt.Key{want}) {
+			t.Errorf("slot %d is kept by %v, want node %d", slot, h, want)
+		}
+	}
+	// The claim on its lowest slot counts no more: then that on the next does.
+	w.Claims["web"][1].Phase = crdt.ClaimFailed
+	if h := w.holders(&spec, w.Claims["web"], 1); h[0].Node != (stmt.Key{2}) {
+		t.Errorf("slot 1 is kept by %v", h)
+	}
+}

@@ -43,11 +43,12 @@ func (w World) holds(s *crdt.Spec, c crdt.Claim) bool {
 
 // holders are the claims that hold a slot, the keeper first: the highest
 // generation, and of equal ones the best ranked. A claim with a lower
-// generation was superseded while its node was away.
+// generation was superseded while its node was away. A node holds one slot of an
+// instance, whatever it claims: its lowest.
 func (w World) holders(s *crdt.Spec, claims []crdt.Claim, slot int) []crdt.Claim {
 	var out []crdt.Claim
 	for _, c := range claims {
-		if c.Slot == slot && w.holds(s, c) {
+		if c.Slot == slot && w.holds(s, c) && !w.holdsLower(s, claims, c) {
 			out = append(out, c)
 		}
 	}
@@ -68,6 +69,12 @@ func (w World) holders(s *crdt.Spec, claims []crdt.Claim, slot int) []crdt.Claim
 		return cmp.Or(cmp.Compare(b.Generation, a.Generation), cmp.Compare(position(a), position(b)), a.Node.Compare(b.Node))
 	})
 	return out
+}
+
+func (w World) holdsLower(s *crdt.Spec, claims []crdt.Claim, c crdt.Claim) bool {
+	return slices.ContainsFunc(claims, func(o crdt.Claim) bool {
+		return o.Node == c.Node && o.Slot < c.Slot && w.holds(s, o)
+	})
 }
 
 // Keeps says whether a node is the keeper of a slot of s, for all who hold this
