@@ -38,6 +38,16 @@ type secretOptions struct {
 	env      bool
 	envGiven bool
 	file     string
+	ship     bool // it is a flag of form ship
+}
+
+// ways are how to give the value of key: the command that reads it, and the flag
+// that names a file.
+func (o secretOptions) ways(key string) (command, flag string) {
+	if o.ship {
+		return "form ship --secret " + key, "--secret " + key + "=FILE"
+	}
+	return "form secret set INSTANCE " + key, "--from-file FILE"
 }
 
 func newSecretSet(a *app) *cobra.Command {
@@ -143,10 +153,11 @@ func (a *app) secretValue(key string, o secretOptions) ([]byte, error) {
 		defer f.Close()
 		return io.ReadAll(io.LimitReader(f, crdt.MaxSecretValue+1))
 	}
+	command, flag := o.ways(key)
 	if cli.IsTerminal(a.stdin) {
 		text, err := a.readPassword("value of " + key + ": ")
 		if err == nil && text == "" {
-			err = cli.Errorf(api.ExitUsage, "no value was typed").Hint("an empty one comes from a file: --from-file FILE")
+			err = cli.Errorf(api.ExitUsage, "no value was typed").Hint("an empty one comes from a file: %s", flag)
 		}
 		return []byte(text), err
 	}
@@ -157,7 +168,7 @@ func (a *app) secretValue(key string, o secretOptions) ([]byte, error) {
 	b = bytes.TrimSuffix(bytes.TrimSuffix(b, []byte("\n")), []byte("\r"))
 	if len(b) == 0 {
 		return nil, cli.Errorf(api.ExitUsage, "no value came on standard input").
-			Hint("printf %%s VALUE | form secret set INSTANCE %s, or --from-file FILE", key)
+			Hint("printf %%s VALUE | %s, or %s", command, flag)
 	}
 	return b, nil
 }

@@ -43,6 +43,7 @@ type shipOptions struct {
 	labels   []string
 	region   string
 	voters   string
+	secrets  secretFlags
 
 	update bool              // manage update: the instance exists and keeps its name
 	id     string            // of the instance to update, or ""
@@ -54,6 +55,7 @@ func (o *shipOptions) addFlags(f *pflag.FlagSet) {
 	if !o.update {
 		f.StringVar(&o.name, "name", "", "name of the instance (default: the pack's)")
 		f.StringArrayVar(&o.to, "to", nil, "peer to ship to: a multiaddr or a ticket (repeatable; as --peer)")
+		o.secrets.addFlags(f)
 	}
 	f.IntVar(&o.replicas, "replicas", 0, "how many replicas to run (default: the Formfile's, else 2)")
 	f.StringVar(&o.wait, "wait", "", "stay until it is ready; --wait=all: until every replica is")
@@ -76,10 +78,16 @@ same ID, the next generation; --name makes a second instance.
 
 form stays until enough peers hold the pack, then nothing here is needed any
 more. --wait stays until a replica is ready and every eligible node is used,
---wait=all until every replica is ready.`,
+--wait=all until every replica is ready.
+
+--secret gives it a secret before it starts, as form secret set does later. form
+then stays too until nodes have taken replicas, and encrypts it to them. Values
+come from files or standard input, and never from the command line.`,
 		Example: `  form ship
   form ship --replicas 3 --wait --timeout 5m
   form ship --to /ip4/192.0.2.7/tcp/51820/p2p/12D3Koo...
+  form ship --secret tls.key=tls.key --wait
+  pwgen 32 1 | form ship --secret-env DB_PASSWORD
   form pack ship bafyrei... --name canary --env MODE=canary`,
 		Args: argsBetween(0, 1, "at most one CID or DIR"),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -162,7 +170,11 @@ func (a *app) shipFrom(ctx context.Context, s *store.Store, arg string, want wis
 		return t, err
 	}
 	a.p.Note("shipped: %s", t.inst)
-	return t, a.stayUntilHeld(ctx, t.conn, t.pack, t.inst, o.hold)
+	var keeper *secretKeeper
+	if len(want.secrets) > 0 {
+		keeper = &secretKeeper{a: a, conn: t.conn}
+	}
+	return t, a.stayUntilHeld(ctx, t.conn, t.pack, t.inst, keeper, o.hold)
 }
 
 // packToShip is the pack that arg means: a folder is built; a CID that is not
@@ -241,7 +253,8 @@ func (a *app) signShip(ctx context.Context, c *swarm.Conn, id cid.Cid, root *sto
 		return "", err
 	}
 	var raws [][]byte
-	if old == "" {
+	fresh := old == ""
+	if fresh {
 		var spec crdt.Spec
 		want.apply(&spec, id, root, false)
 		spec.Name, spec.Voters = name, voters
@@ -256,6 +269,12 @@ func (a *app) signShip(ctx context.Context, c *swarm.Conn, id cid.Cid, root *sto
 	if err != nil {
 		return "", cannotSign("sign "+name, name, err)
 	}
+	secrets, err := a.signSecrets(ctx, c, au, old, fresh, want.secrets)
+	if err != nil {
+		return "", cannotSign("sign the secrets of "+name, name, err)
+	}
+	// With them, so that no node knows the change without its secrets for long.
+	raws = append(raws, secrets...)
 	if len(raws) == 0 {
 		a.p.Note("%s runs exactly this already", name)
 		return old, nil
@@ -329,9 +348,9 @@ func (a *app) answerInstance(ctx context.Context, c *swarm.Conn, inst string) er
 }
 
 // stayUntilHeld serves the pack until as many nodes hold it as should, or
-// nobody is going to run it. What is missing after limit is a warning: the
-// instance is shipped.
-func (a *app) stayUntilHeld(ctx context.Context, c *swarm.Conn, id cid.Cid, inst string, limit time.Duration) error {
+// nobody is going to run it, and until k has given its secrets to whoever runs it.
+// What is missing after limit is a warning: the instance is shipped.
+func (a *app) stayUntilHeld(ctx context.Context, c *swarm.Conn, id cid.Cid, inst string, k *secretKeeper, limit time.Duration) error {
 	task := a.p.Start("waiting for peers to hold the pack")
 	defer task.Done()
 	hctx, cancel := context.WithTimeout(ctx, limit)
@@ -348,16 +367,22 @@ func (a *app) stayUntilHeld(ctx context.Context, c *swarm.Conn, id cid.Cid, inst
 		if err != nil {
 			return false, err
 		}
+		given, err := k.look(hctx, i)
+		if err != nil {
+			return false, err
+		}
 		// The figures follow from the claims: while slots are free, and may be
 		// taken, they say too little.
 		settled := i.Status != api.StatusPending || claimedSlots(i) >= i.Desired.Replicas
-		enough := settled && len(h.Nodes) >= h.Wanted
+		enough := settled && given && len(h.Nodes) >= h.Wanted
 		return enough || i.Status == api.StatusFailure || i.Pack != id.String(), nil
 	})
 	task.Done()
 	switch {
 	case err != nil && (ctx.Err() != nil || hctx.Err() == nil):
 		return err
+	case h.Wanted > 0 && len(h.Nodes) >= h.Wanted && k.missing():
+		a.p.Note("%s the pack", hold(len(h.Nodes)))
 	case h.Wanted > 0 && len(h.Nodes) >= h.Wanted:
 		a.p.Note("%s the pack: nothing here is needed any more", hold(len(h.Nodes)))
 	case h.Wanted == 0 && err == nil:
@@ -366,6 +391,9 @@ func (a *app) stayUntilHeld(ctx context.Context, c *swarm.Conn, id cid.Cid, inst
 		a.p.Warn("no peer has taken a replica yet\nhint: why: form manage explain %s", inst)
 	default:
 		a.p.Warn("%s the pack, and %d should; if they go away, no new replica can start\nhint: ship again when more nodes are there, or stay longer: --hold 30m", hold(len(h.Nodes)), h.Wanted)
+	}
+	if k.missing() {
+		a.p.Warn("no node has been given its secrets yet, and none starts it without them\nhint: when nodes have taken its replicas: form secret sync %s", inst)
 	}
 	return nil
 }

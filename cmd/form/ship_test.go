@@ -70,7 +70,7 @@ func TestStayUntilHeld(t *testing.T) {
 				limit = 50 * time.Millisecond
 			}
 			begun := time.Now()
-			err := a.stayUntilHeld(context.Background(), c, cid.MustParse(somePack), inst, limit)
+			err := a.stayUntilHeld(context.Background(), c, cid.MustParse(somePack), inst, nil, limit)
 			if took := time.Since(begun); err != nil || took > 20*time.Second || tc.stays && took < limit {
 				t.Errorf("after %s: %v", took, err)
 			}
@@ -95,7 +95,7 @@ func TestStayKeepsTheLastAnswer(t *testing.T) {
 		}
 	}
 	a, c, talk := h.app()
-	if err := a.stayUntilHeld(context.Background(), c, cid.MustParse(somePack), inst, 3*pollEvery/2); err != nil {
+	if err := a.stayUntilHeld(context.Background(), c, cid.MustParse(somePack), inst, nil, 3*pollEvery/2); err != nil {
 		t.Fatal(err)
 	}
 	if want := fmt.Sprintf("%s the pack, and 3 should", hold(0)); !strings.Contains(talk.String(), want) {

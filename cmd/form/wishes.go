@@ -33,6 +33,7 @@ type wishes struct {
 	region   *string // nil: as it is
 	sshKeys  []string
 	voters   voterWish
+	secrets  []shipSecret
 }
 
 // edits is what K=V and K- flags do to a map.
@@ -84,7 +85,12 @@ func (a *app) readWishes(o shipOptions) (w wishes, err error) {
 	if w.sshKeys, err = a.moreSSHKeys(o.sshKeys); err != nil {
 		return w, err
 	}
-	return w, w.rehearse(o.name)
+	if err := w.rehearse(o.name); err != nil {
+		return w, err
+	}
+	// Last: standard input may be a terminal.
+	w.secrets, err = a.readSecrets(o.secrets)
+	return w, err
 }
 
 // rehearse signs an instance of nothing but the wishes, with a key made for it:
