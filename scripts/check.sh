@@ -43,6 +43,9 @@ step staticcheck "$staticcheck" -tags e2e ./...
 mapfile -t packages < <(go list ./... | grep -v '/sim\(/des\)\?$')
 "$count" go "$events/unit.json" -race -timeout 20m "${packages[@]}" || failed=1
 "$count" go "$events/sim.json" -timeout 20m ./sim/... || failed=1
+# So do twenty transfers of 256 MiB, of which -race sees shorter ones.
+[ -z "${FORMATION_SLOW:-}" ] ||
+	"$count" go "$events/transfers.json" -timeout 20m -run '^TestTransfersAreComplete$' ./p2p/exchange || failed=1
 
 [ -n "${EVENTS:-}" ] || "$count" sum "$events"/*.json || failed=1
 exit $failed
