@@ -44,7 +44,7 @@ func TestTransfersAreComplete(t *testing.T) {
 func bitswapTransfer(t *testing.T, server *testPeer, cs []cid.Cid, window int) {
 	client := newPeer(t)
 	connectTo(t, client, server)
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
 	ses, err := client.Session(ctx, []peer.ID{server.host.ID()})
 	if err != nil {
@@ -57,14 +57,14 @@ func bitswapTransfer(t *testing.T, server *testPeer, cs []cid.Cid, window int) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		stall := time.NewTimer(20 * time.Second)
+		stall := time.NewTimer(time.Minute)
 		for n := range want {
 			select {
 			case _, ok := <-in:
 				if !ok {
 					t.Fatalf("session ended after %d of %d blocks", got+n, len(cs))
 				}
-				stall.Reset(20 * time.Second)
+				stall.Reset(time.Minute)
 			case <-stall.C:
 				t.Fatalf("stuck after %d of %d blocks", got+n, len(cs))
 			}
