@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"net"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -12,6 +11,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 
 	"github.com/formthefog/formation/cmd/internal/api"
+	"github.com/formthefog/formation/p2p/fair"
 )
 
 // Streams of the API at once, from one peer and from all. A peer uses one for each
@@ -36,15 +36,12 @@ type peerListener struct {
 	done    chan struct{}
 	once    sync.Once
 	refused func(from peer.ID, reason string, err error)
-
-	mu    sync.Mutex
-	peers map[peer.ID][]*servedConn // the oldest first
-	taken int
+	places  *fair.Places
 }
 
 func newPeerListener(refused func(from peer.ID, reason string, err error)) *peerListener {
 	return &peerListener{
-		conns: make(chan *servedConn), done: make(chan struct{}), refused: refused, peers: map[peer.ID][]*servedConn{},
+		conns: make(chan *servedConn), done: make(chan struct{}), refused: refused, places: fair.New(maxCalls, maxCallsOfOne),
 	}
 }
 
@@ -81,11 +78,15 @@ func (c *servedConn) Write(b []byte) (int, error) {
 func (l *peerListener) handle(ctx context.Context, from peer.ID, c net.Conn) {
 	s := &servedConn{Conn: c, from: from, began: time.Now(), closed: make(chan struct{})}
 	defer s.Close()
-	if !l.enter(s) {
+	place := l.places.Enter(from, func() {
+		s.given.Store(true)
+		s.Close()
+	})
+	if place == nil {
 		l.refused(from, refusedRate, errManyCalls)
 		return
 	}
-	defer l.leave(s)
+	defer l.places.Leave(place)
 	select {
 	case l.conns <- s:
 	case <-l.done:
@@ -106,56 +107,6 @@ func (l *peerListener) handle(ctx context.Context, from peer.ID, c net.Conn) {
 		l.refused(from, refusedTime, errNoRequest)
 	default:
 		l.refused(from, refusedShape, errNoRequest)
-	}
-}
-
-// enter takes a place for a stream.
-func (l *peerListener) enter(s *servedConn) bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if len(l.peers[s.from]) >= maxCallsOfOne {
-		return false
-	}
-	if l.taken >= maxCalls {
-		greedy := l.greediest()
-		if len(l.peers[greedy]) < len(l.peers[s.from])+2 {
-			return false
-		}
-		victim := l.peers[greedy][0]
-		l.remove(victim)
-		victim.given.Store(true)
-		go victim.Close() // may wait for the network
-	}
-	l.peers[s.from] = append(l.peers[s.from], s)
-	l.taken++
-	return true
-}
-
-// greediest is the peer with the most streams.
-func (l *peerListener) greediest() (out peer.ID) {
-	for p, list := range l.peers {
-		if n := len(l.peers[out]); len(list) > n || len(list) == n && p < out {
-			out = p
-		}
-	}
-	return out
-}
-
-func (l *peerListener) leave(s *servedConn) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.remove(s)
-}
-
-func (l *peerListener) remove(s *servedConn) {
-	list := l.peers[s.from]
-	i := slices.Index(list, s)
-	if i < 0 {
-		return // its place went to another
-	}
-	l.taken--
-	if l.peers[s.from] = slices.Delete(list, i, i+1); len(list) == 1 {
-		delete(l.peers, s.from)
 	}
 }
 

@@ -240,46 +240,6 @@ func TestHostileRequests(t *testing.T) {
 	}
 }
 
-func TestStreamsOfOnePeerAreLimited(t *testing.T) {
-	var l limiter
-	dropped := make(chan peer.ID, maxStreams)
-	enter := func(p peer.ID) *place { return l.enter(p, func() { dropped <- p }) }
-	var places []*place
-	for i := range maxPeerStreams {
-		if places = append(places, enter("a")); places[i] == nil {
-			t.Fatalf("stream %d refused", i)
-		}
-	}
-	if enter("a") != nil {
-		t.Error("one stream too many for a")
-	}
-	for i := range maxStreams - maxPeerStreams {
-		if enter(peer.ID([]byte{byte(i)})) == nil {
-			t.Fatalf("stream %d refused", i)
-		}
-	}
-	// All are taken: who has the most gives way, until nobody has more.
-	for i := range maxPeerStreams - 1 {
-		if enter(peer.ID([]byte{'b', byte(i)})) == nil {
-			t.Fatal("a peer that holds many keeps another out")
-		}
-		if p := <-dropped; p != "a" {
-			t.Errorf("%q gave way", p)
-		}
-	}
-	if enter("c") != nil || len(l.peers["a"]) != 1 || l.taken != maxStreams {
-		t.Errorf("one stream too many: %d of a, %d in all", len(l.peers["a"]), l.taken)
-	}
-	l.leave(places[0]) // which has lost its place
-	if l.taken != maxStreams || enter("c") != nil {
-		t.Error("a place is given back twice")
-	}
-	l.leave(places[maxPeerStreams-1])
-	if enter("c") == nil {
-		t.Error("a free place is refused")
-	}
-}
-
 // A peer that breaks the protocol, as server or client, over the bulk stream or
 // bitswap, is named; one that is merely absent or slow is not.
 func TestWhoBreaksTheProtocolIsNamed(t *testing.T) {

@@ -90,7 +90,7 @@ func New(cfg Config) (*Exchange, error) {
 			*f = func(peer.ID, error) {}
 		}
 	}
-	return &Exchange{cfg: cfg, log: cfg.Logger}, nil
+	return &Exchange{cfg: cfg, log: cfg.Logger, streams: newLimiter()}, nil
 }
 
 // Run serves blocks until ctx ends, and returns nil then.
