@@ -153,34 +153,10 @@ func (w *world) knowEachOther() {
 	}
 }
 
-// echo sends text to the other and back; it returns when it is there.
+// echo sends size bytes to the other and back; it returns when they are there.
 func (v *node) echo(o *node, size int) {
-	t := v.world.t
-	t.Helper()
-	l, err := o.net.ListenTCPAddrPort(netip.AddrPortFrom(o.address, 0))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	go func() {
-		if c, err := l.Accept(); err == nil {
-			_, _ = io.Copy(c, c) // the other end judges
-			c.Close()
-		}
-	}()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-	defer cancel()
-	c, err := v.net.DialContextTCP(ctx, l.Addr().(*net.TCPAddr))
-	if err != nil {
-		t.Fatal("dial over the mesh: ", err)
-	}
-	defer c.Close()
-	sent := slices.Repeat([]byte("0123456789abcdef"), size/16)
-	go func() { _, _ = c.Write(sent) }()
-	got := make([]byte, len(sent))
-	if _, err := io.ReadFull(c, got); err != nil || !slices.Equal(got, sent) {
-		t.Fatalf("echo of %d bytes: %v", size, err)
-	}
+	v.world.t.Helper()
+	wgtest.Echo(v.world.t, v.net, o.net, o.address, slices.Repeat([]byte("0123456789abcdef"), size/16))
 }
 
 // until asks again and again.

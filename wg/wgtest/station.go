@@ -1,6 +1,7 @@
 package wgtest
 
 import (
+	"bytes"
 	"context"
 	"io"
 	"net"
@@ -74,7 +75,14 @@ func (s *Station) Knows(t *testing.T, other *Station, at ...netip.AddrPort) {
 // Echo sends a line to the other and back, over TCP.
 func (s *Station) Echo(t *testing.T, other *Station) {
 	t.Helper()
-	l, err := other.Net.ListenTCPAddrPort(netip.AddrPortFrom(other.Address, 0))
+	Echo(t, s.Net, other.Net, other.Address, []byte("over the mesh"))
+}
+
+// Echo sends text from one stack to an address of another and back, over TCP; it
+// returns when it is there.
+func Echo(t *testing.T, from, to *netstack.Net, address netip.Addr, text []byte) {
+	t.Helper()
+	l, err := to.ListenTCPAddrPort(netip.AddrPortFrom(address, 0))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -85,19 +93,16 @@ func (s *Station) Echo(t *testing.T, other *Station) {
 			c.Close()
 		}
 	}()
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	c, err := s.Net.DialContextTCP(ctx, l.Addr().(*net.TCPAddr))
+	c, err := from.DialContextTCP(ctx, l.Addr().(*net.TCPAddr))
 	if err != nil {
-		t.Fatal(err)
+		t.Fatal("dial over the mesh: ", err)
 	}
 	defer c.Close()
-	const text = "over the mesh"
-	if _, err := io.WriteString(c, text); err != nil {
-		t.Fatal(err)
-	}
+	go func() { _, _ = c.Write(text) }() // what comes back shows it
 	got := make([]byte, len(text))
-	if _, err := io.ReadFull(c, got); err != nil || string(got) != text {
-		t.Fatalf("echo %q, %v", got, err)
+	if _, err := io.ReadFull(c, got); err != nil || !bytes.Equal(got, text) {
+		t.Fatalf("echo of %d bytes: %v", len(text), err)
 	}
 }
