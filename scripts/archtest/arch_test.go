@@ -51,6 +51,7 @@ var rules = []rule{
 	{"wg/link", nil, "addresses and routes of an interface; which ones is said by the caller"},
 	{"wg/forward", nil, "routes what it cannot read"},
 	{"wg/embedded", []string{"wg"}, "WireGuard in this process; the guest and the mesh itself do without it"},
+	{"wg/kernel", []string{"wg"}, "WireGuard of the kernel's; in the guest too, so without the one in user space"},
 	{"wg/carrier", []string{"wg/forward"}, "moves datagrams between hosts; streams are handed in"},
 	{"wg/wgtest", []string{"wg", "wg/embedded"}, "tests of devices, and a network between them"},
 	{"cmd/internal/api", []string{"crdt/...", "store"}, "serves a view and takes statements; it can start nothing by itself"},
