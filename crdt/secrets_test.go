@@ -368,3 +368,58 @@ func TestClaimStatementsProveTheClaims(t *testing.T) {
 		t.Fatalf("proves %s\nwant %s", got, want)
 	}
 }
+
+// What a replica hands out for an owner's mesh proves, to whoever knows the
+// network's root, the owner's devices and who runs its instances, and nothing of
+// another owner's.
+func TestMeshStatementsProveAnOwnersMesh(t *testing.T) {
+	for name, admit := range map[string]func(w *world){
+		"an admitted owner": func(w *world) { w.admit("olga", stmt.RoleOwner) },
+		"an operator":       func(w *world) { w.admit("olga", stmt.RoleOperator) },
+		"any owner":         func(w *world) { w.member(stmt.MemberBody{AnyOwner: true, Role: stmt.RoleOwner}) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			admit(w)
+			w.admit("otto", stmt.RoleOwner)
+			w.admit("n1", stmt.RoleNode)
+			w.admit("n2", stmt.RoleNode)
+			s := w.state()
+			applyAll(s, w.raws)
+			w.raws = nil
+			ids := map[string]string{}
+			for _, owner := range []string{"olga", "otto"} {
+				a := w.author(owner, nil)
+				id, created, err := a.Create(Spec{Name: "hello"})
+				if err != nil {
+					t.Fatal(err)
+				}
+				device, err := a.SetDevice(Device{Key: pub(owner + "'s laptop"), Name: "laptop", MeshKey: stmt.Key{9, 9}})
+				if err != nil {
+					t.Fatal(err)
+				}
+				applyAll(s, append(created, device...))
+				w.claim("n1", 1, uint64(len(ids)+1), Claim{Instance: id, Owner: pub(owner), Phase: ClaimRunning}, false)
+				w.claim("n2", 1, uint64(len(ids)+1), Claim{Instance: id, Owner: pub(owner), Slot: 1, Phase: ClaimRunning}, false)
+				w.claim("n3", 1, uint64(len(ids)+1), Claim{Instance: id, Owner: pub(owner), Slot: 1, Phase: ClaimRunning}, false)
+				ids[owner] = id
+			}
+			applyAll(s, w.raws)
+			fresh := w.state()
+			applyAll(fresh, s.MeshStatements(pub("olga")))
+			got, want := fresh.View(), s.View()
+			if got, want := fmt.Sprint(got.Devices(pub("olga"))), fmt.Sprint(want.Devices(pub("olga"))); got != want || got == "[]" {
+				t.Errorf("devices %s, want %s", got, want)
+			}
+			if got, want := fmt.Sprint(got.Claims(ids["olga"])), fmt.Sprint(want.Claims(ids["olga"])); got != want || len(want) < 10 {
+				t.Errorf("claims %s, want %s", got, want)
+			}
+			if n := len(got.InstancesOf(pub("olga"))); n != 1 {
+				t.Errorf("%d instances, want one", n)
+			}
+			if len(got.InstancesOf(pub("otto")))+len(got.Devices(pub("otto")))+len(got.Claims(ids["otto"])) > 0 {
+				t.Error("it tells of another owner")
+			}
+		})
+	}
+}

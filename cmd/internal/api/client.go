@@ -142,6 +142,13 @@ func (c *Client) Secrets(ctx context.Context, id string) ([]Secret, error) {
 	return get[[]Secret](ctx, c, "/v1/instances/"+url.PathEscape(id)+"/secrets")
 }
 
+// MeshStatements is the raw statements that prove who an owner's peers on the mesh
+// are. They are to be verified: whoever answers may have left some out.
+func (c *Client) MeshStatements(ctx context.Context, owner stmt.Key) ([][]byte, error) {
+	s, err := get[Statements](ctx, c, "/v1/owners/"+url.PathEscape(owner.String())+"/mesh")
+	return s.Statements, err
+}
+
 // OwnerStatements is an owner's raw statements, for crdt.NewAuthor.
 func (c *Client) OwnerStatements(ctx context.Context, owner stmt.Key) ([][]byte, error) {
 	s, err := get[Statements](ctx, c, "/v1/owners/"+url.PathEscape(owner.String())+"/statements")

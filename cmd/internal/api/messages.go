@@ -281,7 +281,7 @@ type SubmitResponse struct {
 	IDs []string `json:"ids"`
 }
 
-// Statements is GET /v1/owners/{key}/statements.
+// Statements is GET /v1/owners/{key}/statements, …/mesh and an instance's claims.
 type Statements struct {
 	Owner      stmt.Key `json:"owner"`
 	Statements [][]byte `json:"statements"`

@@ -19,7 +19,7 @@ var answers = map[string]reflect.Type{
 	"GET /v1/doctor": reflect.TypeFor[Check](), "GET /v1/instances": reflect.TypeFor[Instance](), "GET /v1/instances/{id}": reflect.TypeFor[Instance](),
 	"GET /v1/instances/{id}/explain": reflect.TypeFor[Explain](), "GET /v1/instances/{id}/logs": reflect.TypeFor[LogLine](),
 	"GET /v1/instances/{id}/claims": reflect.TypeFor[Statements](), "GET /v1/instances/{id}/secrets": reflect.TypeFor[Secret](),
-	"GET /v1/events": reflect.TypeFor[Event](), "GET /v1/owners/{key}/statements": reflect.TypeFor[Statements](),
+	"GET /v1/events": reflect.TypeFor[Event](), "GET /v1/owners/{key}/statements": reflect.TypeFor[Statements](), "GET /v1/owners/{key}/mesh": reflect.TypeFor[Statements](),
 	"POST /v1/statements": reflect.TypeFor[SubmitResponse](), "GET /v1/packs": reflect.TypeFor[Pack](), "GET /v1/packs/{cid}": reflect.TypeFor[Pack](),
 	"GET /v1/packs/{cid}/holders": reflect.TypeFor[Holders](), "POST /v1/packs/{cid}/fetch": reflect.TypeFor[FetchProgress](),
 	"GET /v1/bases": reflect.TypeFor[Base](), "POST /v1/bases": reflect.TypeFor[Base](), "POST /v1/invites": reflect.TypeFor[Invite](),

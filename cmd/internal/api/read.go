@@ -225,11 +225,20 @@ func unix(sec int64) *time.Time {
 }
 
 func (s *server) ownerStatements(w http.ResponseWriter, r *http.Request) error {
+	return statementsOf(w, r, s.Signed.OwnerStatements)
+}
+
+func (s *server) meshStatements(w http.ResponseWriter, r *http.Request) error {
+	return statementsOf(w, r, s.Signed.MeshStatements)
+}
+
+// statementsOf writes raw statements that have to do with the owner of the path.
+func statementsOf(w http.ResponseWriter, r *http.Request, of func(stmt.Key) [][]byte) error {
 	k, err := stmt.ParseKey(r.PathValue("key"))
 	if err != nil {
 		return Problemf(ExitUsage, "%v", err)
 	}
-	out := Statements{Owner: k, Statements: s.Signed.OwnerStatements(k)}
+	out := Statements{Owner: k, Statements: of(k)}
 	if out.Statements == nil {
 		out.Statements = [][]byte{}
 	}

@@ -26,6 +26,7 @@ type State interface {
 type Signed interface {
 	OwnerStatements(owner stmt.Key) [][]byte
 	ClaimStatements(instance string) [][]byte
+	MeshStatements(owner stmt.Key) [][]byte
 	// Omitted are the changes that a later epoch of an instance began without.
 	Omitted(instance string) []crdt.Omission
 	// Equivocations are the authors found to have signed two contents for one thing.
@@ -181,6 +182,7 @@ func (s *server) routes() []route {
 		{"GET", "/v1/instances/{id}/logs", owner, s.logs},
 		{"GET", "/v1/events", owner, s.events},
 		{"GET", "/v1/owners/{key}/statements", public, s.ownerStatements},
+		{"GET", "/v1/owners/{key}/mesh", public, s.meshStatements},
 		{"POST", "/v1/statements", member, s.submit},
 		{"GET", "/v1/packs", public, s.packs},
 		{"GET", "/v1/packs/{cid}", public, s.pack},
