@@ -52,6 +52,9 @@ type streamConn struct{ network.Stream }
 func (c streamConn) LocalAddr() net.Addr  { return peerAddr{c.Conn().LocalPeer()} }
 func (c streamConn) RemoteAddr() net.Addr { return peerAddr{c.Conn().RemotePeer()} }
 
+// Relayed says whether the stream goes through another peer.
+func (c streamConn) Relayed() bool { return isRelayed(c.Conn()) }
+
 // peerAddr is a peer ID as a net.Addr.
 type peerAddr struct{ id peer.ID }
 

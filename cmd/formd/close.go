@@ -36,6 +36,9 @@ func (d *formd) close() error {
 			errs = append(errs, d.state.Close())
 		}
 	}
+	if d.mesh.socket != nil {
+		errs = append(errs, d.mesh.socket.Close())
+	}
 	if d.store != nil {
 		errs = append(errs, d.store.Close())
 	}

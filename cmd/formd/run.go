@@ -46,7 +46,7 @@ func run(ctx context.Context, c config.Config, stdout, stderr io.Writer) error {
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(gcPercent)
 	}
-	d := &formd{cfg: c, log: log, stdout: stdout, stderr: stderr, now: time.Now, started: time.Now()}
+	d := &formd{cfg: c, mesh: &mesh{}, log: log, stdout: stdout, stderr: stderr, now: time.Now, started: time.Now()}
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
 	defer watchSignals(func(s os.Signal) {
@@ -112,6 +112,7 @@ type formd struct {
 	state     *crdt.Replica
 	admission *admission
 	node      *p2p.Node
+	mesh      *mesh
 	vms       *fogvm.Manager
 	prober    *reconcile.Prober
 	vault     *reconcile.Vault
@@ -217,21 +218,13 @@ func (d *formd) openNetwork() (err error) {
 		Dir:       d.path("p2p"), Blocks: d.store.Blocks(), Source: d.store.Source(),
 		MDNS: !d.cfg.NoMDNS, Portmap: !d.cfg.NoPortmap, Admission: d.admission, Logger: d.log.With("part", "p2p"),
 	}
-	if len(c.Listen) > 0 {
-		d.node, err = p2p.New(c)
+	if d.mesh.key, err = loadMeshKey(d.path("mesh.key")); err != nil {
 		return err
 	}
-	var taken *p2p.ListenError
-	for port := config.DefaultPort; port < config.DefaultPort+portTries; port++ {
-		c.Listen = []string{fmt.Sprintf("/ip4/0.0.0.0/tcp/%d", port), fmt.Sprintf("/ip4/0.0.0.0/udp/%d/quic-v1", port)}
-		if d.node, err = p2p.New(c); !errors.As(err, &taken) {
-			if err == nil && port != config.DefaultPort {
-				d.warn(fmt.Sprintf("port %d is taken: listening on %d; name a free one by --listen", config.DefaultPort, port))
-			}
-			return err
-		}
+	if err := d.openPort(c); err != nil {
+		return err
 	}
-	return err
+	return d.openCarrier()
 }
 
 // Bounds of the addresses taken from the state: in all, and of one node.
@@ -418,6 +411,7 @@ func (d *formd) openAPI() error {
 	d.node.Handle(api.Proto, d.peers.handle)
 	d.node.Handle(api.ProtoProxy, streams.proxy)
 	d.node.Handle(api.ProtoExec, streams.exec)
+	d.node.Handle(protoMesh, d.mesh.handler(func(p peer.ID) bool { return d.admission.stays(d.state.View(), p) }, refused.refuse))
 	return nil
 }
 
@@ -430,6 +424,7 @@ func (d *formd) serve(ctx context.Context) error {
 	defer endBase()
 	below, baseCtx := errgroup.WithContext(base)
 	below.Go(func() error { return named("p2p", d.node.Run(baseCtx)) })
+	below.Go(func() error { return named("mesh", d.mesh.carrier.Run(baseCtx)) })
 	below.Go(func() error { return named("state", d.state.Run(baseCtx)) })
 	below.Go(func() error { return named("machines", d.vms.Run(baseCtx)) })
 	below.Go(func() error {

@@ -29,7 +29,8 @@ type Streams interface {
 type Config struct {
 	Socket  *Socket
 	Streams Streams
-	// Addresses returns where this node may be reached, best first.
+	// Addresses returns this node's own, best first; where a NAT has it, the
+	// carrier finds out.
 	Addresses func() []netip.AddrPort
 	// Seen returns from where a host's connections come, or at which it is known
 	// to be beside what it says itself.
@@ -232,9 +233,12 @@ func (c *Carrier) observe(at netip.AddrPort) {
 	}
 }
 
-// addresses is where we may be: what others see comes after what we know.
-func (c *Carrier) addresses() []netip.AddrPort {
+// addresses is where we may be: what others see comes after the own addresses that
+// we know.
+func (c *Carrier) addresses() whereabouts {
 	out := slices.Clone(c.cfg.Addresses())
+	own := min(len(out), maxCandidates-maxObserved)
+	out = out[:own]
 	c.mu.RLock()
 	defer c.mu.RUnlock()
 	for _, a := range c.observed {
@@ -242,7 +246,7 @@ func (c *Carrier) addresses() []netip.AddrPort {
 			out = append(out, a)
 		}
 	}
-	return out
+	return whereabouts{out, own}
 }
 
 // remap publishes from where the datagrams of hosts come.

@@ -58,10 +58,10 @@ func (h *host) queue(bufs [][]byte) bool {
 
 // attach makes t the tunnel that is used: it begins with a greeting, and what has
 // waited follows.
-func (h *host) attach(t *tunnel, addrs []netip.AddrPort) {
+func (h *host) attach(t *tunnel, at whereabouts) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	t.offer(greeting{h.sess.ours, addrs}.marshal())
+	t.offer(greeting{h.sess.ours, at}.marshal())
 	for _, b := range h.waiting {
 		t.offer(b)
 	}
@@ -78,11 +78,11 @@ func (h *host) detach(t *tunnel) {
 }
 
 // greet tells the host where we are now.
-func (h *host) greet(addrs []netip.AddrPort) {
+func (h *host) greet(at whereabouts) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if n := len(h.tunnels); n > 0 {
-		h.tunnels[n-1].offer(greeting{h.sess.ours, addrs}.marshal())
+		h.tunnels[n-1].offer(greeting{h.sess.ours, at}.marshal())
 	}
 }
 
@@ -95,6 +95,7 @@ func (h *host) hear(g greeting, seen []netip.AddrPort) {
 	}
 	h.sess.learn(g.addrs, true)
 	h.sess.learn(seen, true)
+	h.sess.own(g.addrs[:g.own])
 }
 
 // receive is [session.receive].

@@ -42,6 +42,7 @@ type session struct {
 type candidate struct {
 	at     netip.AddrPort
 	named  bool // by the host or by whoever knows; else it was seen only
+	own    bool // an address of the host itself, not of a NAT before it
 	sent   time.Duration
 	count  int // probes sent since the last echo
 	proved time.Duration
@@ -77,6 +78,15 @@ func (s *session) learn(addrs []netip.AddrPort, named bool) {
 			return
 		}
 		s.candidates = append(s.candidates, &candidate{at: a, named: named})
+	}
+}
+
+// own says which addresses are the host's own.
+func (s *session) own(addrs []netip.AddrPort) {
+	for _, c := range s.candidates {
+		c.own = slices.ContainsFunc(addrs, func(a netip.AddrPort) bool {
+			return netip.AddrPortFrom(a.Addr().Unmap(), a.Port()) == c.at
+		})
 	}
 }
 

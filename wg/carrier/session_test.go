@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -228,7 +229,7 @@ func FuzzProbe(f *testing.F) {
 }
 
 func FuzzGreeting(f *testing.F) {
-	f.Add(greeting{secret{1, [32]byte{2}}, []netip.AddrPort{netip.MustParseAddrPort("192.0.2.1:1")}}.marshal())
+	f.Add(greeting{secret{1, [32]byte{2}}, whereabouts{[]netip.AddrPort{netip.MustParseAddrPort("192.0.2.1:1")}, 1}}.marshal())
 	f.Add([]byte{greetingByte})
 	f.Fuzz(func(t *testing.T, b []byte) {
 		g, err := parseGreeting(b)
@@ -236,7 +237,7 @@ func FuzzGreeting(f *testing.F) {
 			return
 		}
 		again, err := parseGreeting(g.marshal())
-		if err != nil || again.secret != g.secret || len(again.addrs) != len(g.addrs) || len(g.addrs) > maxCandidates {
+		if err != nil || again.secret != g.secret || !slices.Equal(again.addrs, g.addrs) || again.own != g.own || len(g.addrs) > maxCandidates || g.own > len(g.addrs) {
 			t.Errorf("%v became %v (%v)", g, again, err)
 		}
 	})

@@ -15,12 +15,14 @@ import (
 // A stream carries frames: length (uint16, big endian, not 0) ‖ bytes. Bytes are a
 // WireGuard datagram or a greeting,
 //
-//	10 ‖ session (8) ‖ key (32) ‖ number of addresses (1) ‖ address (18) each
+//	10 ‖ session (8) ‖ key (32) ‖ number of addresses (1) ‖ of these its own (1) ‖ address (18) each
 //
-// by which a side tells under what its probes are known and where it may be. A
-// side begins with one, and repeats it when its addresses change.
+// by which a side tells under what its probes are known and where it may be: first
+// its own addresses, then those at which others have seen it. A side begins with
+// one, and repeats it when its addresses change.
 const (
 	greetingByte = 0x10
+	greetingSize = 43 // without addresses
 	maxFrame     = 1<<16 - 1
 	streamBuffer = 64 << 10
 )
@@ -32,15 +34,21 @@ const queued = 256
 // greeting is what a side says of itself.
 type greeting struct {
 	secret
+	whereabouts
+}
+
+// whereabouts is where a side may be.
+type whereabouts struct {
 	addrs []netip.AddrPort
+	own   int // so many of addrs, the first, are the side's own
 }
 
 func (g greeting) marshal() []byte {
 	addrs := g.addrs[:min(len(g.addrs), maxCandidates)]
-	b := append(make([]byte, 0, 42+len(addrs)*addrSize), greetingByte)
+	b := append(make([]byte, 0, greetingSize+len(addrs)*addrSize), greetingByte)
 	b = binary.BigEndian.AppendUint64(b, g.session)
 	b = append(b, g.key[:]...)
-	b = append(b, byte(len(addrs)))
+	b = append(b, byte(len(addrs)), byte(min(g.own, len(addrs))))
 	for _, a := range addrs {
 		b = appendAddr(b, a)
 	}
@@ -48,13 +56,17 @@ func (g greeting) marshal() []byte {
 }
 
 func parseGreeting(b []byte) (greeting, error) {
-	if len(b) < 42 || b[0] != greetingByte || int(b[41]) > maxCandidates || len(b) != 42+int(b[41])*addrSize {
+	if len(b) < greetingSize || b[0] != greetingByte || b[41] > maxCandidates || b[42] > b[41] || len(b) != greetingSize+int(b[41])*addrSize {
 		return greeting{}, fmt.Errorf("carrier: greeting of %d bytes is malformed", len(b))
 	}
 	g := greeting{secret: secret{session: binary.BigEndian.Uint64(b[1:]), key: [32]byte(b[9:41])}}
-	for at := 42; at < len(b); at += addrSize {
-		if a := readAddr(b[at:]); a.IsValid() {
-			g.addrs = append(g.addrs, a)
+	for i := range int(b[41]) {
+		a := readAddr(b[greetingSize+i*addrSize:])
+		if !a.IsValid() {
+			continue
+		}
+		if g.addrs = append(g.addrs, a); i < int(b[42]) {
+			g.own++
 		}
 	}
 	if g.secret == (secret{}) {

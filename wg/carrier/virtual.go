@@ -132,6 +132,11 @@ func (v *virtual) fail(op string, err error) error {
 
 func (v *virtual) LocalAddr() net.Addr { return v.local }
 
+// SetReadBuffer and SetWriteBuffer do nothing: the socket's own are wireguard-go's,
+// no smaller than QUIC's. Without them QUIC complains on stderr.
+func (v *virtual) SetReadBuffer(int) error  { return nil }
+func (v *virtual) SetWriteBuffer(int) error { return nil }
+
 // Close ends reading and writing here; the socket goes on.
 func (v *virtual) Close() error {
 	v.mu.Lock()

@@ -17,6 +17,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
@@ -297,10 +298,16 @@ func (c Config) Validate() error {
 			bad("operator", "%v", err)
 		}
 	}
+	quic := ""
 	for _, a := range c.Listen {
 		if !isListen(a) {
 			bad("listen", "%q is neither /ip4|ip6/ADDRESS/tcp/PORT nor /ip4|ip6/ADDRESS/udp/PORT/quic-v1", a)
+		} else if parts := strings.Split(a, "/"); parts[3] == "udp" && quic == "" {
+			quic = parts[4]
 		}
+	}
+	if quic != "" && quic != "0" && c.MeshPort != 0 && quic != strconv.Itoa(c.MeshPort) {
+		bad("mesh-port", "%d is not the QUIC port that listen names, %s: both share one", c.MeshPort, quic)
 	}
 	for _, a := range c.Bootstrap {
 		if _, err := peer.AddrInfoFromString(a); err != nil {

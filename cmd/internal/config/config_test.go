@@ -115,6 +115,7 @@ func TestValidateNamesTheKey(t *testing.T) {
 		"vm-net":          func(c *Config) { c.VMNet = "tap" },
 		"mesh":            func(c *Config) { c.Mesh = "on" },
 		"mesh-port":       func(c *Config) { c.MeshPort = 70000 },
+		"mesh-port: 7 is": func(c *Config) { c.Listen, c.MeshPort = []string{"/ip4/0.0.0.0/udp/8/quic-v1"}, 7 },
 		"cpus":            func(c *Config) { c.CPUs = -1 },
 		"memory":          func(c *Config) { c.Memory = 1 },
 		"disk":            func(c *Config) { c.Disk = 1 },
