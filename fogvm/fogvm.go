@@ -4,6 +4,7 @@ import (
 	"errors"
 
 	"log/slog"
+	"net/netip"
 	"time"
 
 	"github.com/formthefog/formation/fogvm/guest"
@@ -153,7 +154,12 @@ type Config struct {
 	// StopTimeout is how long a guest may take to shut down before it is
 	// killed; 0 means 20 s.
 	StopTimeout time.Duration
-	Logger      *slog.Logger
+	// Egress are networks that guests reach beside the public internet. Without
+	// them they reach no private, shared or link-local network, nothing of this
+	// machine and nothing that is on a wire with it; loopback never. A VM keeps
+	// what it was launched with.
+	Egress []netip.Prefix
+	Logger *slog.Logger
 }
 
 // Errors of Dial, Exec and Logs.

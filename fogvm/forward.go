@@ -3,8 +3,10 @@ package fogvm
 import (
 	"context"
 	"errors"
+	"fmt"
+	"log/slog"
 	"net"
-	"strconv"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -28,19 +30,24 @@ type forwardLimits struct {
 var defaultLimits = forwardLimits{tcp: 512, udp: 1024, udpIdle: time.Minute}
 
 // forwarder carries the guest's outgoing connections: it opens each again from
-// the host. Safe for several goroutines.
+// the host, where that may be reached. Safe for several goroutines.
 type forwarder struct {
-	limits forwardLimits
-	dial   func(ctx context.Context, network, address string) (net.Conn, error)
-	ctx    context.Context // ends everything
-	end    context.CancelFunc
+	limits  forwardLimits
+	allowed []netip.Prefix // beyond the public internet
+	log     *slog.Logger
+	dial    func(ctx context.Context, network, address string) (net.Conn, error)
+	host    func() ([]netip.Prefix, error)
+	ctx     context.Context // ends everything
+	end     context.CancelFunc
 
 	tcpSlots, udpSlots chan struct{} // one is taken for each connection's life
+
+	told atomic.Int64 // when a refusal was last logged, unix nanoseconds
 }
 
-func newForwarder(limits forwardLimits) *forwarder {
+func newForwarder(limits forwardLimits, allowed []netip.Prefix, log *slog.Logger) *forwarder {
 	ctx, cancel := context.WithCancel(context.Background())
-	return &forwarder{limits: limits, dial: (&net.Dialer{}).DialContext, ctx: ctx, end: cancel,
+	return &forwarder{limits: limits, allowed: allowed, log: log, dial: (&net.Dialer{}).DialContext, host: hostNetworks, ctx: ctx, end: cancel,
 		tcpSlots: make(chan struct{}, limits.tcp), udpSlots: make(chan struct{}, limits.udp)}
 }
 
@@ -70,8 +77,58 @@ func take(slots chan struct{}) bool {
 	}
 }
 
-func hostAddress(id stack.TransportEndpointID) string {
-	return net.JoinHostPort(id.LocalAddress.String(), strconv.Itoa(int(id.LocalPort)))
+// errNotAllowed: the guest named an address that it may not reach.
+var errNotAllowed = errors.New("not allowed")
+
+// open opens what a guest asks for, again from the host.
+func (f *forwarder) open(ctx context.Context, network string, id stack.TransportEndpointID) (net.Conn, error) {
+	addr, ok := netip.AddrFromSlice(id.LocalAddress.AsSlice())
+	if !ok {
+		return nil, fmt.Errorf("address %v: %w", id.LocalAddress, errNotAllowed)
+	}
+	to := netip.AddrPortFrom(addr, id.LocalPort)
+	if err := f.allow(ctx, to); err != nil {
+		f.tell(network, to, err)
+		return nil, err
+	}
+	return f.dial(ctx, network, to.String())
+}
+
+// allow judges an address, anew for each connection: this machine's may change.
+func (f *forwarder) allow(ctx context.Context, to netip.AddrPort) error {
+	host, err := f.host()
+	if err != nil {
+		return err
+	}
+	if !mayReach(to.Addr(), f.allowed, host) {
+		return errNotAllowed
+	}
+	if within(f.allowed, to.Addr()) {
+		return nil
+	}
+	// A route may make an address this machine's that no interface has. Opening
+	// this sends nothing.
+	route, err := f.dial(ctx, "udp", to.String())
+	if err != nil {
+		return err
+	}
+	defer route.Close()
+	if from, err := netip.ParseAddrPort(route.LocalAddr().String()); err != nil || from.Addr().Unmap() == to.Addr() {
+		return errNotAllowed
+	}
+	return nil
+}
+
+// refusalPause is between two log lines of what a guest may not.
+const refusalPause = int64(10 * time.Second)
+
+// tell logs some of the refusals: for who wonders why a guest gets no answer.
+func (f *forwarder) tell(network string, to netip.AddrPort, err error) {
+	last, now := f.told.Load(), time.Now().UnixNano()
+	if !errors.Is(err, errNotAllowed) || now-last < refusalPause || !f.told.CompareAndSwap(last, now) {
+		return
+	}
+	f.log.Info("the guest may not reach this", "network", network, "to", to.String())
 }
 
 // openTCP has a goroutine of its own.
@@ -82,7 +139,7 @@ func (f *forwarder) openTCP(r *tcp.ForwarderRequest) {
 	}
 	defer func() { <-f.tcpSlots }()
 	ctx, cancel := context.WithTimeout(f.ctx, time.Minute)
-	outside, err := f.dial(ctx, "tcp", hostAddress(r.ID()))
+	outside, err := f.open(ctx, "tcp", r.ID())
 	cancel()
 	if err != nil {
 		r.Complete(true) // what the guest would hear from its own kernel
@@ -115,11 +172,11 @@ func (f *forwarder) openUDP(r *udp.ForwarderRequest) {
 		<-f.udpSlots
 		return
 	}
-	address := hostAddress(r.ID())
+	id := r.ID()
 	go func() {
 		defer func() { <-f.udpSlots }()
 		defer ep.Close()
-		outside, err := f.dial(f.ctx, "udp", address)
+		outside, err := f.open(f.ctx, "udp", id)
 		if err != nil {
 			return // as a network that drops it
 		}

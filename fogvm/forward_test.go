@@ -5,7 +5,9 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
+	"net/netip"
 	"runtime"
 	"sync"
 	"testing"
@@ -43,7 +45,7 @@ func (n *nicWriter) DeliverNetworkPacket(_ tcpip.NetworkProtocolNumber, pkt *sta
 // outgoing connections all lead to the loopback addresses given.
 func guestStack(t *testing.T, limits forwardLimits, outside map[string]string) (*network, *stack.Stack) {
 	t.Helper()
-	n, err := newNetwork(limits)
+	n, err := newNetwork(limits, nil, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -53,6 +55,16 @@ func guestStack(t *testing.T, limits forwardLimits, outside map[string]string) (
 		}
 		return (&net.Dialer{}).DialContext(ctx, network, outside[network])
 	}
+	n.forward.host = noHost
+	return n, guestOn(t, n)
+}
+
+// noHost: the tests' machine may have any address.
+func noHost() ([]netip.Prefix, error) { return nil, nil }
+
+// guestOn is the TCP/IP stack of a guest on n.
+func guestOn(t *testing.T, n *network) *stack.Stack {
+	t.Helper()
 	host, nic := net.Pipe()
 	served := make(chan error, 1)
 	go func() { served <- n.serve(context.Background(), host) }()
@@ -117,7 +129,7 @@ func guestStack(t *testing.T, limits forwardLimits, outside map[string]string) (
 		s.Destroy()
 		close(over)
 	})
-	return n, s
+	return s
 }
 
 type writerFunc func([]byte) (int, error)
@@ -292,7 +304,7 @@ func TestNetworkCloses(t *testing.T) {
 // TestHalfOpenCloses: a guest that opens a connection and says nothing more does
 // not keep its network.
 func TestHalfOpenCloses(t *testing.T) {
-	n, err := newNetwork(forwardLimits{tcp: 2, udp: 1, udpIdle: time.Hour})
+	n, err := newNetwork(forwardLimits{tcp: 2, udp: 1, udpIdle: time.Hour}, nil, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -300,6 +312,7 @@ func TestHalfOpenCloses(t *testing.T) {
 	n.forward.dial = func(ctx context.Context, network, _ string) (net.Conn, error) {
 		return (&net.Dialer{}).DialContext(ctx, network, outside[network])
 	}
+	n.forward.host = noHost
 	host, nic := net.Pipe()
 	served := make(chan error, 1)
 	go func() { served <- n.serve(context.Background(), host) }()

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/netip"
 	"sync"
@@ -50,22 +51,23 @@ const gatewayMAC = "5a:94:ef:e4:0c:dd"
 // newNetwork assembles what virtualnetwork.New would, less its control API, its
 // switch, the addresses that lead to the host's loopback, and its forwarders,
 // which have no bounds; and unlike that it can be closed.
-func newNetwork(limits forwardLimits) (*network, error) {
-	n, err := assembleNetwork(limits)
+// What the guest opens leads to the public internet, and to the networks allowed.
+func newNetwork(limits forwardLimits, allowed []netip.Prefix, log *slog.Logger) (*network, error) {
+	n, err := assembleNetwork(newForwarder(limits, allowed, log))
 	if err != nil {
 		return nil, fmt.Errorf("virtual network: %w", err)
 	}
 	return n, nil
 }
 
-func assembleNetwork(limits forwardLimits) (*network, error) {
+func assembleNetwork(forward *forwarder) (*network, error) {
 	cfg := &types.Configuration{MTU: mtu, Subnet: guest.Subnet, GatewayIP: guest.Gateway, Protocol: types.QemuProtocol}
 	gateway, subnet := netip.MustParseAddr(guest.Gateway), netip.MustParsePrefix(guest.Subnet)
 	link, err := tap.NewLinkEndpoint(false, mtu, gatewayMAC, guest.Gateway, nil)
 	if err != nil {
 		return nil, err
 	}
-	n := &network{link: link, wire: &wire{}, forward: newForwarder(limits)}
+	n := &network{link: link, wire: &wire{}, forward: forward}
 	link.Connect(n.wire)
 	n.stack = stack.New(stack.Options{
 		NetworkProtocols:   []stack.NetworkProtocolFactory{ipv4.NewProtocol, arp.NewProtocol},
@@ -227,8 +229,8 @@ const mtu = 1500
 const maxNICFrame = 128 << 10
 
 // filteredNIC is the frame stream from QEMU without the frames a hostile guest
-// could hurt the host with: malformed ones, and ones to addresses that mean the
-// host itself, because the forwarder dials whatever address a guest names.
+// could hurt the host with: malformed ones, and ones to addresses that mean
+// nobody else. Where the others may lead is judged by the forwarder.
 type filteredNIC struct {
 	net.Conn
 	r *bufio.Reader
@@ -293,6 +295,6 @@ func sourceAllowed(a netip.Addr) bool { return a == guestAddress || a.IsUnspecif
 var guestAddress = netip.MustParseAddr(guest.Address)
 
 func destinationAllowed(a netip.Addr) bool {
-	return !a.IsLoopback() && !a.IsUnspecified() && !a.IsLinkLocalUnicast() && a.As4()[0] != 0 &&
+	return !a.IsLoopback() && a.As4()[0] != 0 &&
 		(a.As4()[0] < 224 || a == netip.AddrFrom4([4]byte{255, 255, 255, 255}))
 }

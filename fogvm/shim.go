@@ -169,7 +169,7 @@ func (s *shim) run(ctx context.Context) (reason string) {
 
 // boot runs one QEMU to its end.
 func (s *shim) boot(ctx context.Context) (again bool, reason string) {
-	vn, err := newNetwork(defaultLimits)
+	vn, err := newNetwork(defaultLimits, s.spec.Egress, s.log)
 	if err != nil {
 		return false, err.Error()
 	}

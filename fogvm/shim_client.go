@@ -71,7 +71,7 @@ func (q *qemuHypervisor) start(ctx context.Context, dir string, vm VM) (instance
 	if err != nil {
 		return nil, err
 	}
-	spec := shimSpec{VM: vm, QEMU: binary, Accel: q.accels, Initramfs: image, UID: uid, GID: gid, StopTimeout: q.cfg.StopTimeout}
+	spec := shimSpec{VM: vm, QEMU: binary, Accel: q.accels, Initramfs: image, UID: uid, GID: gid, StopTimeout: q.cfg.StopTimeout, Egress: q.cfg.Egress}
 	if err := saveJSONFile(filepath.Join(dir, specFile), spec); err != nil {
 		return nil, err
 	}

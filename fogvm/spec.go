@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"time"
@@ -30,6 +31,8 @@ type shimSpec struct {
 	UID         uint32        `json:"uid,omitempty"` // QEMU's; 0: as the shim
 	GID         uint32        `json:"gid,omitempty"`
 	StopTimeout time.Duration `json:"stop_timeout"`
+	// Egress are Config.Egress.
+	Egress []netip.Prefix `json:"egress,omitempty"`
 }
 
 // writeJSONFile replaces a file atomically for who reads it. It is not durable:

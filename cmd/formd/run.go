@@ -269,6 +269,9 @@ func (d *formd) openVMs() error {
 		Dir: d.path("vms"), Accel: d.cfg.Accel, Driver: d.cfg.VMDriver, ShimCommand: []string{self, "vm"},
 		Logger: d.log.With("part", "fogvm"),
 	}
+	if c.Egress, err = config.ParseNetworks(d.cfg.AllowEgress); err != nil {
+		return usage(err)
+	}
 	if c.Driver == fogvm.DriverQEMU {
 		if c.GuestBinary, err = guestBinary(); err != nil {
 			return err

@@ -49,15 +49,17 @@ type Config struct {
 	VMDriver  string   `toml:"vm-driver"` // qemu or fake
 	VMNet     string   `toml:"vm-net"`    // user or bridge
 	Bridge    string   `toml:"bridge"`    // bridge of vm-net=bridge
-	Mesh      string   `toml:"mesh"`      // auto, kernel, userspace or off
-	MeshPort  int      `toml:"mesh-port"` // 0: as Listen's UDP port
-	CPUs      int      `toml:"cpus"`      // offered cores; 0: all of the machine
-	Memory    Size     `toml:"memory"`    // offered bytes; 0: what the machine can spare
-	Disk      Size     `toml:"disk"`      // offered bytes; 0: what the data directory's disk can spare
-	Label     []string `toml:"label"`     // K=V
-	Region    string   `toml:"region"`
-	Accept    []string `toml:"accept"`   // whose instances may run here; empty: operator, or members after a join
-	Operator  []string `toml:"operator"` // owner keys of whoever runs this node
+	// AllowEgress are networks that guests reach beside the public internet.
+	AllowEgress []string `toml:"allow-egress"`
+	Mesh        string   `toml:"mesh"`      // auto, kernel, userspace or off
+	MeshPort    int      `toml:"mesh-port"` // 0: as Listen's UDP port
+	CPUs        int      `toml:"cpus"`      // offered cores; 0: all of the machine
+	Memory      Size     `toml:"memory"`    // offered bytes; 0: what the machine can spare
+	Disk        Size     `toml:"disk"`      // offered bytes; 0: what the data directory's disk can spare
+	Label       []string `toml:"label"`     // K=V
+	Region      string   `toml:"region"`
+	Accept      []string `toml:"accept"`   // whose instances may run here; empty: operator, or members after a join
+	Operator    []string `toml:"operator"` // owner keys of whoever runs this node
 
 	TakeoverDelay Duration `toml:"takeover-delay"` // how long a dead node's slot waits; 0: 10 s
 	// RebalanceAfter is how long another node must be preferred before a replica
@@ -261,6 +263,9 @@ func (c Config) Validate() error {
 		bad("vm-net", "%q is not available yet: use user", c.VMNet)
 	} else {
 		oneOf("vm-net", c.VMNet, "user")
+	}
+	if _, err := ParseNetworks(c.AllowEgress); err != nil {
+		bad("allow-egress", "%v", err)
 	}
 	if c.Mesh == "kernel" || c.Mesh == "userspace" {
 		bad("mesh", "%q: formnet is not available yet: use auto or off", c.Mesh)

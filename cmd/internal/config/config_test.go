@@ -2,6 +2,7 @@ package config
 
 import (
 	"cmp"
+	"fmt"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -119,6 +120,7 @@ func TestValidateNamesTheKey(t *testing.T) {
 		"cpus":            func(c *Config) { c.CPUs = -1 },
 		"memory":          func(c *Config) { c.Memory = 1 },
 		"disk":            func(c *Config) { c.Disk = 1 },
+		"allow-egress":    func(c *Config) { c.AllowEgress = []string{"10.0.0.0/33"} },
 		"label":           func(c *Config) { c.Label = []string{"formd.accept=any"} },
 		"accept":          func(c *Config) { c.Accept = []string{"everyone"} },
 		"operator":        func(c *Config) { c.Operator = []string{"me"} },
@@ -221,7 +223,7 @@ func TestEncodeLoads(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, p := range []*[]string{&got.Listen, &got.Bootstrap, &got.Accept, &got.Operator} {
+	for _, p := range []*[]string{&got.Listen, &got.Bootstrap, &got.Accept, &got.AllowEgress, &got.Operator} {
 		if len(*p) == 0 {
 			*p = nil
 		}
@@ -293,6 +295,18 @@ func TestParseLabels(t *testing.T) {
 	for _, bad := range [][]string{{"x"}, {"=v"}, {"A=1"}, {"a=1", "a=2"}, {"formd.x=1"}, {"a=" + strings.Repeat("x", 64)}, make([]string, 33)} {
 		if _, err := ParseLabels(bad); err == nil {
 			t.Errorf("%q is accepted", bad)
+		}
+	}
+}
+
+func TestParseNetworks(t *testing.T) {
+	got, err := ParseNetworks([]string{"10.1.0.0/16", "fd00::/8", "192.0.2.7", "0.0.0.0/0"})
+	if text := fmt.Sprint(got); err != nil || text != "[10.1.0.0/16 fd00::/8 192.0.2.7/32 0.0.0.0/0]" {
+		t.Errorf("%s, %v", text, err)
+	}
+	for _, bad := range [][]string{{""}, {"10.1.0.1/16"}, {"10.0.0.0/33"}, {"lan"}, {"fe80::1%eth0"}, {"127.0.0.1"}, {"127.0.0.0/8"}, {"::1/128"}, make([]string, 65)} {
+		if got, err := ParseNetworks(bad); err == nil {
+			t.Errorf("%q is accepted: %v", bad, got)
 		}
 	}
 }

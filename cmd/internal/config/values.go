@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math"
 	"net"
+	"net/netip"
 	"reflect"
 	"regexp"
 	"slices"
@@ -142,6 +143,34 @@ func ParseLabels(words []string) (map[string]string, error) {
 			return nil, fmt.Errorf("%q is set twice", k)
 		}
 		out[k] = v
+	}
+	return out, nil
+}
+
+// maxNetworks bounds a list of networks.
+const maxNetworks = 64
+
+// ParseNetworks reads networks as ADDRESS/BITS; an address alone is one of one.
+// Loopback is none.
+func ParseNetworks(words []string) ([]netip.Prefix, error) {
+	if len(words) > maxNetworks {
+		return nil, fmt.Errorf("%d networks; at most %d are allowed", len(words), maxNetworks)
+	}
+	var out []netip.Prefix
+	for _, w := range words {
+		p, err := netip.ParsePrefix(w)
+		if a, aerr := netip.ParseAddr(w); aerr == nil && a.Zone() == "" {
+			p, err = netip.PrefixFrom(a, a.BitLen()), nil
+		}
+		switch {
+		case err != nil:
+			return nil, fmt.Errorf("%q is no network such as 10.1.0.0/16", w)
+		case p != p.Masked():
+			return nil, fmt.Errorf("%q is no network: did you mean %v or %v?", w, p.Masked(), p.Addr())
+		case p.Addr().IsLoopback():
+			return nil, fmt.Errorf("%q: loopback is the guest's own", w)
+		}
+		out = append(out, p)
 	}
 	return out, nil
 }
