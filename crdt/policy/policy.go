@@ -34,6 +34,12 @@ type State interface {
 	MayRun(spec *crdt.Spec, node stmt.Key) bool
 }
 
+// Claims is the part of a State that says where replicas are.
+type Claims interface {
+	Claims(instance string) []crdt.Claim
+	MayRun(spec *crdt.Spec, node stmt.Key) bool
+}
+
 // MaxPeers is how many peers a party has at most: devices come first, then
 // replicas by instance, slot and generation.
 const MaxPeers = 1024
@@ -122,7 +128,7 @@ func parties(s State, owner stmt.Key) []Party {
 		}
 	}
 	for _, spec := range s.InstancesOf(owner) {
-		all = append(all, replicas(s, spec)...)
+		all = append(all, Replicas(s, spec)...)
 	}
 	slices.SortStableFunc(all, Party.compare)
 	taken := make(map[Key]bool, len(all))
@@ -133,9 +139,9 @@ func parties(s State, owner stmt.Key) []Party {
 	})
 }
 
-// replicas lists those of an instance whose claims count, by slot, of a slot that
-// with the highest generation first.
-func replicas(s State, spec crdt.Spec) []Party {
+// Replicas returns those of an instance whose claims count, by slot, of a slot
+// that with the highest generation first. Two may say that they have one key.
+func Replicas(s Claims, spec crdt.Spec) []Party {
 	claims := slices.DeleteFunc(slices.Clone(s.Claims(spec.ID)), func(c crdt.Claim) bool {
 		return c.Owner != spec.Owner || c.Slot >= spec.Replicas || !s.MayRun(&spec, c.Node)
 	})

@@ -35,6 +35,7 @@ var rules = []rule{
 	{"crdt/seal", []string{"crdt/stmt"}, "encrypts bytes to keys; what they are secrets of is said by the caller"},
 	{"crdt/lease", []string{"crdt/stmt"}, "who holds a lease is a function of requests and time"},
 	{"crdt/policy", []string{"crdt", "crdt/stmt"}, "who may talk to whom is a function of a view"},
+	{"crdt/names", []string{"crdt", "crdt/stmt", "crdt/policy"}, "what names there are is a function of a view; who answers, and to whom, is said elsewhere"},
 	{"crdt/automerge", []string{"crdt", "crdt/stmt"}, "the one package with cgo, behind crdt.SpecEngine, so that all others build without it"},
 	{"p2p/fair", nil, "shares places between peers, whatever they are places of"},
 	{"p2p/exchange", []string{"p2p/fair"}, "moves blocks by CID and knows nothing of packs"},

@@ -40,6 +40,8 @@ var decoders = []struct{ dir, fn, fuzz, reason string }{
 	{"crdt/stmt", "ParseTicket", "FuzzTicket", ""},
 	{"crdt/stmt", "DecodeHello", "FuzzHello", ""},
 	{"crdt/stmt", "ParseKey", "", "a fixed length behind libp2p's own parser"},
+	{"crdt/names", "Parse", "FuzzParse", ""},
+	{"crdt/names", "ParseLabel", "FuzzParse", ""},
 	{"p2p", "readHello", "FuzzHello", ""},
 	{"p2p", "readVerdict", "FuzzHello", ""},
 	{"p2p", "parseListen", "", "the operator's own flag"},

@@ -28,6 +28,7 @@ var pure = []struct {
 	{"crdt/live", nil},
 	{"crdt/lease", nil},
 	{"crdt/policy", nil},
+	{"crdt/names", nil},
 	{"wg", regexp.MustCompile(`^(mesh|fake)\.go$`)},
 	{"wg/forward", nil},
 	{"fogvm/reconcile/plan", nil},
