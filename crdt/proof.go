@@ -16,35 +16,74 @@ func (s *State) ClaimStatements(id DocID) [][]byte {
 	return append(s.admissionsOf(nodes, stmt.RoleNode), claims...)
 }
 
-// MeshStatements returns what proves to anybody whom an owner's devices and
-// replicas may talk to: what admits the owner, its owner statements and specs, and
-// the claims on its instances with the admissions of the nodes that made them, in
-// an order in which they can be applied. The byte slices are shared; do not modify
-// them.
+// MeshStatements returns what proves to anybody who knows the network's root whom
+// an owner's devices and replicas may talk to: the admissions of the owner and of
+// the nodes with claims on its instances, what takes those out, what the owner
+// says of its instances and devices, and the claims, in an order in which they can
+// be applied. The byte slices are shared; do not modify them.
 func (s *State) MeshStatements(owner stmt.Key) [][]byte {
-	out := s.admissionsOf([]stmt.Key{owner}, stmt.RoleOwner, stmt.RoleOperator)
-	if s.members.wildcard.raw != nil {
-		out = append(out, s.members.wildcard.raw)
+	var claims, specs [][]byte
+	who := []stmt.Key{owner}
+	for _, id := range slices.SortedFunc(maps.Keys(s.docsOf[owner]), compareDocs) {
+		for _, r := range s.docs[id].held() {
+			specs = append(specs, r.raw)
+		}
+		for _, c := range slices.SortedFunc(slices.Values(s.byDoc[id]), compareRegs) {
+			if c.key.owner == owner && !c.gone {
+				claims, who = append(claims, c.raw), append(who, c.key.node)
+			}
+		}
+	}
+	var out [][]byte
+	if r := s.members.wildcard; r.raw != nil {
+		out = append(out, r.raw)
+	}
+	slices.SortFunc(who, stmt.Key.Compare)
+	for _, key := range slices.Compact(who) {
+		out = append(out, s.members.about(key)...)
 	}
 	if o := s.owners[owner]; o != nil {
 		for _, id := range slices.SortedFunc(maps.Keys(o.stmts), stmt.ID.Compare) {
 			out = append(out, o.stmts[id].raw)
 		}
 	}
-	var claims [][]byte
-	nodes := map[stmt.Key]bool{}
-	for _, d := range slices.SortedFunc(maps.Keys(s.docsOf[owner]), compareDocs) {
-		for _, r := range s.docs[d].held() {
+	return append(append(out, specs...), claims...)
+}
+
+// about returns the held statements about a key's membership.
+func (m *memberState) about(key stmt.Key) [][]byte {
+	var out [][]byte
+	for _, ak := range slices.SortedFunc(maps.Keys(m.admitted[key]), compareAdmits) {
+		out = append(out, m.admitted[key][ak].raw)
+	}
+	for _, role := range []stmt.Role{"", stmt.RoleNode, stmt.RoleOperator, stmt.RoleOwner} {
+		if r, ok := m.revokes[revokeKey{key, role}]; ok {
 			out = append(out, r.raw)
 		}
-		raws, by := s.claimsOn(d)
-		claims = append(claims, raws...)
-		for _, n := range by {
-			nodes[n] = true
-		}
 	}
-	out = append(out, s.admissionsOf(slices.SortedFunc(maps.Keys(nodes), stmt.Key.Compare), stmt.RoleNode)...)
-	return append(out, claims...)
+	if r, ok := m.disowned[key]; ok {
+		out = append(out, r.raw)
+	}
+	return out
+}
+
+// Concerns says whether st can be one of owner's MeshStatements, by its kind and
+// by whose instances it is about. It does not say that it is true.
+func Concerns(st *stmt.Statement, owner stmt.Key) bool {
+	switch st.Kind {
+	case stmt.KindMember:
+		return true
+	case stmt.KindOwner, stmt.KindSpec:
+		return OwnerOf(st) == owner
+	case stmt.KindClaim:
+		b, err := decodeClaim(st)
+		return err == nil && b.Owner == owner
+	}
+	return false
+}
+
+func compareRegs(a, b *claimReg) int {
+	return cmp.Or(cmp.Compare(a.key.slot, b.key.slot), a.key.node.Compare(b.key.node), a.key.owner.Compare(b.key.owner))
 }
 
 // claimsOn returns the raw claims on an instance and who made them, each once.
