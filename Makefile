@@ -15,7 +15,7 @@ help: ## list the targets
 build: ## form, formd and form-guest into bin/
 	@mkdir -p bin
 	$(GOBUILD) -o bin/ ./cmd/form ./cmd/formd
-	CGO_ENABLED=0 $(GOBUILD) -o bin/ ./cmd/form-guest
+	CGO_ENABLED=0 $(GOBUILD) -ldflags '-s -w' -o bin/ ./cmd/form-guest
 
 setup: ## install what this machine lacks (Debian, Ubuntu)
 	@scripts/setup.sh

@@ -58,3 +58,9 @@ func (s *State) Converse(rw io.ReadWriter, initiator bool, got func(raws [][]byt
 func NewAuthorFrom(key ed25519.PrivateKey, network stmt.NetworkID, raws [][]byte, random io.Reader) (*Author, error) {
 	return newAuthor(key, stmt.KeyOf(key), network, raws, random)
 }
+
+// Holds says whether s holds the statement.
+func (s *State) Holds(id stmt.ID) bool {
+	_, held := s.ids[id]
+	return held
+}

@@ -6,9 +6,11 @@ package main
 
 import (
 	"fmt"
+	"log/slog"
 	"os"
 
 	"github.com/formthefog/formation/fogvm/guest"
+	"github.com/formthefog/formation/fogvm/guest/mesh"
 )
 
 func main() {
@@ -16,5 +18,7 @@ func main() {
 		fmt.Fprintln(os.Stderr, "form-guest: runs as process 1 of a guest (see ARCHITECTURE.md); nothing to do here")
 		os.Exit(2)
 	}
-	guest.Init()
+	guest.Init(func(dir string, log *slog.Logger) guest.Mesh {
+		return mesh.New(mesh.Config{Dir: dir, Open: mesh.OpenKernel, Log: log})
+	})
 }

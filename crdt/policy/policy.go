@@ -150,7 +150,12 @@ func Replicas(s Claims, spec crdt.Spec) []Party {
 	})
 	var out []Party
 	slot, counted := -1, 0
+	lowest := map[stmt.Key]int{}
 	for _, c := range claims {
+		if low, has := lowest[c.Node]; has && low < c.Slot {
+			continue
+		}
+		lowest[c.Node] = c.Slot
 		if c.Slot != slot {
 			slot, counted = c.Slot, 0
 		}

@@ -87,6 +87,7 @@ func TestWhoTalksWithWhom(t *testing.T) {
 		{"a claim in another's name", func(w *world) { w.claims[1].Owner = b }, "app/0@1 db/0@1", "laptop1 db/0@1", "laptop1 app/0@1"},
 		{"another's key", func(w *world) { w.claims[2].MeshKey = w.claims[0].MeshKey }, "app/0@1 app/1@2", "laptop1 app/1@2", ""},
 		{"the laptop's key", func(w *world) { w.claims[1].MeshKey = text(mesh('d', 1)) }, "app/0@1 db/0@1", "laptop1 db/0@1", "laptop1 app/0@1"},
+		{"a node claims two slots", func(w *world) { w.claims = append(w.claims, claim("app", a, 1, 1, 9)) }, "app/0@1 app/1@2 db/0@1", "laptop1 app/1@2 db/0@1", "laptop1 app/0@1 app/1@2"},
 		{"a replica moves", func(w *world) { w.claims = append(w.claims, claim("app", a, 1, 3, 2), claim("app", a, 1, 4, 0)) },
 			"app/0@1 app/1@3 app/1@2 db/0@1", "laptop1 app/1@3 app/1@2 db/0@1", "laptop1 app/0@1 app/1@3 app/1@2"},
 	} {

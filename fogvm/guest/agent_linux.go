@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -26,6 +27,7 @@ type agent struct {
 	tasks    sync.WaitGroup // supervisors; they end when appCtx does
 	keys     *keyring
 	vault    *vault
+	mesh     Mesh // nil: it has none
 
 	appCtx  context.Context
 	stopApp context.CancelFunc
@@ -33,6 +35,8 @@ type agent struct {
 	mu          sync.Mutex
 	cond        condition
 	hostKey     string
+	meshKey     string
+	meshProblem string
 	grace       time.Duration
 	check       *check
 	stopCheck   context.CancelFunc
@@ -40,9 +44,9 @@ type agent struct {
 	environment environment
 }
 
-func newAgent(log *slog.Logger) *agent {
+func newAgent(log *slog.Logger, mesh Mesh) *agent {
 	a := &agent{
-		log: log, procs: newProcesses(), out: newRing(LogBufferBytes),
+		log: log, mesh: mesh, procs: newProcesses(), out: newRing(LogBufferBytes),
 		statuses: make(chan Status, 1), power: make(chan Power, 1), grace: 10 * time.Second,
 		keys:  &keyring{write: applyKeys},
 		vault: &vault{write: func(reader account, secrets []Secret) error { return writeSecrets(SecretsDir, reader, secrets) }},
@@ -112,8 +116,22 @@ func (a *agent) control(m toGuest) {
 		if err := stepClock(time.Unix(0, m.Time)); err != nil {
 			a.log.Error("set time", "error", err)
 		}
+	case m.Locate != nil:
+		if a.mesh != nil {
+			a.mesh.Locate(*m.Locate)
+		}
 	case m.Power != nil:
 		a.requestPower(*m.Power)
+	}
+}
+
+// news implements handler.
+func (a *agent) news(ctx context.Context, stream net.Conn) {
+	if a.mesh == nil {
+		return
+	}
+	if err := a.mesh.Hear(ctx, stream); err != nil && ctx.Err() == nil {
+		a.log.Warn("mesh news ended", "error", err)
 	}
 }
 
@@ -172,10 +190,36 @@ func (a *agent) apply(cfg Config) error {
 	a.mu.Lock()
 	a.environment = env
 	a.mu.Unlock()
+	if cfg.Mesh != nil && a.mesh != nil {
+		a.tasks.Go(func() { a.joinMesh(cfg) })
+	}
 	if err := a.startSSH(cfg, env); err != nil {
 		a.log.Warn("no ssh", "reason", err)
 	}
 	return a.startApp(cfg, env)
+}
+
+// joinMesh makes the guest a peer. Without the mesh it runs all the same, and says
+// why it has none.
+func (a *agent) joinMesh(cfg Config) {
+	problem := func(text string) {
+		if text != "" {
+			a.log.Warn("mesh", "problem", text)
+		}
+		a.mu.Lock()
+		a.meshProblem = ClipReason(text)
+		a.mu.Unlock()
+		a.publish()
+	}
+	key, err := a.mesh.Start(a.appCtx, cfg, problem)
+	if err != nil {
+		problem(err.Error())
+		return
+	}
+	a.mu.Lock()
+	a.meshKey = key
+	a.mu.Unlock()
+	a.publish()
 }
 
 func (a *agent) startApp(cfg Config, env environment) error {
@@ -324,7 +368,7 @@ func (a *agent) publish() {
 	if s.Phase == PhaseReady {
 		a.cond.wasReady = true
 	}
-	s.SSHHostKey = a.hostKey
+	s.SSHHostKey, s.MeshKey, s.MeshProblem = a.hostKey, a.meshKey, a.meshProblem
 	s.Reason = ClipReason(s.Reason)
 	if a.recheck != nil {
 		a.recheck.Stop()

@@ -20,9 +20,10 @@ import (
 
 // echoGuest is a handler that remembers what it was told.
 type echoGuest struct {
-	mu   sync.Mutex
-	got  []toGuest
-	told chan struct{}
+	mu    sync.Mutex
+	got   []toGuest
+	told  chan struct{}
+	heard int // statements
 }
 
 func (e *echoGuest) control(m toGuest) {
@@ -55,6 +56,21 @@ func (e *echoGuest) exec(_ context.Context, req ExecRequest, stream net.Conn) {
 }
 
 func (e *echoGuest) logs(_ context.Context, w io.Writer) { _, _ = io.WriteString(w, "log line\n") }
+
+func (e *echoGuest) news(_ context.Context, stream net.Conn) {
+	for {
+		n, err := ReadNews(stream)
+		if err != nil {
+			return
+		}
+		e.heard += len(n.Statements)
+		if n.End {
+			if WriteMeshReport(stream, MeshReport{Held: e.heard}) != nil {
+				return
+			}
+		}
+	}
+}
 
 func TestChannel(t *testing.T) {
 	hostEnd, guestEnd := net.Pipe()

@@ -32,6 +32,8 @@ type Config struct {
 	Restart string `json:"restart,omitempty"`
 	// Init is InitAgent (also when empty). Any other value is refused.
 	Init string `json:"init,omitempty"`
+	// Mesh is the guest's place on the mesh; nil: it has none.
+	Mesh *MeshConfig `json:"mesh,omitempty"`
 }
 
 // Values of Config.Restart and Config.Init.
@@ -135,8 +137,12 @@ type Status struct {
 	// SSHHostKey is the guest's ed25519 host key, "ssh-ed25519 AAAA…"; empty
 	// when the guest has no sshd.
 	SSHHostKey string `json:"ssh_host_key,omitempty"`
-	// MeshKey is the guest's WireGuard public key; empty until the mesh exists.
+	// MeshKey is the guest's WireGuard public key; empty while it is no peer of
+	// anybody.
 	MeshKey string `json:"mesh_key,omitempty"`
+	// MeshProblem is why the guest is not on the mesh, or what of its host's word
+	// it does not believe; as Reason.
+	MeshProblem string `json:"mesh_problem,omitempty"`
 }
 
 // ExecRequest asks for one command in the guest.

@@ -42,7 +42,7 @@ func execOn(t *testing.T, argv ...string) (client net.Conn, ended <-chan struct{
 	if os.Geteuid() != 0 {
 		t.Skip("children get credentials set, which needs root, as in the guest")
 	}
-	a := newAgent(slog.New(slog.DiscardHandler))
+	a := newAgent(slog.New(slog.DiscardHandler), nil)
 	a.procs = reaping(t)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})

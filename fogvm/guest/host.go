@@ -160,6 +160,15 @@ func (c *Conn) Exec(req ExecRequest) (net.Conn, error) {
 // buffers on. One reader at a time gets everything.
 func (c *Conn) Logs() (net.Conn, error) { return c.open(openStream{Kind: streamLogs}) }
 
+// Locate tells the guest where its peers are, all that is known of it.
+func (c *Conn) Locate(where []Location) error {
+	all := append([]Location{}, where[:min(len(where), MaxLocations)]...)
+	return c.send(toGuest{Locate: &all})
+}
+
+// Mesh opens a stream for News, which the guest answers by MeshReports.
+func (c *Conn) Mesh() (net.Conn, error) { return c.open(openStream{Kind: streamMesh}) }
+
 // Close ends the channel and every stream on it.
 func (c *Conn) Close() error { return c.session.Close() }
 

@@ -10,9 +10,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// meshHome is beside the root's own tree, as hostKeyPath is.
+const meshHome = diskHome + "/mesh"
+
 // Init is the main of form-guest as process 1. It boots the guest from the
-// initramfs, serves the host and ends the machine; it does not return.
-func Init() {
+// initramfs, serves the host and ends the machine; it does not return. mesh makes
+// it a peer on the mesh, whose state is to be kept in that folder of the disk.
+func Init(mesh func(dir string, log *slog.Logger) Mesh) {
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{
 		// The kernel stamps its console; a second clock in the lines only confuses.
 		ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
@@ -22,7 +26,7 @@ func Init() {
 			return a
 		},
 	}))
-	a := newAgent(log)
+	a := newAgent(log, mesh(meshHome, log))
 	if err := boot(log); err != nil {
 		log.Error("boot", "error", err)
 		a.update(func(c *condition) { c.configErr = fmt.Errorf("guest could not boot: %w", err) })

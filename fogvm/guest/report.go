@@ -24,7 +24,7 @@ func (s Status) checked() (Status, error) {
 	var err1, err2 error
 	s.SSHHostKey, err1 = checkedHostKey(s.SSHHostKey)
 	s.MeshKey, err2 = checkedMeshKey(s.MeshKey)
-	s.Reason = ClipReason(s.Reason)
+	s.Reason, s.MeshProblem = ClipReason(s.Reason), ClipReason(s.MeshProblem)
 	return s, errors.Join(err1, err2)
 }
 

@@ -18,6 +18,8 @@ type handler interface {
 	exec(ctx context.Context, req ExecRequest, stream net.Conn)
 	// logs sends the entrypoint's output to w until ctx ends or w fails.
 	logs(ctx context.Context, w io.Writer)
+	// news serves a mesh stream until ctx or the stream ends.
+	news(ctx context.Context, stream net.Conn)
 }
 
 // serve is the guest's half of the channel: it answers the host's handshake,
@@ -73,6 +75,8 @@ func serveStream(ctx context.Context, stream net.Conn, info Info, statuses <-cha
 		}
 	case streamLogs:
 		h.logs(ctx, stream)
+	case streamMesh:
+		h.news(ctx, stream)
 	}
 }
 

@@ -26,6 +26,7 @@ const (
 	streamControl streamKind = "control"
 	streamExec    streamKind = "exec"
 	streamLogs    streamKind = "logs"
+	streamMesh    streamKind = "mesh" // News, each round of it answered by a MeshReport
 )
 
 type openStream struct {
@@ -40,6 +41,8 @@ type toGuest struct {
 	Secrets   *[]Secret `json:"secrets,omitempty"`   // the whole set; first, before Config
 	Time      int64     `json:"time,omitempty"`      // unix nanoseconds
 	Power     *Power    `json:"power,omitempty"`
+	// Locate says where peers are, all that is known; hints, that nothing proves.
+	Locate *[]Location `json:"locate,omitempty"`
 }
 
 // toHost is a control message from the guest; one field is set.

@@ -41,6 +41,7 @@ var rules = []rule{
 	{"p2p/exchange", []string{"p2p/fair"}, "moves blocks by CID and knows nothing of packs"},
 	{"p2p", []string{"p2p/exchange"}, "bytes only: no domain type, so admission and meaning are handed in"},
 	{"fogvm/guest", []string{"crdt/stmt"}, "it becomes PID 1 of every guest: small, static, no libp2p"},
+	{"fogvm/guest/mesh", []string{"fogvm/guest", "crdt", "crdt/stmt", "crdt/policy", "wg", "wg/kernel", "wg/link"}, "the guest believes statements and not its host, so it needs the state's rules, and no part of a node"},
 	{"fogvm/boottime", nil, "a clock; whoever waits uses it"},
 	{"fogvm", []string{"fogvm/guest", "fogvm/boottime"}, "a VM's life; what should run and where its images come from is said by the caller"},
 	{"fogvm/build", []string{"store", "store/formfile"}, "turns a Formfile into layers; needs no swarm"},
@@ -60,7 +61,7 @@ var rules = []rule{
 	{"cmd/internal/spell", nil, "words only"},
 	{"cmd/internal/tree", []string{"cmd/internal/api", "cmd/internal/spell"}, "what was typed wrong, the same for form and formd"},
 	{"cmd/internal/config", []string{"crdt/stmt", "cmd/internal/spell"}, "parsing happens before anything is opened"},
-	{"cmd/form-guest", []string{"fogvm/guest", "crdt/stmt"}, "the guest's binary is loaded into memory by every VM"},
+	{"cmd/form-guest", []string{"fogvm/guest", "fogvm/guest/mesh"}, "the guest's binary is loaded into memory by every VM"},
 	{"docs", nil, "text that programs embed"},
 	{"cmd/formd", anything, "assembles"},
 	{"cmd/form", append([]string{"cmd/form/internal/..."}, anything...), "assembles"},
@@ -77,7 +78,7 @@ var anything = []string{"store/...", "crdt/...", "p2p/...", "fogvm/...", "wg/...
 // either.
 var heavy = []struct{ pkg, module, reason string }{
 	{"cmd/form", "github.com/automerge/", "form must build with CGO_ENABLED=0"},
-	{"cmd/form-guest", "github.com/libp2p/go-libp2p", "the guest's binary must stay small"},
+	{"cmd/form-guest", "github.com/libp2p/go-libp2p/p2p", "the guest's binary must stay small: of libp2p it has the words alone that package crdt uses"},
 	{"cmd/form-guest", "github.com/ipfs/boxo", "the guest's binary must stay small"},
 	{"cmd/form-guest", "github.com/automerge/", "the guest's binary is static"},
 	{"cmd/form-guest", "filippo.io/age", "the guest's binary must stay small: secrets are opened on the host"},

@@ -57,6 +57,8 @@ var decoders = []struct{ dir, fn, fuzz, reason string }{
 	{"store", "readAt", "", "copies bytes of a verified file"},
 	{"fogvm/guest", "ReadFrame", "FuzzFrames", ""},
 	{"fogvm/guest", "readJSON", "FuzzFrames", ""},
+	{"fogvm/guest", "ReadNews", "FuzzNews", ""},
+	{"fogvm/guest", "ReadMeshReport", "FuzzNews", ""},
 	{"fogvm/guest", "decodeSize", "FuzzPreamble", ""},
 	{"fogvm/guest", "readPreamble", "FuzzPreamble", ""},
 	{"fogvm/reconcile", "readLeaseFrame", "FuzzLeaseFrame", ""},
