@@ -49,7 +49,7 @@ func measureDNS(ctx context.Context, e *env) (map[string]float64, error) {
 	names := make([]meshdns.Name, dnsNames)
 	for i := range names {
 		names[i] = meshdns.Name{Name: fmt.Sprint("app", i), Targets: []meshdns.Target{
-			{Addr4: netip.AddrFrom4([4]byte{10, 128 + byte(i>>16), byte(i >> 8), byte(i)}), Healthy: true}}}
+			{Addr4: netip.AddrFrom4([4]byte{10, 128 + byte(i>>16), byte(i >> 8), byte(i)})}}}
 	}
 	if err := ours.Set(names); err != nil {
 		return nil, err

@@ -1,9 +1,13 @@
 // Package dns answers for the names of a mesh from a snapshot.
 //
-// Guarantees: an answer names healthy targets only, in an order that changes with
-// every question; a name that is not there is denied with the zone's SOA, so that
-// the denial is kept no longer than an answer; what is outside the zone and its
-// reverse zones is refused, whoever asks.
+// Guarantees: an answer is in an order that changes with every question; a name
+// that is not there is denied with the zone's SOA, so that the denial is kept no
+// longer than an answer; what is outside the zone and its reverse zones is
+// refused, whoever asks; a change costs what has changed.
+//
+// Whoever has a scope need not say it: with the scope "owner", "hello" is
+// "hello.owner" unless there is a "hello" for everybody. Answers then are as the
+// question was.
 //
 // Not guaranteed: that an answer is still true when it is used: it may be [TTL]
 // seconds old. There is no DNSSEC: who can answer in this machine's name can lie.
@@ -15,6 +19,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -27,36 +32,103 @@ import (
 type Config struct {
 	Zone    string         // "dev.formation.cloud"
 	Reverse []netip.Prefix // addresses whose names are asked here
+	// Scope is what an asker with that address may leave out at the end of names,
+	// relative to the zone; "": nothing. nil: nobody may. It is called by several
+	// goroutines.
+	Scope func(asker netip.Addr) string
 }
 
 // Server answers questions. Its methods may be called by several goroutines.
 type Server struct {
 	cfg  Config
-	apex string
 	zone atomic.Pointer[zone] // never nil
 	turn atomic.Uint32
+
+	setting sync.Mutex
+	have    map[string]*held // in zone, by name as given
 }
 
 // New makes a server of a zone without names.
 func New(cfg Config) (*Server, error) {
-	s := &Server{cfg: cfg, apex: dns.CanonicalName(cfg.Zone)}
-	if _, ok := dns.IsDomainName(s.apex); !ok || s.apex == "." {
+	apex := dns.CanonicalName(cfg.Zone)
+	if _, ok := dns.IsDomainName(apex); !ok || apex == "." {
 		return nil, fmt.Errorf("dns: %.80q is no zone", cfg.Zone)
 	}
-	z, err := newZone(s.apex, cfg.Reverse, nil)
-	if err != nil {
-		return nil, err
-	}
-	s.zone.Store(z)
+	s := &Server{cfg: cfg, have: map[string]*held{}}
+	s.zone.Store(newZone(apex, cfg.Reverse))
 	return s, nil
 }
 
 // Set says what names there are, all of them. What cannot be a name is left out
 // and told in the error; the others count.
 func (s *Server) Set(names []Name) error {
-	z, err := newZone(s.apex, s.cfg.Reverse, names)
-	s.zone.Store(z)
-	return err
+	s.setting.Lock()
+	defer s.setting.Unlock()
+	c := s.zone.Load().change()
+	var problems []string
+	if len(names) > maxNames {
+		problems = append(problems, fmt.Sprintf("%d names, the limit is %d", len(names), maxNames))
+		names = names[:maxNames]
+	}
+	want, changed := make(map[string]*held, len(names)), []*held(nil) // by canonical name
+	for _, n := range names {
+		h, err := s.hold(&c.zone, n)
+		if err == nil && want[h.name] != nil {
+			err = fmt.Errorf("%q is given twice", n.Name)
+		}
+		if err != nil {
+			if len(problems) < maxProblems {
+				problems = append(problems, err.Error())
+			}
+			continue
+		}
+		want[h.name] = h
+		if s.have[n.Name] != h {
+			changed = append(changed, h)
+		}
+	}
+	s.apply(c, want, changed)
+	if len(problems) > 0 {
+		return fmt.Errorf("dns: %s", strings.Join(problems, "; "))
+	}
+	return nil
+}
+
+// held is a name that is in the zone, or will be.
+type held struct {
+	Name
+	name string // canonical
+}
+
+// hold returns the name that is in the zone when it is the same, or checks it.
+func (s *Server) hold(z *zone, n Name) (*held, error) {
+	if old := s.have[n.Name]; old != nil && old.equal(n) {
+		return old, nil
+	}
+	name, err := z.check(n)
+	n.Targets, n.Services = slices.Clone(n.Targets), slices.Clone(n.Services)
+	return &held{n, name}, err
+}
+
+// maxProblems is how many names' errors are told.
+const maxProblems = 10
+
+// apply makes the zone be what is wanted, of which changed is new or different.
+// All that goes, goes first: an address may change hands.
+func (s *Server) apply(c *change, want map[string]*held, changed []*held) {
+	for _, old := range s.have {
+		if want[old.name] != old {
+			c.remove(old.Name, old.name)
+		}
+	}
+	for _, h := range changed {
+		c.add(h.Name, h.name)
+	}
+	s.have = make(map[string]*held, len(want))
+	for _, h := range want {
+		s.have[h.Name.Name] = h
+	}
+	s.zone.Store(&c.zone)
 }
 
 // Timeouts and bounds of TCP.
@@ -117,7 +189,7 @@ func (s *Server) Run(ctx context.Context, udp net.PacketConn, tcp net.Listener) 
 
 // ServeDNS implements dns.Handler.
 func (s *Server) ServeDNS(w dns.ResponseWriter, q *dns.Msg) {
-	m := s.answer(q)
+	m := s.answer(q, s.scope(w.RemoteAddr()))
 	size := dns.MaxMsgSize
 	if _, udp := w.RemoteAddr().(*net.UDPAddr); udp {
 		size = dns.MinMsgSize
@@ -130,11 +202,22 @@ func (s *Server) ServeDNS(w dns.ResponseWriter, q *dns.Msg) {
 	_ = w.WriteMsg(m)
 }
 
+func (s *Server) scope(asker net.Addr) string {
+	if s.cfg.Scope == nil {
+		return ""
+	}
+	at, err := netip.ParseAddrPort(asker.String())
+	if err != nil {
+		return ""
+	}
+	return s.cfg.Scope(at.Addr().Unmap().WithZone(""))
+}
+
 // maxUDP is what passes everywhere without fragments (DNS flag day 2020).
 const maxUDP = 1232
 
-// answer is the answer to a message.
-func (s *Server) answer(q *dns.Msg) *dns.Msg {
+// answer is the answer to a message of somebody with that scope.
+func (s *Server) answer(q *dns.Msg, scope string) *dns.Msg {
 	m := new(dns.Msg)
 	m.SetReply(q)
 	if opt := q.IsEdns0(); opt != nil {
@@ -152,20 +235,24 @@ func (s *Server) answer(q *dns.Msg) *dns.Msg {
 	case q.Question[0].Qclass != dns.ClassINET:
 		m.Rcode = dns.RcodeRefused
 	default:
-		s.zone.Load().look(m, q.Question[0], s.turn.Add(1))
+		s.zone.Load().look(m, q.Question[0], scope, s.turn.Add(1))
 	}
 	return m
 }
 
 // look fills in the answer to a question; turn picks who comes first.
-func (z *zone) look(m *dns.Msg, q dns.Question, turn uint32) {
+func (z *zone) look(m *dns.Msg, q dns.Question, scope string, turn uint32) {
 	name := dns.CanonicalName(q.Name)
 	if !dns.IsSubDomain(z.apex, name) {
-		z.lookBack(m, name, q.Qtype)
+		z.lookBack(m, name, q.Qtype, scope)
 		return
 	}
 	m.Authoritative = true
-	n := z.names[name]
+	n, scoped := z.names.get(name), false
+	if n == nil && scope != "" {
+		n = z.names.get(strings.TrimSuffix(name, z.apex) + dns.CanonicalName(scope) + z.apex)
+		scoped = n != nil
+	}
 	if n == nil {
 		m.Rcode, m.Ns = dns.RcodeNameError, z.soa
 		return
@@ -185,24 +272,41 @@ func (z *zone) look(m *dns.Msg, q dns.Question, turn uint32) {
 	case q.Qtype == dns.TypeNS && name == z.apex:
 		m.Answer = z.ns
 	}
+	if scoped {
+		m.Answer = named(m.Answer, name)
+	}
 	if len(m.Answer) == 0 {
 		m.Ns = z.soa
 	}
 }
 
+// named is copies of records as those of another name.
+func named(rrs []dns.RR, name string) []dns.RR {
+	out := make([]dns.RR, len(rrs))
+	for i, rr := range rrs {
+		out[i] = dns.Copy(rr)
+		out[i].Header().Name = name
+	}
+	return out
+}
+
 // lookBack answers what name an address has, for addresses of the mesh.
-func (z *zone) lookBack(m *dns.Msg, name string, kind uint16) {
+func (z *zone) lookBack(m *dns.Msg, name string, kind uint16, scope string) {
 	if !z.mine(name) {
 		m.Rcode = dns.RcodeRefused
 		return
 	}
 	m.Authoritative = true
-	rrs := z.back[name]
+	rrs := z.back.get(name)
 	switch {
 	case rrs == nil:
 		m.Rcode, m.Ns = dns.RcodeNameError, z.soa
 	case kind == dns.TypePTR:
 		m.Answer = rrs
+		host := rrs[0].(*dns.PTR).Ptr
+		if short, ok := strings.CutSuffix(host, dns.CanonicalName(scope)+z.apex); ok && scope != "" {
+			m.Answer = []dns.RR{&dns.PTR{Hdr: header(name, dns.TypePTR), Ptr: short + z.apex}}
+		}
 	default:
 		m.Ns = z.soa
 	}

@@ -24,17 +24,21 @@ func newServer(t testing.TB, names ...Name) *Server {
 	return s
 }
 
-func target(n int, healthy bool) Target {
+func target(n int) Target {
 	return Target{Host: fmt.Sprintf("%d.hello", n), Addr4: netip.AddrFrom4([4]byte{10, 128, 1, byte(n)}),
-		Addr6: netip.MustParseAddr(fmt.Sprintf("fd5b:995c:5fb7::%x", n)), Healthy: healthy}
+		Addr6: netip.MustParseAddr(fmt.Sprintf("fd5b:995c:5fb7::%x", n))}
 }
 
 func hello(healthy ...bool) []Name {
 	n := Name{Name: "hello", Services: []Service{{"_ssh._tcp", 22}, {"_8080._tcp", 8080}}}
 	var all []Name
 	for i, ok := range healthy {
-		n.Targets = append(n.Targets, target(i, ok))
-		all = append(all, Name{Name: fmt.Sprintf("%d.hello", i), Targets: []Target{target(i, ok)}})
+		slot := Name{Name: fmt.Sprintf("%d.hello", i)}
+		if ok {
+			slot.Targets = []Target{target(i)}
+		}
+		n.Targets = append(n.Targets, slot.Targets...)
+		all = append(all, slot)
 	}
 	return append(all, n, Name{Name: "hello.owner", Targets: n.Targets})
 }
@@ -61,7 +65,7 @@ func text(m *dns.Msg) string {
 }
 
 func ask(s *Server, name string, kind uint16) string {
-	return text(s.answer(new(dns.Msg).SetQuestion(name, kind)))
+	return text(s.answer(new(dns.Msg).SetQuestion(name, kind), ""))
 }
 
 func TestAnswers(t *testing.T) {
@@ -120,7 +124,7 @@ func TestOddQuestions(t *testing.T) {
 	} {
 		m := question.Copy()
 		tt.change(m)
-		if got := text(s.answer(m)); !strings.HasPrefix(got, tt.want) {
+		if got := text(s.answer(m, "")); !strings.HasPrefix(got, tt.want) {
 			t.Errorf("%s: %s, want %s", tt.name, got, tt.want)
 		}
 	}
@@ -131,7 +135,7 @@ func TestRotationAndHealth(t *testing.T) {
 	s := newServer(t, hello(true, true, true)...)
 	first := map[string]int{}
 	for range 9 {
-		m := s.answer(new(dns.Msg).SetQuestion("hello.dev.formation.cloud.", dns.TypeA))
+		m := s.answer(new(dns.Msg).SetQuestion("hello.dev.formation.cloud.", dns.TypeA), "")
 		if len(m.Answer) != 3 {
 			t.Fatal(text(m))
 		}
@@ -203,7 +207,7 @@ func TestDig(t *testing.T) {
 	}
 	var many []Target
 	for i := range 64 {
-		many = append(many, target(i, true))
+		many = append(many, target(i))
 	}
 	s := newServer(t, append(hello(true), Name{Name: "many", Targets: many})...)
 	port := listen(t, s)
@@ -253,7 +257,7 @@ func FuzzQuestion(f *testing.F) {
 		if q.Unpack(b) != nil {
 			return
 		}
-		m := s.answer(&q)
+		m := s.answer(&q, "")
 		m.Truncate(maxUDP)
 		if _, err := m.Pack(); err != nil && len(q.Question) == 1 {
 			t.Errorf("the answer to %v cannot be sent: %v", q.Question, err)

@@ -1,10 +1,9 @@
 package dns
 
 import (
-	"fmt"
+	"hash/maphash"
 	"net/netip"
 	"slices"
-	"strings"
 
 	"github.com/miekg/dns"
 )
@@ -13,7 +12,8 @@ import (
 // none: a replica that has died is gone from everywhere this long after.
 const TTL = 5
 
-// Name is what a name of the zone means.
+// Name is what a name of the zone means. One without targets is there, and leads
+// nowhere.
 type Name struct {
 	// Name is relative to the zone, without a dot at its end: "hello", "0.hello".
 	Name     string
@@ -21,14 +21,18 @@ type Name struct {
 	Services []Service
 }
 
+func (n Name) equal(o Name) bool {
+	return n.Name == o.Name && slices.Equal(n.Targets, o.Targets) && slices.Equal(n.Services, o.Services)
+}
+
 // Target is a machine that a name leads to.
 type Target struct {
-	// Host is the machine's own name, relative to the zone, to which its addresses
-	// lead back and which SRV records give. Empty: it has none.
-	Host    string
-	Addr4   netip.Addr // zero: none
-	Addr6   netip.Addr // zero: none
-	Healthy bool       // others are named to nobody
+	// Host is the machine's own name, relative to the zone, which SRV records give.
+	// The addresses of the name that is its own target's Host lead back to it.
+	// Empty: it has none.
+	Host  string
+	Addr4 netip.Addr // zero: none
+	Addr6 netip.Addr // zero: none
 }
 
 // Service is a port of a name's targets: an SRV record at Label.Name, where Label
@@ -40,144 +44,72 @@ type Service struct {
 
 // Bounds of a zone.
 const (
-	maxNames   = 100_000
-	maxTargets = 64 // of a name
+	maxNames    = 100_000
+	maxTargets  = 64 // of a name
+	maxServices = 64 // of a name
 )
 
-// zone is what is answered; it never changes.
+// zone is what is answered; it never changes. The next one shares with it what is
+// the same.
 type zone struct {
 	apex    string // canonical
 	reverse []netip.Prefix
 	soa     []dns.RR
 	ns      []dns.RR
-	names   map[string]*node // by canonical name; parents of names are there too
-	back    map[string][]dns.RR
+	names   table[*node]    // by canonical name; parents of names are there too
+	back    table[[]dns.RR] // by canonical reverse name
 }
 
-// node is a name's records; a name without any exists all the same.
+// node is a name's records; a name without any exists all the same, and so does a
+// name that others are below.
 type node struct {
 	a, aaaa, srv []dns.RR
 	extra        map[string][]dns.RR // addresses of the hosts that srv names
+	own          bool                // it has been given, by itself or as a service
+	below        int                 // how many names are right below it
 }
 
-// newZone builds a zone. What cannot be a name is left out and told in the error;
-// the rest counts.
-func newZone(apex string, reverse []netip.Prefix, names []Name) (*zone, error) {
-	z := &zone{apex: apex, reverse: reverse, names: map[string]*node{apex: {}}, back: map[string][]dns.RR{}}
+func newZone(apex string, reverse []netip.Prefix) *zone {
+	z := &zone{apex: apex, reverse: reverse}
 	z.soa = []dns.RR{&dns.SOA{Hdr: header(apex, dns.TypeSOA), Ns: "ns." + apex, Mbox: "nobody.invalid.", Serial: 1, Refresh: TTL, Retry: TTL, Expire: TTL, Minttl: TTL}}
 	z.ns = []dns.RR{&dns.NS{Hdr: header(apex, dns.TypeNS), Ns: "ns." + apex}}
-	var problems []string
-	if len(names) > maxNames {
-		problems = append(problems, fmt.Sprintf("%d names, the limit is %d", len(names), maxNames))
-		names = names[:maxNames]
-	}
-	for _, n := range names {
-		if err := z.add(n); err != nil && len(problems) < 10 {
-			problems = append(problems, err.Error())
-		}
-	}
-	if len(problems) > 0 {
-		return z, fmt.Errorf("dns: %s", strings.Join(problems, "; "))
-	}
-	return z, nil
+	e := edit[*node]{table: &z.names}
+	e.set(apex, &node{own: true})
+	return z
 }
 
 func header(name string, kind uint16) dns.RR_Header {
 	return dns.RR_Header{Name: name, Rrtype: kind, Class: dns.ClassINET, Ttl: TTL}
 }
 
-// absolute is the canonical form of a name relative to the zone.
-func (z *zone) absolute(name string) (string, error) {
-	full := dns.CanonicalName(name + "." + z.apex)
-	if _, ok := dns.IsDomainName(full); !ok || name == "" || strings.HasSuffix(name, ".") || strings.ContainsAny(name, `\ `) {
-		return "", fmt.Errorf("%.80q is no name", name)
-	}
-	return full, nil
+// table is a map in parts, so that a change copies one of them.
+type table[V any] [256]map[string]V
+
+var seed = maphash.MakeSeed()
+
+func part(key string) uint8 { return uint8(maphash.String(seed, key)) }
+
+func (t *table[V]) get(key string) V { return t[part(key)][key] }
+
+// edit changes a table whose parts are somebody else's too.
+type edit[V any] struct {
+	table *table[V]
+	mine  [256]bool // the part is a copy
 }
 
-func (z *zone) add(n Name) error {
-	name, err := z.absolute(n.Name)
-	if err != nil {
-		return err
-	}
-	if z.names[name] != nil && !z.names[name].empty() {
-		return fmt.Errorf("%q is given twice", n.Name)
-	}
-	at := z.exist(name)
-	healthy := slices.DeleteFunc(slices.Clone(n.Targets), func(t Target) bool { return !t.Healthy })
-	for _, t := range healthy[:min(len(healthy), maxTargets)] {
-		a, aaaa := addresses(name, t)
-		at.a, at.aaaa = append(at.a, a...), append(at.aaaa, aaaa...)
-		z.leadBack(t)
-	}
-	for _, s := range n.Services {
-		if err := z.serve(name, s, healthy); err != nil {
-			return err
+func (e *edit[V]) part(key string) map[string]V {
+	i := part(key)
+	if !e.mine[i] {
+		e.mine[i] = true
+		fresh := make(map[string]V, len(e.table[i])+1)
+		for k, v := range e.table[i] {
+			fresh[k] = v
 		}
+		e.table[i] = fresh
 	}
-	return nil
+	return e.table[i]
 }
 
-func (n *node) empty() bool { return len(n.a)+len(n.aaaa)+len(n.srv) == 0 }
-
-// exist makes a name and its parents exist.
-func (z *zone) exist(name string) *node {
-	n := z.names[name]
-	if n == nil {
-		n = &node{}
-		z.names[name] = n
-	}
-	for at, end := dns.NextLabel(name, 0); !end && name[at:] != z.apex; at, end = dns.NextLabel(name, at) {
-		if z.names[name[at:]] == nil {
-			z.names[name[at:]] = &node{}
-		}
-	}
-	return n
-}
-
-func addresses(name string, t Target) (a, aaaa []dns.RR) {
-	if t.Addr4.Is4() {
-		a = []dns.RR{&dns.A{Hdr: header(name, dns.TypeA), A: t.Addr4.AsSlice()}}
-	}
-	if t.Addr6.Is6() {
-		aaaa = []dns.RR{&dns.AAAA{Hdr: header(name, dns.TypeAAAA), AAAA: t.Addr6.AsSlice()}}
-	}
-	return a, aaaa
-}
-
-// leadBack makes the addresses of a target lead to its host name.
-func (z *zone) leadBack(t Target) {
-	host, err := z.absolute(t.Host)
-	if err != nil {
-		return // it has none
-	}
-	for _, a := range []netip.Addr{t.Addr4, t.Addr6} {
-		if !a.IsValid() {
-			continue
-		}
-		// The error is of what is no address.
-		if rev, err := dns.ReverseAddr(a.String()); err == nil {
-			z.back[rev] = []dns.RR{&dns.PTR{Hdr: header(rev, dns.TypePTR), Ptr: host}}
-		}
-	}
-}
-
-// serve adds the SRV records of a service.
-func (z *zone) serve(name string, s Service, targets []Target) error {
-	full := dns.CanonicalName(s.Label + "." + name)
-	if _, ok := dns.IsDomainName(full); !ok || !strings.HasPrefix(s.Label, "_") || strings.Count(s.Label, ".") != 1 {
-		return fmt.Errorf("%.80q is no service", s.Label)
-	}
-	at := z.exist(full)
-	at.extra = map[string][]dns.RR{}
-	for _, t := range targets {
-		host, err := z.absolute(t.Host)
-		if err != nil {
-			continue
-		}
-		at.srv = append(at.srv, &dns.SRV{Hdr: header(full, dns.TypeSRV), Weight: 1, Port: s.Port, Target: host})
-		a, aaaa := addresses(host, t)
-		at.extra[host] = append(a, aaaa...)
-	}
-	return nil
-}
+func (e *edit[V]) get(key string) V    { return e.table.get(key) }
+func (e *edit[V]) set(key string, v V) { e.part(key)[key] = v }
+func (e *edit[V]) remove(key string)   { delete(e.part(key), key) }
