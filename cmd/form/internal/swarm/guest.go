@@ -109,9 +109,17 @@ func (c *Conn) reach(ctx context.Context, node stmt.Key) (peer.ID, error) {
 		return "", err
 	}
 	if _, err := c.dialAny(ctx, addrs); err != nil {
+		c.forget(node)
 		return "", fmt.Errorf("node %s: %w", node, err)
 	}
 	return want, nil
+}
+
+// forget makes the next attempt to reach a node ask where it is.
+func (c *Conn) forget(node stmt.Key) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.addrs, node)
 }
 
 // addrsOf is where a node says it listens.

@@ -1,0 +1,123 @@
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/formthefog/formation/crdt"
+	"github.com/formthefog/formation/crdt/policy"
+	"github.com/formthefog/formation/crdt/stmt"
+	"github.com/formthefog/formation/wg"
+)
+
+// Identity is who the device is.
+type Identity struct {
+	Network stmt.NetworkID
+	Owner   stmt.Key
+	Device  stmt.Key
+}
+
+// Testimony is what a node says of an owner's mesh. Statements prove themselves,
+// and Name and Root are those whose hash is the network's ID.
+type Testimony struct {
+	Name       string
+	Root       stmt.Key
+	Statements [][]byte
+}
+
+// Errors of a device that has no place on the mesh.
+var (
+	// ErrRoot: who answers names another network's root.
+	ErrRoot = errors.New("the peer names another root than the network's")
+	// ErrUnlisted: the owner does not list the device with its mesh key.
+	ErrUnlisted = errors.New("the owner does not list this device")
+)
+
+// maxStatements bounds a testimony: MaxPeers replicas, each on an instance of its
+// own with an epoch's changes.
+const maxStatements = 1 << 16
+
+// Peer is a replica that the device may talk to.
+type Peer struct {
+	policy.Party
+	Address6 netip.Addr
+	Address4 netip.Addr // what it claims and won; zero: none
+	Endpoint string     // where its host says that it is
+}
+
+// Judge is pure: the replicas that statements prove to be the device's peers.
+// Statements that prove nothing are ignored.
+func Judge(id Identity, key wg.Key, space wg.Space, t Testimony) ([]Peer, error) {
+	if stmt.NewNetworkID(t.Name, t.Root) != id.Network {
+		return nil, ErrRoot
+	}
+	if len(t.Statements) > maxStatements {
+		return nil, fmt.Errorf("%d statements; at most %d are looked at", len(t.Statements), maxStatements)
+	}
+	s := crdt.NewState(id.Network, t.Root, crdt.NewModel())
+	for _, raw := range t.Statements {
+		_, _ = s.Apply(raw, time.Time{}) // what is forged, stale or of no use says nothing
+	}
+	v := s.View()
+	listed := func(d crdt.Device) bool { return d.Key == id.Device && wg.Key(d.MeshKey) == key }
+	if !slices.ContainsFunc(v.Devices(id.Owner), listed) {
+		return nil, ErrUnlisted
+	}
+	return peersOf(v, space, policy.OfDevice(v, id.Owner, id.Device)), nil
+}
+
+func peersOf(v *crdt.View, space wg.Space, parties []policy.Party) []Peer {
+	var out []Peer
+	var claims []wg.Claim
+	for _, p := range parties {
+		if p.Instance == "" || p.Node.IsZero() {
+			continue
+		}
+		i := p.Identity()
+		out = append(out, Peer{Party: p, Address6: space.Address6(i), Endpoint: endpointOf(v, p)})
+		claims = append(claims, wg.Claim{Address: p.Address4, Identity: i})
+	}
+	for at, i := range space.Resolve(claims) { // any order: an address is one peer's
+		out[i].Address4 = at
+	}
+	return out
+}
+
+func endpointOf(v *crdt.View, p policy.Party) string {
+	for _, c := range v.Claims(p.Instance) {
+		if c.Node == p.Node && c.Slot == p.Slot {
+			return c.Endpoint
+		}
+	}
+	return ""
+}
+
+// Target is what of the mesh is meant: a replica, or who has an address.
+type Target struct {
+	Instance string     `json:"instance,omitempty"`
+	Slot     int        `json:"slot"`
+	Node     stmt.Key   `json:"node,omitzero"`    // zero: wherever the replica is
+	Address  netip.Addr `json:"address,omitzero"` // zero: whatever it has
+}
+
+// find is the peer that is meant.
+func find(peers []Peer, t Target) (Peer, bool) {
+	i := slices.IndexFunc(peers, func(p Peer) bool {
+		switch {
+		case t.Instance != "" && (p.Instance != t.Instance || p.Slot != t.Slot):
+			return false
+		case !t.Node.IsZero() && p.Node != t.Node:
+			return false
+		case t.Address.IsValid():
+			return t.Address == p.Address6 || t.Address == p.Address4
+		}
+		return t.Instance != ""
+	})
+	if i < 0 {
+		return Peer{}, false
+	}
+	return peers[i], true
+}
