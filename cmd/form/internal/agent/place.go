@@ -183,6 +183,9 @@ func Start(ctx context.Context, argv []string, launch any, logFile string) error
 	}
 	go func() { _ = cmd.Wait() }() // while this process lives: no zombie
 	_, err = tell.Write(b)
+	if errors.Is(err, syscall.EPIPE) {
+		err = nil // it has ended: what it said tells why
+	}
 	if err = errors.Join(err, tell.Close()); err != nil {
 		return fmt.Errorf("agent: start: %w", err)
 	}
