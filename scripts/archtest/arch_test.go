@@ -50,6 +50,7 @@ var rules = []rule{
 	{"fogvm/reconcile", []string{"store", "crdt/...", "fogvm", "fogvm/boottime", "fogvm/guest", "fogvm/reconcile/plan", "wg/..."}, "the one place where the leaves meet"},
 	{"wg", nil, "a mesh is a set of peers; who they are is said by the caller"},
 	{"wg/dns", nil, "answers from a snapshot"},
+	{"wg/splitdns", nil, "tells a machine's resolver whom to ask; what is answered is somebody else's"},
 	{"wg/link", nil, "addresses and routes of an interface; which ones is said by the caller"},
 	{"wg/forward", nil, "routes what it cannot read"},
 	{"wg/embedded", []string{"wg"}, "WireGuard in this process; the guest and the mesh itself do without it"},

@@ -1,0 +1,269 @@
+// Package splitdns has this machine ask the mesh about the mesh's names, and
+// everybody else about all others.
+//
+// It is done by whoever looks after the machine's resolver: systemd-resolved, else
+// resolvconf (openresolv or Debian's). Where there is neither nothing is done, and
+// [Manual] says what somebody can do.
+//
+// Guarantees: /etc/resolv.conf is never written here; what is set is in a file
+// before it is set, so that [Resolver.Undo] takes it back, also what a process set
+// that was killed; what turns out to have no effect is taken back at once.
+//
+// Not guaranteed: that a program asks the machine's resolver at all, as browsers
+// with a DNS of their own do not. With resolvconf the mesh is asked first about
+// every name and refuses those that are not its own, whereupon the C library of
+// GNU asks the next; that of Alpine asks all at once and believes the first.
+package splitdns
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+)
+
+// Config says where things are.
+type Config struct {
+	State string // the file that remembers what is set
+	Etc   string // "" is /etc
+}
+
+// Want is which questions go where.
+type Want struct {
+	Interface string       // whose they are
+	Servers   []netip.Addr // who answers, at port 53
+	Domains   []string     // "dev.formation.cloud", without a dot at its end
+}
+
+func (w Want) check() error {
+	if err := checkInterface(w.Interface); err != nil {
+		return err
+	}
+	if len(w.Servers) == 0 || len(w.Domains) == 0 {
+		return errors.New("no servers, or no domains")
+	}
+	for _, s := range w.Servers {
+		if !s.IsValid() || s.Zone() != "" {
+			return fmt.Errorf("server %s", s)
+		}
+	}
+	for _, d := range w.Domains {
+		if d == "" || strings.ContainsAny(d, " \t\n") || d[0] == '-' || d[0] == '~' {
+			return fmt.Errorf("domain %.80q", d)
+		}
+	}
+	return nil
+}
+
+// checkInterface refuses what a command would take for something else.
+func checkInterface(name string) error {
+	if name == "" || len(name) > 15 || strings.ContainsAny(name, "/ \t\n") || name[0] == '-' || name[0] == '.' || name[0] == '~' {
+		return fmt.Errorf("%.40q is no interface", name)
+	}
+	return nil
+}
+
+// Resolver is this machine's. Its methods must be called by one goroutine at a
+// time.
+type Resolver struct{ cfg Config }
+
+// New makes a Resolver and touches nothing.
+func New(cfg Config) (*Resolver, error) {
+	if cfg.State == "" {
+		return nil, errors.New("splitdns: no file to remember in")
+	}
+	if cfg.Etc == "" {
+		cfg.Etc = "/etc"
+	}
+	return &Resolver{cfg}, nil
+}
+
+// ErrUnsupported says that nobody here can ask two servers about two kinds of
+// names.
+var ErrUnsupported = errors.New("neither systemd-resolved nor resolvconf looks after this machine's resolver")
+
+// Manual is what somebody can do where [ErrUnsupported] is the answer.
+func Manual(w Want) string {
+	servers := make([]string, len(w.Servers))
+	for i, s := range w.Servers {
+		servers[i] = fmt.Sprintf("server=/%s/%s", w.Domains[0], s)
+	}
+	return "names work in form itself; for other programs install systemd-resolved or resolvconf, or tell dnsmasq: " + strings.Join(servers, " ")
+}
+
+// Set has questions go where w says, instead of where an earlier Set said. It
+// returns who looks after that. The error is [ErrUnsupported] when nobody does;
+// nothing is set then.
+func (r *Resolver) Set(ctx context.Context, w Want) (by string, err error) {
+	if err := w.check(); err != nil {
+		return "", fmt.Errorf("splitdns: %w", err)
+	}
+	if err := r.Undo(ctx); err != nil {
+		return "", err
+	}
+	var failed []error
+	for _, m := range methods {
+		if !m.there(ctx, r.cfg.Etc) {
+			continue
+		}
+		err := r.set(ctx, m, w)
+		if err == nil {
+			return m.name, nil
+		}
+		failed = append(failed, fmt.Errorf("splitdns: %s: %w", m.name, err))
+	}
+	if len(failed) == 0 {
+		failed = append(failed, fmt.Errorf("splitdns: %w", ErrUnsupported))
+	}
+	return "", errors.Join(failed...)
+}
+
+func (r *Resolver) set(ctx context.Context, m method, w Want) error {
+	if err := r.remember(record{Method: m.name, Interface: w.Interface}); err != nil {
+		return err
+	}
+	err := m.set(ctx, r.cfg.Etc, w)
+	if err != nil {
+		return errors.Join(err, r.Undo(context.WithoutCancel(ctx)))
+	}
+	return nil
+}
+
+// Undo takes back what was set last, whoever set it; when it cannot, it can be
+// called again. Nothing set is no error.
+func (r *Resolver) Undo(ctx context.Context) error {
+	rec, err := r.recall()
+	if err != nil || rec == (record{}) {
+		return err
+	}
+	i := slices.IndexFunc(methods, func(m method) bool { return m.name == rec.Method })
+	if i < 0 {
+		return fmt.Errorf("splitdns: %s was written by another version: cannot take back %q of %q", r.cfg.State, rec.Method, rec.Interface)
+	}
+	if err := methods[i].undo(ctx, r.cfg.Etc, rec.Interface); err != nil {
+		return fmt.Errorf("splitdns: take back what %s was told: %w", rec.Method, err)
+	}
+	if err := os.Remove(r.cfg.State); err != nil {
+		return fmt.Errorf("splitdns: %w", err)
+	}
+	return nil
+}
+
+// record is what the file says.
+type record struct {
+	Method    string `json:"method"`
+	Interface string `json:"interface"`
+}
+
+// maxRecord bounds the file.
+const maxRecord = 4096
+
+func (r *Resolver) remember(rec record) error {
+	b, err := json.Marshal(rec)
+	if err != nil {
+		return err
+	}
+	tmp := r.cfg.State + ".new"
+	err = writeSynced(tmp, b)
+	if err == nil {
+		err = os.Rename(tmp, r.cfg.State)
+	}
+	if err == nil {
+		err = syncDir(filepath.Dir(r.cfg.State))
+	}
+	if err != nil {
+		return fmt.Errorf("remember what is set: %w", err)
+	}
+	return nil
+}
+
+func writeSynced(path string, b []byte) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(b)
+	return errors.Join(err, f.Sync(), f.Close())
+}
+
+func syncDir(path string) error {
+	d, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
+
+func (r *Resolver) recall() (rec record, err error) {
+	info, err := os.Stat(r.cfg.State)
+	if errors.Is(err, fs.ErrNotExist) {
+		return record{}, nil
+	}
+	if err == nil && info.Size() > maxRecord {
+		err = fmt.Errorf("%d bytes", info.Size())
+	}
+	var b []byte
+	if err == nil {
+		b, err = os.ReadFile(r.cfg.State)
+	}
+	if err == nil {
+		err = json.Unmarshal(b, &rec)
+	}
+	if err == nil {
+		err = checkInterface(rec.Interface)
+	}
+	if err != nil {
+		return record{}, fmt.Errorf("splitdns: read %s: %w", r.cfg.State, err)
+	}
+	return rec, nil
+}
+
+// commandTime is for how long a command may run.
+const commandTime = 10 * time.Second
+
+// run runs a command; what it said is in the error.
+func run(ctx context.Context, stdin string, argv ...string) error {
+	ctx, cancel := context.WithTimeout(ctx, commandTime)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
+	cmd.WaitDelay = time.Second
+	cmd.Stdin = strings.NewReader(stdin)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("%s: %w: %.400s", strings.Join(argv, " "), err, strings.TrimSpace(string(out)))
+	}
+	return nil
+}
+
+func has(command string) bool {
+	_, err := exec.LookPath(command)
+	return err == nil
+}
+
+// gone says whether an interface is no longer there, and with it what
+// systemd-resolved knew of it.
+func gone(name string) bool {
+	_, err := net.InterfaceByName(name)
+	return err != nil
+}
+
+// nameservers are those that resolv.conf names, in order.
+func nameservers(etc string) []string {
+	// What cannot be read names none.
+	b, _ := os.ReadFile(filepath.Join(etc, "resolv.conf"))
+	var out []string
+	for line := range strings.Lines(string(b)) {
+		if f := strings.Fields(line); len(f) >= 2 && f[0] == "nameserver" {
+			out = append(out, f[1])
+		}
+	}
+	return out
+}
