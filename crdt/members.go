@@ -36,6 +36,7 @@ type admission struct {
 	rec
 	operator stmt.Key
 	quota    stmt.Quota
+	expires  int64 // Unix seconds, of the invite; 0: by the root
 }
 
 // admits says whether r is held rather than old, both of one admitKey.
@@ -55,6 +56,7 @@ func (m *memberState) init(open bool) {
 	m.open = open
 	m.roles, m.revoked = map[stmt.Key][]stmt.Role{}, map[stmt.Key]bool{}
 	m.operator, m.quota = map[stmt.Key]stmt.Key{}, map[stmt.Key]stmt.Quota{}
+	m.rank = map[stmt.Key]uint64{}
 	m.admitted, m.perInvite, m.revokes = map[stmt.Key]map[admitKey]*admission{}, map[stmt.Key]int{}, map[revokeKey]rec{}
 	m.disowned = map[stmt.Key]rec{}
 }
@@ -236,7 +238,7 @@ func (s *State) applyAdmission(m *stmt.Member, now time.Time) (bool, error) {
 	if ms.admitted[m.Key] == nil {
 		ms.admitted[m.Key] = map[admitKey]*admission{}
 	}
-	ms.admitted[m.Key][ak] = &admission{rec: r, operator: m.Operator, quota: m.Quota}
+	ms.admitted[m.Key][ak] = &admission{rec: r, operator: m.Operator, quota: m.Quota, expires: m.Expires}
 	s.refreshMember(m.Key)
 	return true, nil
 }
@@ -272,6 +274,7 @@ func (m *memberState) unshare() {
 	if m.shared {
 		m.roles, m.revoked = maps.Clone(m.roles), maps.Clone(m.revoked)
 		m.operator, m.quota = maps.Clone(m.operator), maps.Clone(m.quota)
+		m.rank = maps.Clone(m.rank)
 		m.shared = false
 	}
 }
@@ -289,7 +292,11 @@ func (s *State) refreshMember(key stmt.Key) {
 	}
 	var roles []stmt.Role
 	var operator stmt.Key
-	for ak, a := range ms.admitted[key] { // any order: the highest operator, roles sorted below
+	delete(ms.rank, key)
+	for ak, a := range ms.admitted[key] { // any order: the highest operator, the lowest rank, roles sorted below
+		if r, ok := ms.rank[key]; !ok || uint64(a.expires) < r {
+			ms.rank[key] = uint64(a.expires)
+		}
 		if ak.role == stmt.RoleNode && operator.Compare(a.operator) < 0 {
 			operator = a.operator // the root named several: the highest, so that all agree
 		}

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"net/netip"
 	"time"
 
 	"github.com/formthefog/formation/crdt/stmt"
@@ -189,6 +190,13 @@ type Node struct {
 	// Operators is the raw statement by which the node names those who may take it
 	// out ([stmt.OperatorsOf]); nil: nobody but the root.
 	Operators []byte
+	// Named are the keys in Operators; filled by the View and ignored by SetNode.
+	Named []stmt.Key
+	// MeshKey is the WireGuard public key of the node's own device, zero when it has
+	// none. Address4 is the IPv4 address that it claims on the mesh; it is not known
+	// to be its own. The zero Addr: nothing.
+	MeshKey  stmt.Key
+	Address4 netip.Addr
 	// Epoch (boot) and Seq order the register; filled by the Replica.
 	Epoch, Seq uint64
 }

@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 	"strings"
 	"unicode/utf8"
@@ -67,6 +68,8 @@ type nodeBody struct {
 	Holds    []string          `cbor:"holds,omitempty"`
 	Floor    mark              `cbor:"floor,omitzero"`
 	By       []byte            `cbor:"by,omitempty"`
+	Mesh     stmt.Key          `cbor:"mesh,omitzero"`
+	Mesh4    []byte            `cbor:"mesh4,omitempty"`
 }
 
 // encodeNode makes n fit a statement: a node that cannot publish its register is
@@ -78,7 +81,10 @@ func encodeNode(n Node, floor mark) ([]byte, error) {
 		Addrs: n.Addrs[:min(len(n.Addrs), MaxAddrs)], CPUs: n.Total.CPUs, Memory: n.Total.Memory, Disk: n.Total.Disk,
 		Labels: maps.Clone(n.Labels), Region: n.Region, Version: n.Version, Accel: n.Accel, GPU: n.GPU,
 		Draining: n.Draining, Restarts: n.Restarts, Holds: n.Holds[:min(len(n.Holds), MaxHolds)],
-		Floor: floor, By: n.Operators,
+		Floor: floor, By: n.Operators, Mesh: n.MeshKey,
+	}
+	if n.Address4.Is4() {
+		b.Mesh4 = n.Address4.AsSlice()
 	}
 	for {
 		out, err := stmt.Marshal(b)
@@ -115,15 +121,24 @@ func decodeNode(st *stmt.Statement) (n *Node, floor mark, err error) {
 	if err := stmt.Unmarshal(st.Body, &b); err != nil {
 		return nil, mark{}, fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
-	if b.CPUs < 0 || len(b.Holds) > MaxHolds {
-		return nil, mark{}, fmt.Errorf("%w: %d CPUs, %d holds", ErrInvalid, b.CPUs, len(b.Holds))
+	if b.CPUs < 0 || len(b.Holds) > MaxHolds || len(b.Mesh4) != 0 && len(b.Mesh4) != net4 {
+		return nil, mark{}, fmt.Errorf("%w: %d CPUs, %d holds, an IPv4 address of %d bytes", ErrInvalid, b.CPUs, len(b.Holds), len(b.Mesh4))
 	}
-	return &Node{
+	n = &Node{
 		Key: st.Author, Addrs: b.Addrs, Total: Resources{b.CPUs, b.Memory, b.Disk}, Labels: b.Labels,
 		Region: b.Region, Version: b.Version, Accel: b.Accel, GPU: b.GPU, Draining: b.Draining,
-		Restarts: b.Restarts, Holds: b.Holds, Operators: b.By, Epoch: st.Epoch, Seq: st.Seq,
-	}, b.Floor, nil
+		Restarts: b.Restarts, Holds: b.Holds, Operators: b.By, MeshKey: b.Mesh, Epoch: st.Epoch, Seq: st.Seq,
+	}
+	n.Address4, _ = netip.AddrFromSlice(b.Mesh4)
+	if len(b.By) > 0 {
+		// What names nobody names nobody: the register counts without it.
+		n.Named, _ = stmt.PeekOperators(b.By, st.Network, st.Author)
+	}
+	return n, b.Floor, nil
 }
+
+// net4 is the length of an IPv4 address, in bytes.
+const net4 = 4
 
 // claimBody is the body of a claim statement. Gone makes it a tombstone, whose
 // further fields mean nothing.

@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"net"
+	"net/netip"
 	"os"
 	"testing"
 	"time"
@@ -128,6 +129,9 @@ func makeVectors(t *testing.T) vectorFile {
 	add("secret removed", "olga", gone[0])
 	add("node", "n1", w.node("n1", 1, 1, Node{
 		Addrs: []string{"/ip4/192.0.2.1/tcp/51820"}, Total: Resources{4, 8 << 30, 100 << 30}, Labels: map[string]string{"disk": "ssd"}, Accel: "kvm",
+	}))
+	add("node on the mesh", "n1", newWorld(t).node("n1", 1, 1, Node{
+		Operators: operators, MeshKey: pub("mesh"), Address4: netip.MustParseAddr("10.129.2.3"),
 	}))
 	add("node with a floor", "n1", newWorld(t).floored("n1", 2, 7, Node{}, mark{Epoch: 2, Seq: 4}))
 	claim := Claim{Instance: id, Owner: pub("olga"), Slot: 1, Generation: 1, Phase: ClaimRunning, Ready: true, Pack: testPack, SpecGeneration: 2, StartedAt: 1_750_000_000}

@@ -2,6 +2,7 @@ package crdt
 
 import (
 	"cmp"
+	"math"
 	"slices"
 	"strings"
 	"sync"
@@ -51,6 +52,7 @@ type memberView struct {
 	revoked  map[stmt.Key]bool        // any revocation known
 	operator map[stmt.Key]stmt.Key
 	quota    map[stmt.Key]stmt.Quota // of admitted owners that are bounded
+	rank     map[stmt.Key]uint64     // of who is admitted: see Rank
 }
 
 // Network returns the network this is the state of.
@@ -215,6 +217,22 @@ func (v *View) Quota(owner stmt.Key) (q stmt.Quota, bounded bool) {
 
 // OperatorOf returns the operator key that the root named for a node, or zero.
 func (v *View) OperatorOf(node stmt.Key) stmt.Key { return v.members.operator[node] }
+
+// Rank orders those whom the network admits by when it did, as far as that is the
+// root's to say: whom the root itself admitted comes first, with 0; whom an invite
+// did, by when the first such invite ends, in Unix seconds; who is admitted by
+// nothing of its own, last. Nobody chooses it for itself, and those of one invite
+// are equal.
+func (v *View) Rank(key stmt.Key) uint64 {
+	r, ok := v.members.rank[key]
+	switch {
+	case ok:
+		return r
+	case key == v.root && !key.IsZero():
+		return 0
+	}
+	return math.MaxUint64
+}
 
 // MayRun says whether node is a member and on spec's operators list (as itself
 // or by its operator), which an empty list does not restrict.

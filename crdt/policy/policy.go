@@ -2,7 +2,9 @@
 // what is known.
 //
 // A device talks with the instances of its owner; a replica with its owner's
-// devices and with the replicas of its owner's instances, its own among them.
+// devices and with the replicas of its owner's instances, its own among them. A
+// node's own device talks with the devices of who runs it, and with the nodes that
+// the same one runs.
 // Nobody else gets a key, so WireGuard answers nobody else. So each party has
 // tens of peers, whatever the size of the fleet.
 //
@@ -50,7 +52,8 @@ const perSlot = 2
 // Key is a WireGuard public key.
 type Key [32]byte
 
-// Party is somebody on the mesh: a device when Device is set, else a replica.
+// Party is somebody on the mesh: a device when Device is set, a replica when
+// Instance is, else a node.
 type Party struct {
 	Key   Key
 	Owner stmt.Key
@@ -60,7 +63,7 @@ type Party struct {
 
 	Instance string
 	Slot     int
-	Node     stmt.Key // the replica's host, through which it is reached
+	Node     stmt.Key // the node, or the replica's host, through which it is reached
 
 	// Address4 is what the party claims; it is not known to be its own. The zero
 	// Addr: nothing.
@@ -73,6 +76,9 @@ type Party struct {
 func (p Party) Identity() []byte {
 	if !p.Device.IsZero() {
 		return slices.Concat([]byte("d"), p.Owner[:], p.Device[:])
+	}
+	if p.IsNode() {
+		return slices.Concat([]byte("n"), p.Node[:])
 	}
 	return slices.Concat([]byte("r"), p.Node[:], []byte(p.Instance), []byte{byte(p.Slot)})
 }

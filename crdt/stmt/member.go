@@ -235,7 +235,16 @@ func SignOperators(node ed25519.PrivateKey, net NetworkID, keys []Key) ([]byte, 
 
 // OperatorsOf reads what SignOperators made; that node signed it is checked.
 func OperatorsOf(raw []byte, net NetworkID, node Key) ([]Key, error) {
-	s, err := Verify(raw, net)
+	if _, err := Verify(raw, net); err != nil {
+		return nil, err
+	}
+	return PeekOperators(raw, net, node)
+}
+
+// PeekOperators is [OperatorsOf] without a check of the signature: for who has raw
+// from the node's own register.
+func PeekOperators(raw []byte, net NetworkID, node Key) ([]Key, error) {
+	s, err := Peek(raw, net)
 	if err != nil {
 		return nil, err
 	}

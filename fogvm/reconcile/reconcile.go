@@ -22,6 +22,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"maps"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -114,6 +115,10 @@ type Config struct {
 	// are filled in.
 	Node  crdt.Node
 	Addrs func() []string
+
+	// Mesh is the public key of the node's own device on the mesh, and the IPv4
+	// address that it claims there; nil leaves both out.
+	Mesh func() (key stmt.Key, address netip.Addr)
 
 	// Vault has the secrets of instances; without one, what has secrets waits.
 	Vault *Vault
@@ -479,6 +484,9 @@ func (r *Reconciler) publishNode(ctx context.Context) error {
 	r.mu.Lock()
 	n.Draining = r.draining
 	r.mu.Unlock()
+	if r.cfg.Mesh != nil {
+		n.MeshKey, n.Address4 = r.cfg.Mesh()
+	}
 	if r.cfg.AcceptLabel != nil {
 		labels := map[string]string{plan.AcceptLabel: r.cfg.AcceptLabel()}
 		for k, v := range n.Labels {
