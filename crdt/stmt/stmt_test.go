@@ -537,3 +537,21 @@ func FuzzHello(f *testing.F) {
 		}
 	})
 }
+
+func FuzzPeekOperators(f *testing.F) {
+	key := ed25519.NewKeyFromSeed(bytes.Repeat([]byte{7}, 32))
+	raw, err := SignOperators(key, testNet, []Key{{1}, {2}})
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(raw)
+	f.Fuzz(func(t *testing.T, b []byte) {
+		keys, err := PeekOperators(b, testNet, KeyOf(key))
+		if err != nil {
+			return
+		}
+		if len(keys) == 0 || len(keys) > MaxOperators || !slices.IsSortedFunc(keys, Key.Compare) || keys[0].IsZero() {
+			t.Fatalf("keys %v", keys)
+		}
+	})
+}

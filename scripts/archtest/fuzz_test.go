@@ -36,6 +36,7 @@ var decoders = []struct{ dir, fn, fuzz, reason string }{
 	{"crdt", "readSmall", "", "bounds a file, and interprets nothing"},
 	{"crdt/stmt", "Peek", "FuzzVerify", ""},
 	{"crdt/stmt", "PeekHint", "FuzzPeekHint", ""},
+	{"crdt/stmt", "PeekOperators", "FuzzPeekOperators", ""},
 	{"crdt/stmt", "decodeFixed", "FuzzVerify", ""},
 	{"crdt/stmt", "ParseTicket", "FuzzTicket", ""},
 	{"crdt/stmt", "DecodeHello", "FuzzHello", ""},
