@@ -19,6 +19,6 @@ func main() {
 		os.Exit(2)
 	}
 	guest.Init(func(dir string, log *slog.Logger) guest.Mesh {
-		return mesh.New(mesh.Config{Dir: dir, Open: mesh.OpenKernel, Log: log})
+		return mesh.New(mesh.Config{Dir: dir, Open: mesh.OpenKernel, Names: mesh.ServeNames, Log: log})
 	})
 }

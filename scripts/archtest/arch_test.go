@@ -41,7 +41,7 @@ var rules = []rule{
 	{"p2p/exchange", []string{"p2p/fair"}, "moves blocks by CID and knows nothing of packs"},
 	{"p2p", []string{"p2p/exchange"}, "bytes only: no domain type, so admission and meaning are handed in"},
 	{"fogvm/guest", []string{"crdt/stmt"}, "it becomes PID 1 of every guest: small, static, no libp2p"},
-	{"fogvm/guest/mesh", []string{"fogvm/guest", "crdt", "crdt/stmt", "crdt/policy", "wg", "wg/kernel", "wg/link"}, "the guest believes statements and not its host, so it needs the state's rules, and no part of a node"},
+	{"fogvm/guest/mesh", []string{"fogvm/guest", "crdt", "crdt/stmt", "crdt/policy", "crdt/names", "wg", "wg/dns", "wg/kernel", "wg/link"}, "the guest believes statements and not its host, so it needs the state's rules, and no part of a node"},
 	{"fogvm/boottime", nil, "a clock; whoever waits uses it"},
 	{"fogvm", []string{"fogvm/guest", "fogvm/boottime"}, "a VM's life; what should run and where its images come from is said by the caller"},
 	{"fogvm/build", []string{"store", "store/formfile"}, "turns a Formfile into layers; needs no swarm"},

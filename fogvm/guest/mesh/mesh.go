@@ -13,6 +13,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -20,6 +21,7 @@ import (
 
 	"github.com/formthefog/formation/fogvm/guest"
 	"github.com/formthefog/formation/wg"
+	"github.com/formthefog/formation/wg/dns"
 )
 
 // Interface is the guest's WireGuard interface.
@@ -30,11 +32,14 @@ type Interface interface {
 	Close() error
 }
 
-// Config is what a [Mesh] needs; all of it.
+// Config is what a [Mesh] needs; all but Names.
 type Config struct {
 	Dir  string // on the guest's disk
 	Open func(private wg.Key) (Interface, error)
-	Log  *slog.Logger
+	// Names has the guest ask the server about names, at an address that the
+	// interface has, until ctx ends. nil: the mesh's names mean nothing in the guest.
+	Names func(ctx context.Context, s *dns.Server, at netip.Addr) error
+	Log   *slog.Logger
 }
 
 // Mesh implements [guest.Mesh].
@@ -52,6 +57,7 @@ type Mesh struct {
 	space    wg.Space
 	dev      Interface
 	peers    *wg.Mesh
+	names    *answerer // nil without Config.Names
 	problem  func(string)
 	verifier *Verifier
 	saved    [sha256.Size]byte
@@ -93,16 +99,25 @@ func (m *Mesh) Start(ctx context.Context, cfg guest.Config, problem func(string)
 	if err != nil {
 		return "", err
 	}
+	var names *answerer
+	if m.cfg.Names != nil {
+		if names, err = newAnswerer(pin, space); err != nil {
+			return "", errors.Join(err, dev.Close())
+		}
+	}
 	peers, err := wg.New(wg.Config{Device: dev, Space: space, Log: m.cfg.Log})
 	if err != nil {
 		return "", errors.Join(err, dev.Close())
 	}
 	m.mu.Lock()
 	m.pin, m.public, m.space, m.dev, m.peers, m.problem, m.verifier = pin, key.PublicKey(), space, dev, peers, problem, verifier
-	m.saved = digest(verifier.Lasting())
+	m.names, m.saved = names, digest(verifier.Lasting())
 	m.apply()
 	m.mu.Unlock()
 	close(m.started)
+	if names != nil {
+		go m.serve(ctx)
+	}
 	go func() {
 		// It tells its problems in the log, and tries again.
 		_ = peers.Run(ctx)
@@ -213,7 +228,12 @@ func (m *Mesh) apply() int {
 	parties := m.verifier.Parties()
 	own, claimed := m.verifier.Own()
 	self, theirs := addresses(m.space, m.pin, own, parties)
-	err := m.dev.Address(self, m.space)
+	local := self
+	if m.names != nil {
+		m.setNames(self, parties, theirs)
+		local = append(slices.Clone(self), m.names.at)
+	}
+	err := m.dev.Address(local, m.space)
 	if claimed && own.MeshKey != "" && own.MeshKey != m.public.String() {
 		err = errors.Join(err, errors.New("the node claims another key for this guest than its own"))
 	}

@@ -51,13 +51,13 @@ func TestPeersFollowTheSwarm(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			w := newWorld(t)
 			v := NewVerifier(w.pin())
-			if got := names(v.Parties()); got != "" {
+			if got := rendered(v.Parties()); got != "" {
 				t.Fatalf("before the first round: %s", got)
 			}
 			if refused := w.round(v); len(refused) > 0 {
 				t.Fatal(refused)
 			}
-			if got := names(v.Parties()); got != whole {
+			if got := rendered(v.Parties()); got != whole {
 				t.Fatalf("%s, want %s", got, whole)
 			}
 			tt.change(w)
@@ -66,7 +66,7 @@ func TestPeersFollowTheSwarm(t *testing.T) {
 			}
 			fresh := NewVerifier(w.pin())
 			w.round(fresh)
-			got, anew := names(v.Parties()), names(fresh.Parties())
+			got, anew := rendered(v.Parties()), rendered(fresh.Parties())
 			if got != anew {
 				t.Errorf("%s; told at once %s", got, anew)
 			}
@@ -165,7 +165,7 @@ func TestHostsThatLie(t *testing.T) {
 			if want == "" {
 				want = whole
 			}
-			if got := names(v.Parties()); got != want {
+			if got := rendered(v.Parties()); got != want {
 				t.Errorf("peers %s, want %s", got, want)
 			}
 		})
@@ -185,11 +185,11 @@ func TestHostsThatKeepBack(t *testing.T) {
 	v := NewVerifier(w.pin())
 	w.round(v)
 	v.End()
-	if got := names(v.Parties()); got != "" {
+	if got := rendered(v.Parties()); got != "" {
 		t.Errorf("after a round of nothing: %s", got)
 	}
 	w.round(v)
-	if got := names(v.Parties()); got != whole {
+	if got := rendered(v.Parties()); got != whole {
 		t.Errorf("%s, want %s", got, whole)
 	}
 }
@@ -229,7 +229,7 @@ func TestWhatIsHeldIsBounded(t *testing.T) {
 	if refused := w.round(v); len(refused) > 0 {
 		t.Errorf("what is held already: %v", refused)
 	}
-	if got := names(v.Parties()); got != whole {
+	if got := rendered(v.Parties()); got != whole {
 		t.Errorf("%s, want %s", got, whole)
 	}
 }
@@ -248,7 +248,7 @@ func TestWhatWaitsIsBounded(t *testing.T) {
 		}
 	}
 	w.round(v)
-	if got := names(v.Parties()); got != whole {
+	if got := rendered(v.Parties()); got != whole {
 		t.Errorf("%s, want %s", got, whole)
 	}
 }

@@ -134,8 +134,8 @@ func (w *world) round(v *Verifier, more ...[]byte) (refused []error) {
 	return refused
 }
 
-// names renders parties.
-func names(ps []policy.Party) string {
+// rendered is parties as text.
+func rendered(ps []policy.Party) string {
 	var out []string
 	for _, p := range ps {
 		n := p.Name
