@@ -135,3 +135,24 @@ func reach(a ma.Multiaddr) int {
 	}
 	return 3
 }
+
+// inside says whether an address is in one of the prefixes.
+func inside(prefixes []netip.Prefix, a ma.Multiaddr) bool {
+	if len(prefixes) == 0 || isRelayAddr(a) || len(a) == 0 {
+		return false
+	}
+	ip, err := manet.ToIP(a)
+	if err != nil {
+		return false // a name, which is resolved later
+	}
+	at, ok := netip.AddrFromSlice(ip)
+	return ok && slices.ContainsFunc(prefixes, func(p netip.Prefix) bool { return p.Contains(at.Unmap()) })
+}
+
+// outside leaves out the addresses in the prefixes.
+func outside(prefixes []netip.Prefix, addrs []ma.Multiaddr) []ma.Multiaddr {
+	if len(prefixes) == 0 {
+		return addrs
+	}
+	return slices.DeleteFunc(slices.Clone(addrs), func(a ma.Multiaddr) bool { return inside(prefixes, a) })
+}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"time"
 
 	"github.com/formthefog/formation/p2p/exchange"
@@ -106,6 +107,9 @@ type Config struct {
 	// Announce replaces the addresses told to others, for a node behind a
 	// forwarded port. Optional.
 	Announce []string
+	// Inner holds the prefixes of networks that are carried by this one: addresses
+	// in them are not told, and not dialled. Optional.
+	Inner []netip.Prefix
 	// Bootstrap holds multiaddrs that end in /p2p/<peer ID>. Optional.
 	Bootstrap []string
 	// Dir keeps peers.json, the remembered peers. Empty: nothing is kept.

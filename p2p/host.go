@@ -85,9 +85,12 @@ func newHost(cfg *Config, p parsed, o hostOptions) (host.Host, error) {
 	if cfg.ListenUDP != nil {
 		opts = append(opts, libp2p.QUICReuse(quicreuse.NewConnManager, quicreuse.OverrideListenUDP(cfg.ListenUDP)))
 	}
-	if len(p.announce) > 0 {
-		opts = append(opts, libp2p.AddrsFactory(func([]ma.Multiaddr) []ma.Multiaddr { return p.announce }))
-	}
+	opts = append(opts, libp2p.AddrsFactory(func(addrs []ma.Multiaddr) []ma.Multiaddr {
+		if len(p.announce) > 0 {
+			return p.announce
+		}
+		return outside(cfg.Inner, addrs)
+	}))
 	if !cfg.ClientOnly {
 		opts = append(opts,
 			libp2p.EnableNATService(),
@@ -207,12 +210,13 @@ type connGater struct {
 	open    func() bool
 	refused func(p peer.ID) time.Duration                      // for how long; such a peer is not dialled
 	allowed func(p peer.ID, a ma.Multiaddr, inbound bool) bool // nil: all are
+	inner   []netip.Prefix                                     // not dialled
 }
 
 func (g *connGater) InterceptPeerDial(p peer.ID) bool { return g.open() && g.refused(p) == 0 }
 
 func (g *connGater) InterceptAddrDial(p peer.ID, a ma.Multiaddr) bool {
-	return g.allowed == nil || g.allowed(p, a, false)
+	return !inside(g.inner, a) && (g.allowed == nil || g.allowed(p, a, false))
 }
 
 func (g *connGater) InterceptAccept(network.ConnMultiaddrs) bool { return g.open() }

@@ -86,7 +86,7 @@ func New(cfg Config) (*Node, error) {
 	n.ctx, n.cancel = context.WithCancel(context.Background())
 	n.inner, err = newHost(&cfg, parsed, hostOptions{
 		gate:    n.gate,
-		gater:   &connGater{open: n.isOpen, refused: n.penalties.left, allowed: cfg.allowed},
+		gater:   &connGater{open: n.isOpen, refused: n.penalties.left, allowed: cfg.allowed, inner: cfg.Inner},
 		bytes:   n.bytes,
 		relays:  n.relayCandidates,
 		refused: n.streamRefused,
@@ -214,7 +214,7 @@ func (n *Node) Addrs() []string {
 		if err != nil {
 			n.log.Debug("interface addresses", "err", err)
 		}
-		addrs = append(bound, addrs...)
+		addrs = append(outside(n.cfg.Inner, bound), addrs...)
 	}
 	addrs = widestFirst(addrs)
 	out := make([]string, len(addrs))

@@ -25,7 +25,7 @@ type Streams interface {
 	OpenStream(ctx context.Context, host peer.ID) (io.ReadWriteCloser, error)
 }
 
-// Config is what a [Carrier] needs; all but Addresses, Seen and Log must be set.
+// Config is what a [Carrier] needs; all but Addresses, Seen, Inner, Witnesses and Log must be set.
 type Config struct {
 	Socket  *Socket
 	Streams Streams
@@ -35,8 +35,14 @@ type Config struct {
 	// Seen returns from where a host's connections come, or at which it is known
 	// to be beside what it says itself.
 	Seen func(host peer.ID) []netip.AddrPort
-	Now  func() time.Duration // since boot, suspension included
-	Log  *slog.Logger         // nil: slog.Default()
+	// Inner are the prefixes of the mesh itself: no path goes through what it carries.
+	Inner []netip.Prefix
+	// Witnesses returns hosts that are reached straight and may see this node from
+	// outside, best first: they are asked where that is while another host has no
+	// straight path.
+	Witnesses func() []peer.ID
+	Now       func() time.Duration // since boot, suspension included
+	Log       *slog.Logger         // nil: slog.Default()
 }
 
 // Bounds of a carrier.
@@ -86,6 +92,9 @@ func New(cfg Config) (*Carrier, error) {
 	}
 	if cfg.Addresses == nil {
 		cfg.Addresses = func() []netip.AddrPort { return nil }
+	}
+	if cfg.Witnesses == nil {
+		cfg.Witnesses = func() []peer.ID { return nil }
 	}
 	if cfg.Seen == nil {
 		cfg.Seen = func(peer.ID) []netip.AddrPort { return nil }
@@ -194,6 +203,9 @@ func (c *Carrier) deliver(b []byte, from netip.AddrPort) bool {
 
 // probed takes a probe off the socket.
 func (c *Carrier) probed(b []byte, from netip.AddrPort) {
+	if c.inner(from) {
+		return
+	}
 	c.mu.RLock()
 	h := c.sessions[sessionOf(b)]
 	c.mu.RUnlock()
@@ -209,9 +221,14 @@ func (c *Carrier) probed(b []byte, from netip.AddrPort) {
 		_ = c.cfg.Socket.send([][]byte{echo}, &conn.StdNetEndpoint{AddrPort: from})
 	}
 	c.remap()
-	if seen.IsValid() {
+	if seen.IsValid() && !c.inner(seen) {
 		c.observe(seen)
 	}
+}
+
+// inner says whether an address is one of the mesh.
+func (c *Carrier) inner(a netip.AddrPort) bool {
+	return slices.ContainsFunc(c.cfg.Inner, func(p netip.Prefix) bool { return p.Contains(a.Addr()) })
 }
 
 // observe notes where a host has seen us, and tells the others.
@@ -348,7 +365,7 @@ func (c *Carrier) serve(ctx context.Context, h *host, at netip.AddrPort, stream 
 		}
 	})
 	err := t.read(func(g greeting) {
-		h.hear(g, c.cfg.Seen(h.id))
+		h.hear(g, c.cfg.Seen(h.id), c.inner)
 		c.nudge()
 	}, func(b []byte) {
 		h.touch(c.cfg.Now())
@@ -404,6 +421,7 @@ func (c *Carrier) tick(ctx context.Context) bool {
 		hosts[at] = h
 	}
 	c.mu.Unlock()
+	c.askWitnesses(now, hosts)
 	for at, h := range hosts {
 		for _, o := range h.tick(now) {
 			// What cannot be reached is what probes are to find out.
@@ -414,6 +432,50 @@ func (c *Carrier) tick(ctx context.Context) bool {
 		}
 	}
 	return len(hosts) > 0
+}
+
+// maxWitnesses is how many hosts are asked at once where this node is.
+const maxWitnesses = 2
+
+// askWitnesses keeps sessions with hosts that see this node from outside while
+// another is in use and has no straight path: their echoes tell it where it is.
+func (c *Carrier) askWitnesses(now time.Duration, hosts map[netip.AddrPort]*host) {
+	var ids []peer.ID
+	asked := map[netip.AddrPort]bool{}
+	for at, h := range hosts {
+		if !h.lost(now) {
+			continue
+		}
+		if ids == nil {
+			if ids = c.cfg.Witnesses(); len(ids) == 0 {
+				return
+			}
+			ids = ids[:min(len(ids), maxWitnesses)]
+			for _, id := range ids {
+				asked[Address(id)] = true
+			}
+		}
+		if asked[at] {
+			continue // it is asked already, or there is nobody else to ask
+		}
+		for _, id := range ids {
+			if w := c.session(id); w != nil {
+				w.touch(now)
+			}
+		}
+		return
+	}
+}
+
+// session is the session with a host, from now on; nil: there are too many.
+func (c *Carrier) session(id peer.ID) *host {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	at := Address(id)
+	if h := c.hosts[at]; h != nil {
+		return h
+	}
+	return c.begin(id, at)
 }
 
 // open opens a stream and serves it.

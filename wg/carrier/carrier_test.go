@@ -37,6 +37,7 @@ type world struct {
 	mu      sync.Mutex
 	nodes   map[peer.ID]*node
 	refused bool // streams
+	witness []peer.ID
 }
 
 type node struct {
@@ -78,7 +79,7 @@ func (w *world) join(n byte, socket *Socket, home netip.Addr) *node {
 		v.tells = []netip.AddrPort{netip.AddrPortFrom(home, v.socket.Port())}
 	}
 	var err error
-	if v.carrier, err = New(Config{Socket: v.socket, Streams: v, Addresses: func() []netip.AddrPort { return v.tells },
+	if v.carrier, err = New(Config{Socket: v.socket, Streams: v, Addresses: func() []netip.AddrPort { return v.tells }, Witnesses: w.witnesses,
 		Now: func() time.Duration { return time.Since(w.began) }}); err != nil {
 		t.Fatal(err)
 	}
@@ -118,6 +119,12 @@ func (w *world) join(n byte, socket *Socket, home netip.Addr) *node {
 	defer w.mu.Unlock()
 	w.nodes[v.id] = v
 	return v
+}
+
+func (w *world) witnesses() []peer.ID {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.witness
 }
 
 // OpenStream implements Streams.

@@ -87,15 +87,18 @@ func (h *host) greet(at whereabouts) {
 }
 
 // hear takes what the host says of itself, and what is known of it beside.
-func (h *host) hear(g greeting, seen []netip.AddrPort) {
+func (h *host) hear(g greeting, seen []netip.AddrPort, inner func(netip.AddrPort) bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.sess.theirs != g.secret { // it has begun anew
 		h.sess.theirs, h.sess.heard = g.secret, 0
 	}
-	h.sess.learn(g.addrs, true)
-	h.sess.learn(seen, true)
-	h.sess.own(g.addrs[:g.own])
+	own := g.addrs[:g.own]
+	addrs := slices.DeleteFunc(slices.Concat(g.addrs, seen), func(a netip.AddrPort) bool {
+		return inner(netip.AddrPortFrom(a.Addr().Unmap(), a.Port()))
+	})
+	h.sess.learn(addrs, true)
+	h.sess.own(own)
 }
 
 // receive is [session.receive].
@@ -155,6 +158,11 @@ func (h *host) opened(now time.Duration, err error) {
 	}
 	h.next = now + min(openRetry<<min(h.failed, 10), openLimit)
 	h.failed++
+}
+
+// lost says whether the host is in use and has no straight path.
+func (h *host) lost(now time.Duration) bool {
+	return now-time.Duration(h.used.Load()) < busyFor && !h.route.Load().straight.IsValid()
 }
 
 // idle says whether the host can be forgotten.
