@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -25,6 +26,13 @@ type Fake struct {
 	// Serve, if set, is the server behind every port of every VM; the default
 	// answers HTTP requests with "hello from ID\n" and echoes anything else.
 	Serve func(id string, port int, conn net.Conn)
+	// Mesh, if set, is the guest of every VM that has a place on the mesh: its
+	// WireGuard public key, and what it does with its datagrams until port ends;
+	// it closes port. The default has a key that nobody knows the other half of,
+	// and answers nobody.
+	Mesh func(id string) (public [32]byte, serve func(port *MeshPort))
+	// News, if set, is told the statements of each round that a guest is told.
+	News func(id string, statements [][]byte)
 
 	// fault, if set, is asked with the VM's ID before an operation ("adopt",
 	// "watch", "authorize", "secrets"), which fails if there is an error.
@@ -124,9 +132,10 @@ func (h *fakeHypervisor) start(_ context.Context, dir string, vm VM) (instance, 
 	if err != nil {
 		return nil, err
 	}
-	v := &fakeVM{f: h.f, vm: vm, run: run, ended: make(chan struct{}), changed: make(chan struct{}),
+	mesh, meshKey := h.f.meshOf(vm)
+	v := &fakeVM{f: h.f, mesh: mesh, vm: vm, run: run, ended: make(chan struct{}), changed: make(chan struct{}),
 		status: Status{ID: vm.ID, Incarnation: vm.Incarnation, Restart: vm.Restart, Phase: Launching, Accel: "fake",
-			PID: os.Getpid(), ShimPID: os.Getpid(), StartedAt: time.Now(), AgentAt: time.Now(), SSHHostKey: key}}
+			PID: os.Getpid(), ShimPID: os.Getpid(), StartedAt: time.Now(), AgentAt: time.Now(), SSHHostKey: key, MeshKey: meshKey}}
 	h.f.mu.Lock()
 	if h.f.vms == nil {
 		h.f.vms = map[string]*fakeVM{}
@@ -160,6 +169,7 @@ type fakeVM struct {
 	f     *Fake
 	vm    VM
 	run   FakeRun
+	mesh  func(*MeshPort)
 	ended chan struct{}
 
 	mu      sync.Mutex
@@ -294,6 +304,10 @@ func (v *fakeVM) open(_ context.Context, req shimRequest) (net.Conn, error) {
 		switch {
 		case req.Op == opExec:
 			v.serveExec(*req.Exec, theirs)
+		case req.Op == opMesh:
+			v.mesh(NewMeshPort(theirs))
+		case req.Op == opMeshNews:
+			v.serveNews(theirs)
 		case v.f.Serve != nil:
 			v.f.Serve(v.vm.ID, req.Port, theirs)
 		default:
@@ -301,6 +315,46 @@ func (v *fakeVM) open(_ context.Context, req shimRequest) (net.Conn, error) {
 		}
 	}()
 	return ours, nil
+}
+
+// meshOf is the guest's part in the mesh; the key is empty when it has none.
+func (f *Fake) meshOf(vm VM) (serve func(*MeshPort), key string) {
+	var public [32]byte
+	serve = func(p *MeshPort) {
+		for err := error(nil); err == nil; {
+			_, _, err = p.Receive()
+		}
+	}
+	switch {
+	case vm.Guest.Mesh == nil:
+		return serve, ""
+	case f.Mesh != nil:
+		public, serve = f.Mesh(vm.ID)
+	default:
+		rand.Read(public[:])
+	}
+	return serve, keyText(public)
+}
+
+// serveNews takes rounds of statements and believes nothing of them.
+func (v *fakeVM) serveNews(c net.Conn) {
+	var told [][]byte
+	for {
+		n, err := guest.ReadNews(c)
+		if err != nil {
+			return
+		}
+		if told = append(told, n.Statements...); !n.End {
+			continue
+		}
+		if v.f.News != nil {
+			v.f.News(v.vm.ID, told)
+		}
+		if guest.WriteMeshReport(c, guest.MeshReport{Held: len(told)}) != nil {
+			return
+		}
+		told = nil
+	}
 }
 
 // serveExec "runs" any command by printing its arguments.

@@ -97,6 +97,9 @@ type Status struct {
 
 	SSHHostKey string `json:"ssh_host_key,omitempty"`
 	MeshKey    string `json:"mesh_key,omitempty"`
+	// MeshProblem is why the guest is not on the mesh, or what of its host's word
+	// it does not believe.
+	MeshProblem string `json:"mesh_problem,omitempty"`
 
 	// Size is what the VM was last started with; its disk has it also while it is
 	// stopped. Zero: nothing was started yet, or it is not known.

@@ -38,6 +38,7 @@ type network struct {
 	wire    *wire
 	forward *forwarder
 	names   *resolver
+	mesh    *shimMesh // takes what is for the mesh; nil: nobody does
 	servers sync.WaitGroup
 	serving sync.Mutex // held while frames may reach the stack
 }
@@ -169,6 +170,9 @@ func (n *network) serve(ctx context.Context, nic net.Conn) error {
 		if err != nil {
 			return err
 		}
+		if n.mesh != nil && n.mesh.take(frame) {
+			continue
+		}
 		to := header.Ethernet(frame)
 		if a := to.DestinationAddress(); a != gateway && a != header.EthernetBroadcastAddress {
 			continue // nobody else is here
@@ -200,11 +204,23 @@ func (w *wire) DeliverNetworkPacket(_ tcpip.NetworkProtocolNumber, pkt *stack.Pa
 	defer frame.Release()
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	w.buf = append(binary.BigEndian.AppendUint32(w.buf[:0], uint32(frame.Size())), frame.AsSlice()...)
+	w.write(w.buf)
+}
+
+// send sends a frame that has its length before it.
+func (w *wire) send(frame []byte) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.write(frame)
+}
+
+// write is with mu held.
+func (w *wire) write(frame []byte) {
 	if w.nic == nil {
 		return
 	}
-	w.buf = append(binary.BigEndian.AppendUint32(w.buf[:0], uint32(frame.Size())), frame.AsSlice()...)
-	if _, err := w.nic.Write(w.buf); err != nil {
+	if _, err := w.nic.Write(frame); err != nil {
 		w.nic = nil // the reader says why
 	}
 }

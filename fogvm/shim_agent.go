@@ -53,6 +53,11 @@ func (s *shim) follow(ctx context.Context, conn *guest.Conn, cfg guest.Config, s
 	if err := errors.Join(conn.SetTime(time.Now()), s.sendSecrets(conn), conn.Configure(cfg)); err != nil {
 		return fmt.Errorf("configure guest: %w", err)
 	}
+	if where := s.mesh.located(); len(where) > 0 {
+		if err := conn.Locate(where); err != nil {
+			return err
+		}
+	}
 	parts.Go(func() { s.copyLogs(ctx, conn) })
 	parts.Go(func() { s.minuteByMinute(ctx, conn) })
 	return conn.Run(ctx, func(g guest.Status, refused error) {
@@ -109,7 +114,7 @@ func (s *shim) minuteByMinute(ctx context.Context, conn *guest.Conn) {
 // onGuest turns the agent's report into the VM's status.
 func (s *shim) onGuest(g guest.Status) {
 	s.update(func(st *Status) {
-		st.SSHHostKey, st.MeshKey, st.Restarts = g.SSHHostKey, g.MeshKey, g.Restarts
+		st.SSHHostKey, st.MeshKey, st.MeshProblem, st.Restarts = g.SSHHostKey, g.MeshKey, g.MeshProblem, g.Restarts
 		if st.Phase == Stopping {
 			return
 		}

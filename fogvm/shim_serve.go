@@ -68,6 +68,10 @@ func (s *shim) answer(ctx context.Context, c *lineConn) {
 		s.reply(c, s.authorize(req.Keys))
 	case opSecrets:
 		s.reply(c, s.takeSecrets(req.Secrets))
+	case opMesh:
+		s.serveMesh(ctx, c)
+	case opMeshNews:
+		s.serveRelay(c, s.meshNews, relay)
 	case opHold:
 		s.reply(c, s.hold(req.Until))
 	default:

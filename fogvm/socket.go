@@ -87,6 +87,8 @@ const (
 	opAuthorize = "authorize" // replaces the owner's SSH keys in the guest
 	opSecrets   = "secrets"   // replaces the guest's secrets
 	opHold      = "hold"      // lets a fenced VM run until Until
+	opMesh      = "mesh"      // frames of the guest's mesh, as a MeshPort has them
+	opMeshNews  = "mesh-news" // a stream of guest.News
 )
 
 type shimReply struct {
@@ -142,7 +144,7 @@ var shimTimeout = 5 * time.Second
 // timeout bounds the wait for the reply; what follows it takes its time.
 func (r shimRequest) timeout() time.Duration {
 	switch r.Op {
-	case opDial, opExec, opReboot, opAuthorize, opSecrets:
+	case opDial, opExec, opReboot, opAuthorize, opSecrets, opMeshNews:
 		return shimTimeout + 25*time.Second // the guest's part
 	}
 	return shimTimeout

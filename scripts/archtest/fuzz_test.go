@@ -72,6 +72,8 @@ var decoders = []struct{ dir, fn, fuzz, reason string }{
 	{"crdt/seal", "Check", "", "compares a hash; what follows the salt is the value as it is"},
 	{"fogvm", "qmpClient.run", "FuzzQMP", ""},
 	{"fogvm", "frameAllowed", "FuzzFrameAllowed", ""},
+	{"fogvm", "meshDatagram", "FuzzMeshDatagram", ""},
+	{"fogvm", "readMeshFrame", "FuzzMeshFrame", ""},
 	{"fogvm", "lineConn.readLine", "", "formd and its own shim, over a socket of the node's folder"},
 	{"fogvm", "readJSONFile", "", "files that formd and the shim wrote; what a VM may be is checked when it starts"},
 	{"fogvm", "readKept", "", "bounds a log, and interprets nothing"},
