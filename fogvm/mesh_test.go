@@ -33,8 +33,7 @@ func remoteN(n int) netip.AddrPort { return addrPort(fmt.Sprintf("[2001:db8::%x]
 // list of the latest with those that are told of never left out.
 func TestVirtualAddresses(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		v := newVirtuals()
-		v.most = 4
+		v := virtuals{most: 4}
 		var told, recent []netip.AddrPort // recent: oldest first
 		use := func(a netip.AddrPort) {
 			recent = append(slices.DeleteFunc(recent, func(b netip.AddrPort) bool { return a == b }), a)
@@ -81,8 +80,7 @@ func TestVirtualAddresses(t *testing.T) {
 }
 
 func TestVirtualAddressesForStrangersEnd(t *testing.T) {
-	v := newVirtuals()
-	v.most = 2
+	v := virtuals{most: 2}
 	v.tell([]netip.AddrPort{remoteN(0), remoteN(1)})
 	if _, ok := v.virtual(remoteN(2)); ok {
 		t.Error("a stranger takes the place of somebody that the guest was told of")
@@ -189,8 +187,8 @@ func newMeshRig(t *testing.T) *meshRig {
 		t.Fatal(err)
 	}
 	t.Cleanup(n.close)
-	s := &shim{dir: t.TempDir(), log: testLogger(t), mesh: newShimMesh()}
-	n.mesh = s.mesh
+	s := &shim{dir: t.TempDir(), log: testLogger(t)}
+	n.mesh = &s.mesh
 	s.mesh.plug(n.wire)
 	at := tcpip.FullAddress{NIC: nicID, Addr: tcpip.AddrFrom4(guestAddress.As4()), Port: guest.MeshPort}
 	c, err := gonet.DialUDP(guestOn(t, n), &at, nil, ipv4.ProtocolNumber)

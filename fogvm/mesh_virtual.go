@@ -1,6 +1,7 @@
 package fogvm
 
 import (
+	"cmp"
 	"container/list"
 	"encoding/binary"
 	"net/netip"
@@ -14,12 +15,13 @@ const maxVirtual = 4 * guest.MaxLocations
 
 // virtuals gives whoever the guest's WireGuard talks with an address in
 // guest.MeshVirtual, and keeps it as long as there is room: the one not used for
-// longest goes first, those that the guest was told of never.
+// longest goes first, those that the guest was told of never. The zero value is
+// ready.
 type virtuals struct {
-	most  int
+	most  int                              // 0: maxVirtual
 	of    map[netip.AddrPort]*list.Element // by real address
 	at    map[netip.AddrPort]*list.Element // by virtual one
-	order *list.List                       // of *virtual, least recently used first
+	order list.List                        // of *virtual, least recently used first
 	made  int                              // virtual addresses that were ever used
 }
 
@@ -28,18 +30,17 @@ type virtual struct {
 	told          bool
 }
 
-func newVirtuals() *virtuals {
-	return &virtuals{most: maxVirtual, of: map[netip.AddrPort]*list.Element{}, at: map[netip.AddrPort]*list.Element{}, order: list.New()}
-}
-
 // virtual is the address of whoever is really there; false: there is no room.
 func (v *virtuals) virtual(real netip.AddrPort) (netip.AddrPort, bool) {
 	if e, ok := v.of[real]; ok {
 		v.order.MoveToBack(e)
 		return e.Value.(*virtual).virtual, true
 	}
+	if v.of == nil {
+		v.of, v.at = map[netip.AddrPort]*list.Element{}, map[netip.AddrPort]*list.Element{}
+	}
 	at := numbered(v.made)
-	if v.made < v.most {
+	if v.made < cmp.Or(v.most, maxVirtual) {
 		v.made++
 	} else if e := v.oldest(); e != nil {
 		at = e.Value.(*virtual).virtual

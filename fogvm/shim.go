@@ -42,7 +42,7 @@ type shim struct {
 	rebooted bool        // this run's end was asked for as a reboot
 
 	fence fence
-	mesh  *shimMesh
+	mesh  shimMesh
 
 	giving  sync.Mutex     // orders what is sent of secrets; before mu
 	secrets []guest.Secret // as last given; never written down
@@ -109,7 +109,7 @@ func tellParent(problem error) {
 
 func openShimFiles(dir string) (*shim, func(), error) {
 	syscall.Umask(0o077)
-	s := &shim{dir: dir, mesh: newShimMesh(), patience: bootPatience, stop: make(chan bool, 1), ended: make(chan struct{}), watchers: map[chan struct{}]struct{}{}}
+	s := &shim{dir: dir, patience: bootPatience, stop: make(chan bool, 1), ended: make(chan struct{}), watchers: map[chan struct{}]struct{}{}}
 	// A bare descriptor that nothing closes: the lock is free when, and only
 	// when, the process is gone, so that who waits for it sees nothing left.
 	lock, err := unix.Open(filepath.Join(dir, lockFile), unix.O_CREAT|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
@@ -175,7 +175,7 @@ func (s *shim) boot(ctx context.Context) (again bool, reason string) {
 		return false, err.Error()
 	}
 	defer vn.close()
-	vn.mesh = s.mesh
+	vn.mesh = &s.mesh
 	s.mesh.plug(vn.wire)
 	defer s.mesh.plug(nil)
 	group := s.makeCgroup()

@@ -15,10 +15,10 @@ const maxMeshQueue = 512
 
 // shimMesh is the shim's part in the guest's mesh: datagrams go from its NIC to
 // formd and back. It outlives both the machine and formd; what either sends while
-// the other is away is lost.
+// the other is away is lost. The zero value is ready.
 type shimMesh struct {
 	mu    sync.Mutex
-	table *virtuals
+	table virtuals
 	wire  *wire            // of the machine that runs; nil: none
 	port  *meshQueue       // formd's; nil: it is away
 	where []guest.Location // as last told
@@ -34,8 +34,6 @@ type meshOut struct {
 	b  []byte
 	to netip.AddrPort
 }
-
-func newShimMesh() *shimMesh { return &shimMesh{table: newVirtuals()} }
 
 // plug says by what wire the guest is reached.
 func (m *shimMesh) plug(w *wire) {
