@@ -29,6 +29,7 @@ const (
 type Space struct {
 	network [32]byte
 	prefix4 netip.Prefix
+	prefix6 netip.Prefix
 }
 
 // NewSpace makes the address space of the network with that ID. prefix4 is /8 to /22; the
@@ -45,18 +46,18 @@ func NewSpace(network [32]byte, prefix4 netip.Prefix) (Space, error) {
 	case prefix4.Bits() < shortest4 || prefix4.Bits() > longest4:
 		return Space{}, fmt.Errorf("wg: prefix %s: want /%d to /%d", prefix4, shortest4, longest4)
 	}
-	return Space{network, prefix4}, nil
-}
-
-// Prefix6 is the /48 of the mesh: fd, and 40 bits of a hash of the network's ID,
-// as RFC 4193 wants them random.
-func (s Space) Prefix6() netip.Prefix {
+	s := Space{network: network, prefix4: prefix4}
 	sum := s.hash("formation/formnet/1", nil)
 	var a [16]byte
 	a[0] = 0xfd
 	copy(a[1:6], sum[:])
-	return netip.PrefixFrom(netip.AddrFrom16(a), 48)
+	s.prefix6 = netip.PrefixFrom(netip.AddrFrom16(a), 48)
+	return s, nil
 }
+
+// Prefix6 is the /48 of the mesh: fd, and 40 bits of a hash of the network's ID,
+// as RFC 4193 wants them random.
+func (s Space) Prefix6() netip.Prefix { return s.prefix6 }
 
 // Prefix4 is where the mesh's IPv4 addresses are.
 func (s Space) Prefix4() netip.Prefix { return s.prefix4 }

@@ -1,8 +1,8 @@
 // Package names says what names the mesh has: a pure function of what is known.
 //
 // Names are relative to a zone. <app>.<owner> is an instance's, with an address
-// for each slot; <slot>.<app>.<owner> is one replica's. <owner> is a key in the
-// form of [Label]. Whoever has a scope, which is an owner, leaves out the <owner>
+// for each slot; <slot>.<app>.<owner> is one replica's, <node>.node a node's.
+// <owner> and <node> are keys in the form of [Label]. Whoever has a scope, which is an owner, leaves out the <owner>
 // of its own: that is up to who answers.
 //
 // Guarantees: a name leads to replicas only that say they are ready, on nodes
@@ -19,6 +19,7 @@ package names
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -29,17 +30,18 @@ import (
 	"github.com/formthefog/formation/crdt/stmt"
 )
 
-// State is what the names are a function of; *crdt.View is one.
+// State is what the names are a function of.
 type State interface {
-	policy.Claims
 	Instances() []crdt.Spec
+	// Replicas are those of an instance, as [policy.Replicas] says.
+	Replicas(spec *crdt.Spec) []policy.Party
+	// Addresses are a party's own: those that it claims and that nobody else has;
+	// the zero Addr: none.
+	Addresses(policy.Party) (a4, a6 netip.Addr)
 }
 
 // Config is what a State does not say.
 type Config struct {
-	// Addresses are a replica's own: those that it claims and that nobody else
-	// has; the zero Addr: none.
-	Addresses func(policy.Party) (a4, a6 netip.Addr)
 	// Alive says whether a node is there, as far as one knows; nil: all are.
 	Alive func(node stmt.Key) bool
 }
@@ -51,7 +53,7 @@ type Name struct {
 	Ports   []Port // at every target
 }
 
-// Target is a replica.
+// Target is a machine.
 type Target struct {
 	Host  string // its own name, relative to the zone
 	Addr4 netip.Addr
@@ -73,22 +75,55 @@ const (
 // Of returns the names of all instances, sorted, and what is wrong with some of
 // them.
 func Of(s State, cfg Config) (out []Name, problems []error) {
-	specs := slices.Clone(s.Instances())
-	slices.SortStableFunc(specs, func(a, b crdt.Spec) int { return a.Owner.Compare(b.Owner) })
-	for of := range chunks(specs, func(a, b crdt.Spec) bool { return a.Owner == b.Owner }) {
-		names, wrong := ofOwner(s, cfg, of)
+	specs, of := s.Instances(), map[stmt.Key][]*crdt.Spec{}
+	for i := range specs {
+		of[specs[i].Owner] = append(of[specs[i].Owner], &specs[i])
+	}
+	for _, owner := range slices.SortedFunc(maps.Keys(of), stmt.Key.Compare) {
+		names, wrong := ofOwner(s, cfg, of[owner])
 		out, problems = append(out, names...), append(problems, wrong...)
 	}
 	return out, problems
 }
 
+// Nodes is below which name nodes have theirs. No owner's label is that short.
+const Nodes = "node"
+
+// OfNodes returns the names of nodes, as [policy.Nodes] lists them.
+func OfNodes(s State, cfg Config, nodes []policy.Party) []Name {
+	out := make([]Name, len(nodes))
+	for i, p := range nodes {
+		out[i].Name = Label(p.Node) + "." + Nodes
+		out[i].Targets = cfg.targets(s, out[i].Name, p)
+	}
+	return out
+}
+
+// targets is the party, when somebody can be sent there.
+func (cfg Config) targets(s State, host string, p policy.Party) []Target {
+	if !p.Ready || cfg.Alive != nil && !cfg.Alive(p.Node) {
+		return nil
+	}
+	a4, a6 := s.Addresses(p)
+	if !a4.IsValid() && !a6.IsValid() {
+		return nil
+	}
+	return []Target{{Host: host, Addr4: a4, Addr6: a6}}
+}
+
 // OfOwner returns the names of an owner's instances, as [Of] does.
 func OfOwner(s State, cfg Config, owner stmt.Key) ([]Name, []error) {
-	return ofOwner(s, cfg, slices.DeleteFunc(slices.Clone(s.Instances()), func(i crdt.Spec) bool { return i.Owner != owner }))
+	all, of := s.Instances(), []*crdt.Spec(nil)
+	for i := range all {
+		if all[i].Owner == owner {
+			of = append(of, &all[i])
+		}
+	}
+	return ofOwner(s, cfg, of)
 }
 
 // ofOwner is of the instances of one owner by ID; it reorders them.
-func ofOwner(s State, cfg Config, specs []crdt.Spec) (out []Name, problems []error) {
+func ofOwner(s State, cfg Config, specs []*crdt.Spec) (out []Name, problems []error) {
 	if len(specs) == 0 {
 		return nil, nil
 	}
@@ -98,8 +133,8 @@ func ofOwner(s State, cfg Config, specs []crdt.Spec) (out []Name, problems []err
 		specs = specs[:MaxInstances]
 	}
 	label := Label(owner)
-	slices.SortStableFunc(specs, func(a, b crdt.Spec) int { return cmp.Compare(a.Name, b.Name) })
-	for same := range chunks(specs, func(a, b crdt.Spec) bool { return a.Name == b.Name }) {
+	slices.SortStableFunc(specs, func(a, b *crdt.Spec) int { return cmp.Compare(a.Name, b.Name) })
+	for same := range sameName(specs) {
 		spec, name := same[0], same[0].Name+"."+label
 		if len(same) > 1 {
 			problems = append(problems, fmt.Errorf("names: %s is the name of %d instances of %s, so it leads to none", spec.Name, len(same), owner))
@@ -111,39 +146,35 @@ func ofOwner(s State, cfg Config, specs []crdt.Spec) (out []Name, problems []err
 	return out, problems
 }
 
-// chunks yields the longest runs of what is alike.
-func chunks(all []crdt.Spec, alike func(a, b crdt.Spec) bool) func(yield func([]crdt.Spec) bool) {
-	return func(yield func([]crdt.Spec) bool) {
-		for len(all) > 0 {
+// sameName yields the instances of one name after the other.
+func sameName(sorted []*crdt.Spec) func(yield func([]*crdt.Spec) bool) {
+	return func(yield func([]*crdt.Spec) bool) {
+		for len(sorted) > 0 {
 			n := 1
-			for n < len(all) && alike(all[0], all[n]) {
+			for n < len(sorted) && sorted[n].Name == sorted[0].Name {
 				n++
 			}
-			if !yield(all[:n:n]) {
+			if !yield(sorted[:n:n]) {
 				return
 			}
-			all = all[n:]
+			sorted = sorted[n:]
 		}
 	}
 }
 
 // ofInstance is the instance's name, and one of each of its slots.
-func ofInstance(s State, cfg Config, spec crdt.Spec, name string) []Name {
+func ofInstance(s State, cfg Config, spec *crdt.Spec, name string) []Name {
 	out := make([]Name, 1, 1+spec.Replicas)
 	out[0] = Name{Name: name, Ports: ports(spec.Expose)}
 	for slot := range spec.Replicas {
 		out = append(out, Name{Name: strconv.Itoa(slot) + "." + name})
 	}
-	for _, p := range policy.Replicas(s, spec) {
+	for _, p := range s.Replicas(spec) {
 		at := &out[1+p.Slot]
-		if len(at.Targets) > 0 || !p.Ready || cfg.Alive != nil && !cfg.Alive(p.Node) {
+		if len(at.Targets) > 0 {
 			continue
 		}
-		a4, a6 := cfg.Addresses(p)
-		if !a4.IsValid() && !a6.IsValid() {
-			continue
-		}
-		at.Targets = []Target{{Host: at.Name, Addr4: a4, Addr6: a6}}
+		at.Targets = cfg.targets(s, at.Name, p)
 		out[0].Targets = append(out[0].Targets, at.Targets...)
 	}
 	return out

@@ -29,11 +29,16 @@ func (w *world) Claims(id string) []crdt.Claim {
 }
 func (w *world) MayRun(_ *crdt.Spec, node stmt.Key) bool { return !w.barred[node] }
 
-func (w *world) config() Config {
-	return Config{Alive: func(n stmt.Key) bool { return !w.dead[n] }, Addresses: func(p policy.Party) (a4, a6 netip.Addr) {
-		return p.Address4, netip.AddrFrom16([16]byte{0: 0xfd, 13: p.Instance[0], 14: byte(p.Slot), 15: p.Node[1]})
-	}}
+func (w *world) Replicas(spec *crdt.Spec) []policy.Party { return policy.Replicas(w, *spec) }
+
+func (w *world) Addresses(p policy.Party) (a4, a6 netip.Addr) {
+	if p.Instance == "" {
+		return p.Address4, netip.AddrFrom16([16]byte{0: 0xfd, 15: p.Node[1]})
+	}
+	return p.Address4, netip.AddrFrom16([16]byte{0: 0xfd, 13: p.Instance[0], 14: byte(p.Slot), 15: p.Node[1]})
 }
+
+func (w *world) config() Config { return Config{Alive: func(n stmt.Key) bool { return !w.dead[n] }} }
 
 func owner(n byte) stmt.Key { return stmt.Key{'o', n} }
 func node(n byte) stmt.Key  { return stmt.Key{'n', n} }
@@ -128,6 +133,20 @@ func TestTwoInstancesOfOneName(t *testing.T) {
 	got, problems := OfOwner(w, w.config(), owner(1))
 	if want := "app.o1:\ndb.o1: _ssh._tcp=22\n"; text(got) != want || len(problems) != 1 {
 		t.Errorf("got\n%s%v", text(got), problems)
+	}
+}
+
+func TestNodes(t *testing.T) {
+	party := func(n byte) policy.Party { return policy.Party{Node: node(n), Ready: true} }
+	nodes := []policy.Party{party(1), party(3), party(4)}
+	nodes[0].Address4 = netip.MustParseAddr("10.128.2.1")
+	w := &world{dead: map[stmt.Key]bool{node(4): true}}
+	got := text(OfNodes(w, w.config(), nodes))
+	for n := range byte(5) {
+		got = strings.ReplaceAll(got, Label(node(n)), fmt.Sprint("n", n))
+	}
+	if want := "n1.node: 10.128.2.1 fd00::1\nn3.node: invalid IP fd00::3\nn4.node:\n"; got != want {
+		t.Errorf("got\n%swant\n%s", got, want)
 	}
 }
 

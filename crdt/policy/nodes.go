@@ -72,6 +72,16 @@ func NodesOf(f Fleet, owner, device stmt.Key) []Party {
 	return out
 }
 
+// Nodes returns the nodes that have a device, by key.
+func Nodes(f Fleet) []Party {
+	all := nodes(f)
+	out := make([]Party, len(all))
+	for i, n := range all {
+		out[i] = ofNode(n)
+	}
+	return out
+}
+
 // IsNode says whether the party is a node's own device.
 func (p Party) IsNode() bool { return p.Device.IsZero() && p.Instance == "" }
 

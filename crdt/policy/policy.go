@@ -148,13 +148,17 @@ func parties(s State, owner stmt.Key) []Party {
 // Replicas returns those of an instance whose claims count, by slot, of a slot
 // that with the highest generation first. Two may say that they have one key.
 func Replicas(s Claims, spec crdt.Spec) []Party {
-	claims := slices.DeleteFunc(slices.Clone(s.Claims(spec.ID)), func(c crdt.Claim) bool {
-		return c.Owner != spec.Owner || c.Slot >= spec.Replicas || !s.MayRun(&spec, c.Node)
-	})
-	slices.SortFunc(claims, func(a, b crdt.Claim) int {
+	all := s.Claims(spec.ID)
+	claims := make([]*crdt.Claim, 0, len(all))
+	for i := range all {
+		if c := &all[i]; c.Owner == spec.Owner && c.Slot < spec.Replicas && s.MayRun(&spec, c.Node) {
+			claims = append(claims, c)
+		}
+	}
+	slices.SortFunc(claims, func(a, b *crdt.Claim) int {
 		return cmp.Or(cmp.Compare(a.Slot, b.Slot), cmp.Compare(b.Generation, a.Generation), bytes.Compare(b.Node[:], a.Node[:]))
 	})
-	var out []Party
+	out := make([]Party, 0, len(claims))
 	slot, counted := -1, 0
 	lowest := map[stmt.Key]int{}
 	for _, c := range claims {

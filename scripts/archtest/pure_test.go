@@ -31,6 +31,7 @@ var pure = []struct {
 	{"crdt/names", nil},
 	{"wg", regexp.MustCompile(`^(mesh|fake)\.go$`)},
 	{"wg/forward", nil},
+	{"cmd/internal/mesh", nil},
 	{"fogvm/reconcile/plan", nil},
 	{"sim/des", nil},
 }

@@ -46,6 +46,8 @@ type Server struct {
 
 	setting sync.Mutex
 	have    map[string]*held // in zone, by name as given
+	byName  map[string]*held // the same, and those of an ongoing Set, by canonical name
+	sets    int
 }
 
 // New makes a server of a zone without names.
@@ -54,7 +56,7 @@ func New(cfg Config) (*Server, error) {
 	if _, ok := dns.IsDomainName(apex); !ok || apex == "." {
 		return nil, fmt.Errorf("dns: %.80q is no zone", cfg.Zone)
 	}
-	s := &Server{cfg: cfg, have: map[string]*held{}}
+	s := &Server{cfg: cfg, have: map[string]*held{}, byName: map[string]*held{}}
 	s.zone.Store(newZone(apex, cfg.Reverse))
 	return s, nil
 }
@@ -70,24 +72,21 @@ func (s *Server) Set(names []Name) error {
 		problems = append(problems, fmt.Sprintf("%d names, the limit is %d", len(names), maxNames))
 		names = names[:maxNames]
 	}
-	want, changed := make(map[string]*held, len(names)), []*held(nil) // by canonical name
+	s.sets++
+	var changed []*held
 	for _, n := range names {
 		h, err := s.hold(&c.zone, n)
-		if err == nil && want[h.name] != nil {
-			err = fmt.Errorf("%q is given twice", n.Name)
-		}
 		if err != nil {
 			if len(problems) < maxProblems {
 				problems = append(problems, err.Error())
 			}
 			continue
 		}
-		want[h.name] = h
 		if s.have[n.Name] != h {
 			changed = append(changed, h)
 		}
 	}
-	s.apply(c, want, changed)
+	s.apply(c, changed)
 	if len(problems) > 0 {
 		return fmt.Errorf("dns: %s", strings.Join(problems, "; "))
 	}
@@ -98,34 +97,45 @@ func (s *Server) Set(names []Name) error {
 type held struct {
 	Name
 	name string // canonical
+	in   int    // the number of the last Set that gave it
 }
 
 // hold returns the name that is in the zone when it is the same, or checks it.
 func (s *Server) hold(z *zone, n Name) (*held, error) {
-	if old := s.have[n.Name]; old != nil && old.equal(n) {
-		return old, nil
+	h := s.have[n.Name]
+	if h == nil || !h.equal(n) {
+		name, err := z.check(n)
+		if err != nil {
+			return nil, err
+		}
+		n.Targets, n.Services = slices.Clone(n.Targets), slices.Clone(n.Services)
+		h = &held{Name: n, name: name}
 	}
-	name, err := z.check(n)
-	n.Targets, n.Services = slices.Clone(n.Targets), slices.Clone(n.Services)
-	return &held{n, name}, err
+	if other := s.byName[h.name]; other != nil && other.in == s.sets {
+		return nil, fmt.Errorf("%q is given twice", n.Name)
+	}
+	h.in = s.sets
+	s.byName[h.name] = h
+	return h, nil
 }
 
 // maxProblems is how many names' errors are told.
 const maxProblems = 10
 
-// apply makes the zone be what is wanted, of which changed is new or different.
-// All that goes, goes first: an address may change hands.
-func (s *Server) apply(c *change, want map[string]*held, changed []*held) {
-	for _, old := range s.have {
-		if want[old.name] != old {
+// apply makes the zone be what the last Set gave, of which changed is new or
+// different. All that goes, goes first: an address may change hands.
+func (s *Server) apply(c *change, changed []*held) {
+	for given, old := range s.have {
+		if old.in != s.sets {
 			c.remove(old.Name, old.name)
+			delete(s.have, given)
+			if s.byName[old.name] == old {
+				delete(s.byName, old.name)
+			}
 		}
 	}
 	for _, h := range changed {
 		c.add(h.Name, h.name)
-	}
-	s.have = make(map[string]*held, len(want))
-	for _, h := range want {
 		s.have[h.Name.Name] = h
 	}
 	s.zone.Store(&c.zone)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"net/netip"
 
+	"github.com/formthefog/formation/crdt"
 	"github.com/formthefog/formation/crdt/names"
 	"github.com/formthefog/formation/crdt/policy"
 	"github.com/formthefog/formation/wg"
@@ -42,16 +43,7 @@ func (m *Mesh) setNames(self []netip.Addr, parties []policy.Party, theirs [][]ne
 			addresses[string(p.Identity())] = theirs[i]
 		}
 	}
-	all, problems := names.OfOwner(m.verifier.believed(), names.Config{Addresses: func(p policy.Party) (a4, a6 netip.Addr) {
-		for _, a := range addresses[string(p.Identity())] {
-			if a.Is4() {
-				a4 = a
-			} else {
-				a6 = a
-			}
-		}
-		return a4, a6
-	}}, m.pin.Owner)
+	all, problems := names.OfOwner(proved{m.verifier.believed(), addresses}, names.Config{}, m.pin.Owner)
 	out := make([]dns.Name, len(all))
 	for i, n := range all {
 		out[i].Name = n.Name
@@ -68,4 +60,23 @@ func (m *Mesh) setNames(self []netip.Addr, parties []policy.Party, theirs [][]ne
 	for _, p := range problems {
 		m.cfg.Log.Debug("mesh: names", "problem", p)
 	}
+}
+
+// proved is a names.State of what the guest knows; addresses are by identity.
+type proved struct {
+	believed
+	addresses map[string][]netip.Addr
+}
+
+func (p proved) Replicas(spec *crdt.Spec) []policy.Party { return policy.Replicas(p.believed, *spec) }
+
+func (p proved) Addresses(of policy.Party) (a4, a6 netip.Addr) {
+	for _, a := range p.addresses[string(of.Identity())] {
+		if a.Is4() {
+			a4 = a
+		} else {
+			a6 = a
+		}
+	}
+	return a4, a6
 }
