@@ -32,6 +32,7 @@ type app struct {
 	opened  ed25519.PrivateKey
 	typed   string       // the password, if a person typed it
 	used    *stmt.Ticket // of the latest connect; nil for none
+	via     via          // of the verbs that reach into guests
 
 	assumeYes bool // take defaults instead of asking
 }
@@ -132,45 +133,62 @@ func (a *app) route(k kit.Config, t *stmt.Ticket) (socket string, peers []string
 	return socket, peers, nil
 }
 
+// way is what connect tries: a daemon's socket first, if there is one, then peers.
+type way struct {
+	socket string
+	peers  []string
+	ticket *stmt.Ticket // nil for none
+}
+
+func (a *app) way() (w way, err error) {
+	k, err := a.kit()
+	if err != nil {
+		return w, err
+	}
+	if w.ticket, err = a.ticket(k); err != nil {
+		return w, err
+	}
+	if w.socket, w.peers, err = a.route(k, w.ticket); err != nil {
+		return w, err
+	}
+	w.peers, w.ticket, err = expand(w.peers, w.ticket)
+	return w, err
+}
+
+// dial goes that way; note tells people that the second was taken.
+func (w way) dial(ctx context.Context, cfg swarm.Config, note func(format string, args ...any)) (*swarm.Conn, error) {
+	cfg.Ticket = w.ticket
+	if w.socket != "" {
+		cfg.API = w.socket
+		c, err := swarm.Dial(ctx, cfg)
+		if err == nil || len(w.peers) == 0 || ctx.Err() != nil {
+			return c, err
+		}
+		note("no formd answers on %s; trying the kit's hosts", w.socket)
+	}
+	cfg.API, cfg.Peers = "", w.peers
+	return swarm.Dial(ctx, cfg)
+}
+
 // connect finds a way into the swarm. packs, which may be nil, are served to the
 // peers that this run connects to, and are where it can fetch to.
 func (a *app) connect(ctx context.Context, packs *store.Store) (*swarm.Conn, error) {
-	k, err := a.kit()
+	w, err := a.way()
 	if err != nil {
-		return nil, err
-	}
-	t, err := a.ticket(k)
-	if err != nil {
-		return nil, err
-	}
-	socket, peers, err := a.route(k, t)
-	if err != nil {
-		return nil, err
-	}
-	if peers, t, err = expand(peers, t); err != nil {
 		return nil, err
 	}
 	task := a.p.Start("connecting")
 	defer task.Done()
-	a.used = t
+	a.used = w.ticket
 	speaksFor, err := a.speaksFor()
 	if err != nil {
 		return nil, err
 	}
-	cfg := swarm.Config{Ticket: t, Key: a.key, Owner: speaksFor, Logger: a.logger()}
+	cfg := swarm.Config{Key: a.key, Owner: speaksFor, Logger: a.logger()}
 	if packs != nil {
 		cfg.Blocks, cfg.Source = packs.Blocks(), packs.Source()
 	}
-	if socket != "" {
-		cfg.API = socket
-		c, err := swarm.Dial(ctx, cfg)
-		if err == nil || len(peers) == 0 || ctx.Err() != nil {
-			return c, err
-		}
-		a.p.Note("no formd answers on %s; trying the kit's hosts", socket)
-	}
-	cfg.API, cfg.Peers = "", peers
-	return swarm.Dial(ctx, cfg)
+	return w.dial(ctx, cfg, a.p.Note)
 }
 
 // expand replaces tickets among peers by their addresses.

@@ -21,6 +21,7 @@ type device struct {
 	Key     stmt.Key `json:"key"`
 	Name    string   `json:"name"`
 	MeshKey string   `json:"mesh_key,omitempty"` // hex
+	This    bool     `json:"this"`               // the machine that is asked
 }
 
 func newDeviceAdd(a *app) *cobra.Command {
@@ -74,8 +75,12 @@ func newDeviceLs(a *app) *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return a.withAuthor(cmd.Context(), func(_ *swarm.Conn, au *crdt.Author) error {
 				list := []device{}
+				self, err := a.deviceKeys()
+				if err != nil {
+					return err
+				}
 				for _, d := range au.Devices() {
-					v := device{Key: d.Key, Name: d.Name}
+					v := device{Key: d.Key, Name: d.Name, This: slices.Contains(self, d.Key)}
 					if !d.MeshKey.IsZero() {
 						v.MeshKey = fmt.Sprintf("%x", d.MeshKey[:])
 					}
@@ -84,9 +89,13 @@ func newDeviceLs(a *app) *cobra.Command {
 				return a.p.Answer(list, func(w io.Writer) {
 					var rows [][]string
 					for _, d := range list {
-						rows = append(rows, []string{d.Key.String(), d.Name, d.MeshKey})
+						this := ""
+						if d.This {
+							this = "this machine"
+						}
+						rows = append(rows, []string{d.Key.String(), d.Name, d.MeshKey, this})
 					}
-					cli.Table(w, []string{"DEVICE", "NAME", "MESH KEY"}, rows)
+					cli.Table(w, []string{"DEVICE", "NAME", "MESH KEY", ""}, rows)
 				})
 			})
 		},

@@ -48,8 +48,9 @@ func (o *oneConn) Close() (err error) {
 
 func (o *oneConn) Addr() net.Addr { return o.LocalAddr() }
 
-// listen gives the daemon a libp2p node, on loopback.
-func (d *daemon) listen(t *testing.T) {
+// listen gives the daemon a libp2p node, on loopback, which serves what more says
+// beside the API.
+func (d *daemon) listen(t *testing.T, more ...func(*p2p.Node)) {
 	t.Helper()
 	n, err := p2p.New(p2p.Config{Key: testKey(9), Network: testNet.String(), Listen: []string{"/ip4/127.0.0.1/tcp/0"}, Admission: openGate{}})
 	if err != nil {
@@ -59,6 +60,9 @@ func (d *daemon) listen(t *testing.T) {
 		srv := &http.Server{Handler: d.handler}
 		_ = srv.Serve(&oneConn{Conn: c, closed: make(chan struct{})}) // ends with the stream
 	})
+	for _, f := range more {
+		f(n)
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- n.Run(ctx) }()

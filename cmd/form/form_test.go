@@ -12,6 +12,7 @@ import (
 	"github.com/formthefog/formation/cmd/form/internal/swarm"
 	"github.com/formthefog/formation/cmd/internal/api"
 	"github.com/formthefog/formation/crdt"
+	"github.com/formthefog/formation/crdt/names"
 	"github.com/formthefog/formation/crdt/stmt"
 	"github.com/formthefog/formation/store"
 	"github.com/formthefog/formation/store/formfile"
@@ -19,12 +20,15 @@ import (
 
 func TestParseHost(t *testing.T) {
 	for in, want := range map[string]host{
-		"hello-server":                     {text: "hello-server", name: "hello-server", slot: -1},
-		"bigdog@hello-server":              {text: "hello-server", user: "bigdog", name: "hello-server", slot: -1},
-		"hello-server/1":                   {text: "hello-server/1", name: "hello-server", slot: 1},
-		"a@b/0":                            {text: "b/0", user: "a", name: "b", slot: 0},
-		"web.dev.formation.cloud":          {text: "web.dev.formation.cloud", name: "web", slot: -1},
-		"Web.dev.formation.cloud.":         {text: "Web.dev.formation.cloud.", name: "web", slot: -1},
+		"hello-server":              {text: "hello-server", name: "hello-server", slot: -1},
+		"bigdog@hello-server":       {text: "hello-server", user: "bigdog", name: "hello-server", slot: -1},
+		"hello-server/1":            {text: "hello-server/1", name: "hello-server", slot: 1},
+		"a@b/0":                     {text: "b/0", user: "a", name: "b", slot: 0},
+		"web.dev.formation.cloud":   {text: "web.dev.formation.cloud", name: "web", slot: -1},
+		"Web.dev.formation.cloud.":  {text: "Web.dev.formation.cloud.", name: "web", slot: -1},
+		"0.web.dev.formation.cloud": {text: "0.web.dev.formation.cloud", name: "web", slot: 0},
+		"web." + names.Label(stmt.KeyOf(testKey(1))) + ".dev.formation.cloud": {
+			text: "web." + names.Label(stmt.KeyOf(testKey(1))) + ".dev.formation.cloud", name: "web", slot: -1, owner: stmt.KeyOf(testKey(1))},
 		"u@10.128.0.54":                    {text: "10.128.0.54", user: "u", name: "10.128.0.54", slot: -1},
 		"fd00::1":                          {text: "fd00::1", name: "fd00::1", slot: -1},
 		"abcdefghijklmnopqrstuvwxyz234567": {text: "abcdefghijklmnopqrstuvwxyz234567", name: "abcdefghijklmnopqrstuvwxyz234567", slot: -1},
@@ -33,7 +37,7 @@ func TestParseHost(t *testing.T) {
 			t.Errorf("parseHost(%q) = %+v, %v; want %+v", in, got, err, want)
 		}
 	}
-	for _, in := range []string{"", "@x", "x@", "x/", "x/y", "/0", "-oProxyCommand=x", "a@-b", "-a@b", "x/-1", "x/99999999"} {
+	for _, in := range []string{"", "@x", "x@", "x/", "x/y", "/0", "-oProxyCommand=x", "a@-b", "-a@b", "x/-1", "x/99999999", "0.web.dev.formation.cloud/1"} {
 		if got, err := parseHost(in); exitOf(err) != api.ExitUsage {
 			t.Errorf("parseHost(%q) = %+v, %v; want a usage error", in, got, err)
 		}
@@ -155,12 +159,12 @@ func TestExplain(t *testing.T) {
 
 func TestSSHArgs(t *testing.T) {
 	got := strings.Join(sshArgs(sshCall{
-		self: "/opt/it's/form", global: []string{"--peer", "/ip4/192.0.2.1/tcp/1/p2p/Q", "--quiet"}, instance: "abc", slot: 1,
+		self: "/opt/it's/form", global: []string{"--peer", "/ip4/192.0.2.1/tcp/1/p2p/Q", "--quiet"}, via: viaMesh, instance: "abc", slot: 1,
 		user: "bigdog", alias: "abc-1.formation", known: "/home/100% me/known", key: "/k/id", command: []string{"id", "-u"},
 		opts: sshOptions{options: []string{"ForwardAgent=yes"}, forwards: []string{"1:h:2"}, tty: 1},
 	}), "\n")
 	want := `-o
-ProxyCommand='/opt/it'\''s/form' '--peer' '/ip4/192.0.2.1/tcp/1/p2p/Q' '--quiet' 'proxy' 'abc/1' %p
+ProxyCommand='/opt/it'\''s/form' '--peer' '/ip4/192.0.2.1/tcp/1/p2p/Q' '--quiet' 'proxy' '--via' 'mesh' 'abc/1' %p
 -o
 UserKnownHostsFile="/home/100%% me/known"
 -o

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"strconv"
 	"strings"
@@ -12,13 +11,14 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/formthefog/formation/cmd/form/internal/agent"
 	"github.com/formthefog/formation/cmd/form/internal/cli"
 	"github.com/formthefog/formation/cmd/form/internal/swarm"
 	"github.com/formthefog/formation/cmd/internal/api"
 )
 
 func newForward(a *app) *cobra.Command {
-	return &cobra.Command{
+	c := &cobra.Command{
 		Use: "forward [LOCAL:]PORT HOST", Short: "listen on 127.0.0.1 for a guest's TCP port",
 		Long: `Listens on 127.0.0.1 and passes every connection to a TCP port of a guest, until
 it is interrupted. Without LOCAL, or when it is 0, a free port is taken if PORT
@@ -36,6 +36,8 @@ one. The listening address is printed on stdout.`,
 			})
 		},
 	}
+	a.addVia(c.Flags())
+	return c
 }
 
 // parseForward reads [LOCAL:]PORT; local is -1 when it was not given.
@@ -118,36 +120,5 @@ func (a *app) forwardOne(ctx context.Context, c *swarm.Conn, id string, h host, 
 	}
 	stop := context.AfterFunc(ctx, func() { local.Close() })
 	defer stop()
-	return splice(local, remote)
-}
-
-// splice copies both ways, passing half-closes on, until both sides ended. A
-// broken side ends both: the other direction would wait for ever.
-func splice(a, b net.Conn) error {
-	defer b.Close()
-	defer a.Close()
-	errs := make(chan error, 1)
-	go func() { errs <- oneWay(b, a) }()
-	err := oneWay(a, b)
-	if err != nil {
-		a.Close()
-		b.Close()
-	}
-	if other := <-errs; err == nil {
-		err = other
-	}
-	if errors.Is(err, net.ErrClosed) {
-		return nil
-	}
-	return err
-}
-
-func oneWay(to, from net.Conn) error {
-	if _, err := io.Copy(to, from); err != nil {
-		return errors.Join(err, to.Close(), from.Close())
-	}
-	if half, ok := to.(interface{ CloseWrite() error }); ok {
-		return half.CloseWrite()
-	}
-	return nil
+	return agent.Splice(local, remote)
 }

@@ -18,7 +18,7 @@ import (
 
 func newNet(a *app) *cobra.Command {
 	return group("net", "the network and, once it exists, the mesh",
-		newInvite(a), newNetStatus(a),
+		newInvite(a), newNetStatus(a), newAgent(a),
 		later("config", "print a WireGuard configuration", formnet, reach),
 		later("join", "join formnet", formnet, reach),
 		later("leave", "leave formnet", formnet, reach))

@@ -16,11 +16,14 @@ import (
 )
 
 func newProxy(a *app) *cobra.Command {
-	return &cobra.Command{
+	c := &cobra.Command{
 		Use: "proxy HOST PORT", Short: "raw bytes to a guest's TCP port on stdin and stdout",
 		Long: `Connects standard input and output to a TCP port of a guest: an ssh ProxyCommand.
 Any port works, EXPOSEd or not, for the owner only. HOST is an instance's name,
-its ID, or one replica of it (name/0).`,
+its ID, one replica of it (name/0), or a name or an address of the mesh.
+
+The bytes go over the mesh, end to end encrypted, where the guest answers on it, and
+else by a stream to the replica's host.`,
 		Example: `  ssh -o ProxyCommand='form proxy %h %p' bigdog@hello-server
   printf 'GET / HTTP/1.0\r\n\r\n' | form proxy hello-server/1 8080`,
 		Args: argsBetween(2, 2, "a HOST and a PORT"),
@@ -38,6 +41,8 @@ its ID, or one replica of it (name/0).`,
 			})
 		},
 	}
+	a.addVia(c.Flags())
+	return c
 }
 
 func parsePort(s string) (int, error) {
@@ -54,7 +59,7 @@ func (a *app) dialGuest(ctx context.Context, c *swarm.Conn, i api.Instance, h ho
 		return nil, err
 	}
 	err = a.onReplica(i, h, func(r api.Replica) error {
-		conn, err = c.Proxy(ctx, r.Node, api.ProxyRequest{Instance: i.ID, Slot: r.Slot, Port: port})
+		conn, err = a.dialReplica(ctx, c, i, r, h, port)
 		return err
 	})
 	return conn, err

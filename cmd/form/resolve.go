@@ -14,19 +14,18 @@ import (
 	"github.com/formthefog/formation/cmd/form/internal/swarm"
 	"github.com/formthefog/formation/cmd/internal/api"
 	"github.com/formthefog/formation/cmd/internal/spell"
+	"github.com/formthefog/formation/crdt/names"
 	"github.com/formthefog/formation/crdt/stmt"
 )
 
-// zone is the default zone of mesh names.
-const zone = ".dev.formation.cloud"
-
 // host is what a user writes for an instance or one of its replicas:
-// [USER@]NAME|ID|ADDRESS[/SLOT].
+// [USER@]NAME|ID|ADDRESS[/SLOT], or a name of the mesh.
 type host struct {
-	text string // as written, without user
-	user string
-	name string
-	slot int // -1: any
+	text  string // as written, without user
+	user  string
+	name  string
+	slot  int      // -1: any
+	owner stmt.Key // zero: the caller
 }
 
 func parseHost(s string) (host, error) {
@@ -45,7 +44,13 @@ func parseHost(s string) (host, error) {
 		}
 		h.name, h.slot = n, int(v)
 	}
-	h.name = strings.TrimSuffix(strings.TrimSuffix(strings.ToLower(h.name), "."), zone)
+	h.name = strings.TrimSuffix(strings.ToLower(h.name), ".")
+	if ref, ok := names.Parse(h.name, names.Zone); ok {
+		if h.slot >= 0 && ref.Slot >= 0 {
+			return h, cli.Errorf(api.ExitUsage, "%q names two replicas", s)
+		}
+		h.name, h.owner, h.slot = ref.App, ref.Owner, max(h.slot, ref.Slot)
+	}
 	if h.name == "" || strings.HasPrefix(h.name, "-") {
 		return h, cli.Errorf(api.ExitUsage, "%q names no instance", s).
 			Hint("an instance is named by its name, its ID, or one of its replicas (name/0): form ls")
@@ -74,6 +79,9 @@ func (a *app) find(ctx context.Context, c *swarm.Conn, h host) (api.Instance, er
 	owner, err := a.owner()
 	if err != nil {
 		return api.Instance{}, err
+	}
+	if !h.owner.IsZero() {
+		owner = h.owner
 	}
 	mine, err := c.API().Instances(ctx, &owner)
 	if err != nil {

@@ -48,6 +48,7 @@ pack. The exit code is ssh's, which is the command's.`,
 	f.SetInterspersed(true)
 	f.StringArrayVarP(&o.options, "option", "o", nil, "option for ssh, as its -o (repeatable)")
 	f.StringArrayVarP(&o.forwards, "forward", "L", nil, "local forward for ssh, as its -L (repeatable)")
+	a.addVia(f)
 	f.CountVarP(&o.tty, "tty", "t", "ask for a terminal, as ssh's -t")
 	return c
 }
@@ -93,7 +94,7 @@ func (a *app) runSSH(ctx context.Context, c *swarm.Conn, i api.Instance, h host,
 		return fmt.Errorf("find this program: %w", err)
 	}
 	argv := sshArgs(sshCall{
-		self: self, global: a.passOn(), instance: i.ID, slot: r.Slot, user: h.user, alias: alias,
+		self: self, global: a.passOn(), via: a.via, instance: i.ID, slot: r.Slot, user: h.user, alias: alias,
 		known: known, key: dir.SSHKey(), command: command, opts: o,
 	})
 	return a.runProgram(ctx, ssh, argv)
@@ -142,6 +143,7 @@ func (a *app) usersOf(ctx context.Context, c *swarm.Conn, i api.Instance, r api.
 type sshCall struct {
 	self     string
 	global   []string // flags for form proxy
+	via      via
 	instance string
 	slot     int
 	user     string
@@ -155,7 +157,7 @@ type sshCall struct {
 // sshArgs is the command line of ssh: nothing is asked, nothing is learned, and
 // only the kit's key is offered, so that no agent runs into MaxAuthTries.
 func sshArgs(c sshCall) []string {
-	proxy := quoteAll(append(append([]string{c.self}, c.global...), "proxy", fmt.Sprintf("%s/%d", c.instance, c.slot), "%p"))
+	proxy := quoteAll(append(append([]string{c.self}, c.global...), "proxy", "--via", string(c.via), fmt.Sprintf("%s/%d", c.instance, c.slot), "%p"))
 	args := []string{
 		"-o", "ProxyCommand=" + proxy,
 		"-o", "UserKnownHostsFile=" + quoteConfig(c.known),

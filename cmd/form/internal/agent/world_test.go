@@ -21,7 +21,6 @@ import (
 	"github.com/formthefog/formation/crdt/stmt"
 	"github.com/formthefog/formation/wg"
 	"github.com/formthefog/formation/wg/carrier"
-	"github.com/formthefog/formation/wg/embedded"
 	"github.com/formthefog/formation/wg/wgtest"
 )
 
@@ -167,7 +166,6 @@ func (w *world) testimony() Testimony {
 type machine struct {
 	carrier *carrier.Carrier
 	guest   *netstack.Net
-	pause   func() // ends its carrier
 }
 
 // machine starts the host of a node whose guest has those addresses.
@@ -186,35 +184,18 @@ func (w *world) machine(node string, slot int) *machine {
 	if err != nil {
 		t.Fatal(err)
 	}
-	at := netip.MustParseAddrPort("192.0.2.1:51820") // of the guest on its wire
-	wire := wgtest.NewWire(func(b []byte, _, to netip.AddrPort) bool {
-		m.carrier.Send("guest", b, to)
-		return false
-	})
-	device, stack, err := netstack.CreateNetTUN([]netip.Addr{w.address(node, slot)}, nil, MTU)
-	if err != nil {
-		t.Fatal(err)
-	}
-	key := w.guests[node]
-	guest, err := embedded.Open(embedded.Config{TUN: device, Bind: wire.Bind(at), Key: key})
-	if err != nil {
-		t.Fatal(err)
-	}
+	guest := wgtest.NewGuest(t, w.guests[node], []netip.Addr{w.address(node, slot)}, func(b []byte, to netip.AddrPort) { m.carrier.Send("guest", b, to) })
 	laptop := w.space.Address6(w.identity().bytes())
 	if err := guest.Configure([]wgtypes.PeerConfig{{PublicKey: w.laptop.PublicKey(), ReplaceAllowedIPs: true, AllowedIPs: wgtest.Routes(laptop)}}); err != nil {
 		t.Fatal(err)
 	}
-	m.guest = stack
-	m.carrier.Stations([32]byte{}, map[string]carrier.Station{"guest": {Public: key.PublicKey(), Deliver: func(b []byte, from netip.AddrPort) {
-		wire.Deliver(append([]byte(nil), b...), from, at)
-	}}})
+	m.guest = guest.Net
+	m.carrier.Stations([32]byte{}, map[string]carrier.Station{"guest": {Public: guest.Public, Deliver: guest.Deliver}})
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- m.carrier.Run(ctx) }()
-	m.pause = cancel
 	t.Cleanup(func() {
 		cancel()
-		guest.Close()
 		if err := errors.Join(<-ended, socket.Close()); err != nil {
 			t.Error(err)
 		}

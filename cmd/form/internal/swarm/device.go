@@ -1,0 +1,163 @@
+package swarm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"sync"
+
+	"github.com/libp2p/go-libp2p/core/peer"
+	ma "github.com/multiformats/go-multiaddr"
+	manet "github.com/multiformats/go-multiaddr/net"
+
+	"github.com/formthefog/formation/cmd/form/internal/agent"
+	"github.com/formthefog/formation/crdt/stmt"
+)
+
+// protoMesh carries WireGuard datagrams where no straight path does (docs/wire.md).
+const protoMesh = "wg/1"
+
+// giveUp is after how many answers in a row that did not come a [Device] looks for
+// another way to the swarm.
+const giveUp = 3
+
+// Device is the way of an owner's device to the nodes, for as long as it lasts: it
+// finds a new one when the old one ends. It is an [agent.Swarm].
+type Device struct {
+	owner stmt.Key
+	dial  func(context.Context) (*Conn, error)
+
+	finding sync.Mutex // held while a way is looked for
+	mu      sync.Mutex
+	conn    *Conn // nil: there is none
+	failed  int   // answers in a row
+}
+
+// NewDevice makes a Device of an owner that finds its ways by dial.
+func NewDevice(owner stmt.Key, dial func(context.Context) (*Conn, error)) *Device {
+	return &Device{owner: owner, dial: dial}
+}
+
+// Close ends the present way.
+func (d *Device) Close() error {
+	d.mu.Lock()
+	c := d.conn
+	d.conn, d.failed = nil, 0
+	d.mu.Unlock()
+	if c == nil {
+		return nil
+	}
+	return c.Close()
+}
+
+func (d *Device) now() *Conn {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.conn
+}
+
+// way is the present way, found if there is none.
+func (d *Device) way(ctx context.Context) (*Conn, error) {
+	d.finding.Lock()
+	defer d.finding.Unlock()
+	if c := d.now(); c != nil {
+		return c, nil
+	}
+	c, err := d.dial(ctx)
+	if err != nil {
+		return nil, err
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.conn = c
+	return c, nil
+}
+
+// judge counts answers, and gives up a way that has none.
+func (d *Device) judge(c *Conn, err error) error {
+	d.mu.Lock()
+	if d.failed++; err == nil || d.conn != c {
+		d.failed = 0
+	}
+	over := d.failed >= giveUp
+	d.mu.Unlock()
+	if over {
+		err = errors.Join(err, d.Close())
+	}
+	return err
+}
+
+// Testimony implements [agent.Swarm].
+func (d *Device) Testimony(ctx context.Context) (agent.Testimony, error) {
+	c, err := d.way(ctx)
+	if err != nil {
+		return agent.Testimony{}, err
+	}
+	self, err := c.API().Node(ctx)
+	if err != nil {
+		return agent.Testimony{}, d.judge(c, err)
+	}
+	raws, err := c.API().MeshStatements(ctx, d.owner)
+	return agent.Testimony{Name: self.Network.Name, Root: self.Network.Root, Statements: raws}, d.judge(c, err)
+}
+
+// OpenStream implements [agent.Swarm].
+func (d *Device) OpenStream(ctx context.Context, host peer.ID) (io.ReadWriteCloser, error) {
+	node, err := stmt.KeyOfPeerID(string(host))
+	if err != nil {
+		return nil, err
+	}
+	c, err := d.way(ctx)
+	if err != nil {
+		return nil, err
+	}
+	p, err := c.reach(ctx, node)
+	if err != nil {
+		return nil, err
+	}
+	s, err := c.node.Open(ctx, p, protoMesh)
+	if err != nil {
+		c.forget(node)
+		return nil, fmt.Errorf("open a stream of the mesh to node %s: %w", node, err)
+	}
+	return s, nil
+}
+
+// Seen implements [agent.Swarm].
+func (d *Device) Seen(host peer.ID) []netip.AddrPort {
+	c := d.now()
+	if c == nil {
+		return nil
+	}
+	c.mu.Lock()
+	n := c.node
+	c.mu.Unlock()
+	if n == nil {
+		return nil
+	}
+	for _, p := range n.PeerInfo() {
+		if p.ID == host {
+			return udpAddrs(p.Addrs)
+		}
+	}
+	return nil
+}
+
+// udpAddrs are the UDP addresses among multiaddrs that no relay stands between.
+func udpAddrs(addrs []string) []netip.AddrPort {
+	var out []netip.AddrPort
+	for _, text := range addrs {
+		a, err := ma.NewMultiaddr(text)
+		if err != nil || a.Protocols()[len(a.Protocols())-1].Code == ma.P_CIRCUIT {
+			continue
+		}
+		if at, err := manet.ToNetAddr(a); err == nil && at.Network() == "udp" {
+			if p, err := netip.ParseAddrPort(at.String()); err == nil {
+				out = append(out, p)
+			}
+		}
+	}
+	return out
+}
