@@ -16,22 +16,22 @@ import (
 	"github.com/formthefog/formation/wg/dns"
 )
 
-// world is a State made by hand.
-type world struct {
+// swarm is a Swarm made by hand.
+type swarm struct {
 	specs  []crdt.Spec
 	claims map[string][]crdt.Claim
 	nodes  []crdt.Node
 	rank   map[stmt.Key]uint64
 }
 
-func (w *world) Instances() []crdt.Spec           { return w.specs }
-func (w *world) Claims(id string) []crdt.Claim    { return w.claims[id] }
-func (w *world) MayRun(*crdt.Spec, stmt.Key) bool { return true }
-func (w *world) Nodes() []crdt.Node               { return w.nodes }
-func (w *world) Devices(stmt.Key) []crdt.Device   { return nil }
-func (w *world) Root() stmt.Key                   { return stmt.Key{} }
-func (w *world) Rank(k stmt.Key) uint64           { return w.rank[k] }
-func (w *world) claim(id string, slot int, n byte) *crdt.Claim {
+func (w *swarm) Instances() []crdt.Spec           { return w.specs }
+func (w *swarm) Claims(id string) []crdt.Claim    { return w.claims[id] }
+func (w *swarm) MayRun(*crdt.Spec, stmt.Key) bool { return true }
+func (w *swarm) Nodes() []crdt.Node               { return w.nodes }
+func (w *swarm) Devices(stmt.Key) []crdt.Device   { return nil }
+func (w *swarm) Root() stmt.Key                   { return stmt.Key{} }
+func (w *swarm) Rank(k stmt.Key) uint64           { return w.rank[k] }
+func (w *swarm) claim(id string, slot int, n byte) *crdt.Claim {
 	key := stmt.Key{'g', byte(len(w.claims)), byte(slot), n}
 	w.claims[id] = append(w.claims[id], crdt.Claim{Node: node(n), Instance: id, Owner: owner, Slot: slot, Generation: uint64(n), Ready: true,
 		MeshKey: base64.StdEncoding.EncodeToString(key[:])})
@@ -42,7 +42,7 @@ var owner = stmt.Key{'o'}
 
 func node(n byte) stmt.Key { return stmt.Key{'n', n} }
 
-func space(t testing.TB) wg.Space {
+func spaceOf(t testing.TB) wg.Space {
 	t.Helper()
 	s, err := wg.NewSpace([32]byte{1}, netip.Prefix{})
 	if err != nil {
@@ -58,8 +58,8 @@ func party(c *crdt.Claim) policy.Party {
 // An IPv4 address counts only for who may claim it and was admitted first; an IPv6
 // address is what follows from who somebody is, whatever is claimed.
 func TestAddressesInNames(t *testing.T) {
-	s := space(t)
-	w := &world{claims: map[string][]crdt.Claim{}, rank: map[stmt.Key]uint64{node(1): 2, node(2): 1}, specs: []crdt.Spec{{ID: "a", Name: "app", Owner: owner, Replicas: 2}}}
+	s := spaceOf(t)
+	w := &swarm{claims: map[string][]crdt.Claim{}, rank: map[stmt.Key]uint64{node(1): 2, node(2): 1}, specs: []crdt.Spec{{ID: "a", Name: "app", Owner: owner, Replicas: 2}}}
 	one := w.claim("a", 0, 1)
 	one.Address, one.Address6 = s.Candidate4(party(one).Identity(), 3).String(), "fd00::bad"
 	two := w.claim("a", 1, 2)
@@ -89,8 +89,8 @@ func TestAddressesInNames(t *testing.T) {
 // From the moment that a node is known to be dead nobody is sent there; the
 // replica that takes its place is named when it is ready.
 func TestReplicaDies(t *testing.T) {
-	s := space(t)
-	w := &world{claims: map[string][]crdt.Claim{}, rank: map[stmt.Key]uint64{}, specs: []crdt.Spec{{ID: "a", Name: "app", Owner: owner, Replicas: 2}}}
+	s := spaceOf(t)
+	w := &swarm{claims: map[string][]crdt.Claim{}, rank: map[stmt.Key]uint64{}, specs: []crdt.Spec{{ID: "a", Name: "app", Owner: owner, Replicas: 2}}}
 	w.claim("a", 0, 1)
 	w.claim("a", 1, 2)
 	server, err := dns.New(dns.Config{Zone: names.Zone})
@@ -126,8 +126,8 @@ func TestReplicaDies(t *testing.T) {
 }
 
 func BenchmarkNamesOfTenThousand(b *testing.B) {
-	s := space(b)
-	w := &world{claims: map[string][]crdt.Claim{}, rank: map[stmt.Key]uint64{}}
+	s := spaceOf(b)
+	w := &swarm{claims: map[string][]crdt.Claim{}, rank: map[stmt.Key]uint64{}}
 	for i := range 10_000 {
 		id := fmt.Sprintf("instance%d", i)
 		w.specs = append(w.specs, crdt.Spec{ID: id, Name: strings.ToLower(id), Owner: stmt.Key{'o', byte(i % 50)}, Replicas: 2})

@@ -8,8 +8,8 @@ import (
 	"github.com/formthefog/formation/wg"
 )
 
-// State is what is known of everybody; *crdt.View is one.
-type State interface {
+// Swarm is what is known of everybody; *crdt.View is one.
+type Swarm interface {
 	policy.Claims
 	policy.Fleet
 	Instances() []crdt.Spec
@@ -26,7 +26,7 @@ type Book struct {
 
 // NewBook finds out who has which address: of all that claim one, who may, and was
 // admitted first.
-func NewBook(v State, space wg.Space) *Book {
+func NewBook(v Swarm, space wg.Space) *Book {
 	b := &Book{space: space, specs: v.Instances(), nodes: policy.Nodes(v)}
 	b.replicas = make(map[string][]policy.Party, len(b.specs))
 	var claims []wg.Claim
