@@ -120,6 +120,9 @@ type Config struct {
 	// address that it claims there; nil leaves both out.
 	Mesh func() (key stmt.Key, address netip.Addr)
 
+	// GuestMesh has the guests be peers on it; nil: they are not.
+	GuestMesh *GuestMesh
+
 	// Vault has the secrets of instances; without one, what has secrets waits.
 	Vault *Vault
 
@@ -404,6 +407,7 @@ func (r *Reconciler) step(ctx context.Context, view *crdt.View) (time.Duration, 
 	r.told = out.Timers
 	r.mu.Unlock()
 	r.packs.want(out.Fetch, out.Keep, w, len(out.Timers.Stray) == 0)
+	r.cfg.GuestMesh.address(view.Rank, w, r.cfg.Self, out.Claims)
 	// A claim is published before its VM is started, so that others know. When
 	// that fails nothing starts, but what is here is still run, stopped and ended.
 	claimErr := r.cfg.State.SetClaims(ctx, out.Claims)

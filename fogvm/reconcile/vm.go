@@ -96,6 +96,8 @@ func (r *Reconciler) sync(ctx context.Context, w plan.World, want []plan.VM) err
 					continue
 				}
 				// What runs has a disk: it is left as it is.
+			} else {
+				vm.Guest.Mesh = r.cfg.GuestMesh.guest(specs[v.Instance], r.cfg.Self)
 			}
 		}
 		vm.Run = v.Run

@@ -227,7 +227,7 @@ func (m *Mesh) end() (guest.MeshReport, error) {
 func (m *Mesh) apply() int {
 	parties := m.verifier.Parties()
 	own, claimed := m.verifier.Own()
-	self, theirs := addresses(m.space, m.pin, own, parties)
+	self, theirs := addresses(m.space, m.pin, own, parties, m.verifier.state.View().Rank)
 	local := self
 	if m.names != nil {
 		m.setNames(self, parties, theirs)

@@ -5,6 +5,7 @@ import (
 
 	"github.com/formthefog/formation/crdt"
 	"github.com/formthefog/formation/crdt/policy"
+	"github.com/formthefog/formation/crdt/stmt"
 	"github.com/formthefog/formation/wg"
 )
 
@@ -14,8 +15,9 @@ func (p Pin) identity() []byte {
 }
 
 // addresses are those of the guest and of its peers: the IPv6 address that is
-// somebody's own, and of IPv4 what was claimed by who may, each one's once.
-func addresses(space wg.Space, pin Pin, own crdt.Claim, parties []policy.Party) (self []netip.Addr, peers [][]netip.Addr) {
+// somebody's own, and of IPv4 what was claimed by who may, each one's once. rank
+// orders nodes by when the network admitted them.
+func addresses(space wg.Space, pin Pin, own crdt.Claim, parties []policy.Party, rank func(stmt.Key) uint64) (self []netip.Addr, peers [][]netip.Addr) {
 	all := []policy.Party{{Instance: pin.Instance, Slot: pin.Slot, Node: pin.Node}}
 	if a, err := netip.ParseAddr(own.Address); err == nil {
 		all[0].Address4 = a
@@ -23,7 +25,7 @@ func addresses(space wg.Space, pin Pin, own crdt.Claim, parties []policy.Party) 
 	all = append(all, parties...)
 	claims := make([]wg.Claim, len(all))
 	for i, p := range all {
-		claims[i] = wg.Claim{Address: p.Address4, Identity: p.Identity()}
+		claims[i] = wg.Claim{Address: p.Address4, Identity: p.Identity(), Admitted: rank(p.Node)}
 	}
 	won := space.Resolve(claims)
 	for i, p := range all {

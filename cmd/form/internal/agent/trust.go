@@ -78,7 +78,7 @@ func peersOf(v *crdt.View, space wg.Space, parties []policy.Party) []Peer {
 		}
 		i := p.Identity()
 		out = append(out, Peer{Party: p, Address6: space.Address6(i), Endpoint: endpointOf(v, p)})
-		claims = append(claims, wg.Claim{Address: p.Address4, Identity: i})
+		claims = append(claims, wg.Claim{Address: p.Address4, Identity: i, Admitted: v.Rank(p.Node)})
 	}
 	for at, i := range space.Resolve(claims) { // any order: an address is one peer's
 		out[i].Address4 = at
