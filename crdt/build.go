@@ -83,12 +83,18 @@ func (s *State) buildInst(id DocID) {
 	if iv.spec != nil {
 		iv.secrets = s.secretsOf(id)
 	}
+	var text string
+	if d := s.docs[id]; d != nil {
+		text = d.text
+	} else {
+		text = id.String()
+	}
 	if iv.spec == nil && iv.claims == nil {
-		s.insts.delete(id.String())
+		s.insts.delete(text)
 		return
 	}
 	slices.SortFunc(iv.claims, compareClaims)
-	s.insts.set(id.String(), iv)
+	s.insts.set(text, iv)
 }
 
 // sharing gives a claim the texts that others have too: there are many claims.
@@ -134,7 +140,7 @@ func (s *State) buildSpec(d *document) *Spec {
 
 // complete fills in what the values of a document do not say.
 func (d *document) complete(spec *Spec) *Spec {
-	spec.ID, spec.Owner, spec.Frozen, spec.Epoch, spec.Delegates = d.id.String(), d.owner, d.proof != nil, d.epoch, d.delegates
+	spec.ID, spec.Owner, spec.Frozen, spec.Epoch, spec.Delegates = d.text, d.owner, d.proof != nil, d.epoch, d.delegates
 	spec.Generation += uint64(len(d.order) - 1)
 	return spec
 }

@@ -14,6 +14,7 @@ import (
 // when there is something to merge.
 type document struct {
 	id    DocID
+	text  string // id, as texts have it
 	owner stmt.Key
 	// device and counter are what the ID is made of.
 	device  stmt.Key
@@ -159,14 +160,17 @@ func (s *State) applyRoot(id DocID, ch *change, read *reading, heads []stmt.ID) 
 		return false, err
 	}
 	var p prior
-	if d != nil {
-		p = s.succeed(d, heads, ch.epoch)
+	var text string
+	if d == nil {
+		text = id.String()
+	} else {
+		text, p = d.text, s.succeed(d, heads, ch.epoch)
 		s.forgetIDs(d)
 		s.engine.Drop(id)
 	}
 	ch.past = []actorSeq{{ch.actor, 1}}
 	d = &document{
-		id: id, owner: ch.author, device: b.Device, counter: b.Counter,
+		id: id, text: text, owner: ch.author, device: b.Device, counter: b.Counter,
 		epoch: ch.epoch, root: ch, delegates: b.Delegates, prior: p, order: []*change{ch}, ahead: read.root,
 		bytes: len(ch.raw), noted: len(ch.raw),
 	}

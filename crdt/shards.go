@@ -12,6 +12,7 @@ const shardCount = 256
 type shards[K comparable, V any] struct {
 	parts [shardCount]map[K]V
 	owned [shardCount]bool // parts that this value, and no View, refers to
+	last  *shards[K, V]    // what freeze returned, while that is this value
 }
 
 // shardSeed only spreads keys; no result depends on which shard holds a key.
@@ -32,7 +33,7 @@ func (s *shards[K, V]) own(i int) map[K]V {
 		if s.parts[i] == nil {
 			s.parts[i] = map[K]V{}
 		}
-		s.owned[i] = true
+		s.owned[i], s.last = true, nil
 	}
 	return s.parts[i]
 }
@@ -45,11 +46,13 @@ func (s *shards[K, V]) delete(k K) {
 	}
 }
 
-// freeze returns a copy for a View; afterwards both share all parts.
+// freeze returns a copy for a View, the same one while nothing changes; afterwards
+// both share all parts.
 func (s *shards[K, V]) freeze() *shards[K, V] {
-	c := &shards[K, V]{parts: s.parts}
-	s.owned = [shardCount]bool{}
-	return c
+	if s.last == nil {
+		s.last, s.owned = &shards[K, V]{parts: s.parts}, [shardCount]bool{}
+	}
+	return s.last
 }
 
 // all ranges in no particular order.

@@ -37,6 +37,23 @@ const (
 
 const maxKey = 160 // bytes of one key of a document
 
+// plainKeys is the keys that most documents have, so that reading one needs no copy.
+var plainKeys = func() map[string]string {
+	m := map[string]string{}
+	for _, k := range []string{keyName, keyPack, keyGeneration, keyReplicas, keyPhase, keyRestart, keyRecreate, keyVCPU,
+		keyMemory, keyDisk, keySSH, keyExpose, keyRegion, keyOperators, keyPartition, keyVoters, keyTerm, keyGPU, keyCritical} {
+		m[k] = k
+	}
+	return m
+}()
+
+func opKey(b []byte) string {
+	if k, ok := plainKeys[string(b)]; ok {
+		return k
+	}
+	return string(b)
+}
+
 // specBody is the body of a spec statement. Envelope: Epoch is the document's
 // epoch (from 1), Seq the actor's number in it (from 1, without gaps), Deps the
 // changes it has seen; in a root, the heads it replaces.
@@ -124,9 +141,11 @@ func checkDelegates(owner stmt.Key, keys []stmt.Key) error {
 
 // precheckSpec looks at which instance and epoch a spec statement is about; what
 // it says of it is looked at when its signature was.
-func (s *State) precheckSpec(st *stmt.Statement) error {
-	var b specBody
-	if err := b.readHead(st.Body); err != nil {
+func (s *State) precheckSpec(st *stmt.Statement, read *reading) error {
+	b := &specBody{}
+	if read != nil && read.spec != nil {
+		b = read.spec
+	} else if err := b.readHead(st.Body); err != nil {
 		return fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
 	d := s.docs[b.instance(st.Author)]
@@ -199,7 +218,7 @@ func readOps(b []byte) (ops []Op, err error) {
 		if len(key) == 0 || len(key) > maxKey || len(value) > MaxValue {
 			return fmt.Errorf("op %.32q with %d bytes", key, len(value))
 		}
-		ops = append(ops, Op{Key: string(key), Value: value})
+		ops = append(ops, Op{Key: opKey(key), Value: value})
 		return nil
 	})
 	return ops, err

@@ -185,7 +185,7 @@ func (s *State) isNews(st *stmt.Statement) (bool, error) {
 	if _, held := s.ids[st.ID]; held {
 		return false, nil
 	}
-	err := s.precheck(st)
+	err := s.precheck(st, nil)
 	return err == nil, err
 }
 
@@ -197,7 +197,13 @@ func (s *State) applyNews(st *stmt.Statement, now time.Time) (changed bool, err 
 
 // applyRead is applyNews for a statement of which read, if not nil, is what it says.
 func (s *State) applyRead(st *stmt.Statement, read *reading, now time.Time) (changed bool, err error) {
-	if news, err := s.isNews(st); !news {
+	if _, held := s.ids[st.ID]; held {
+		return false, nil
+	}
+	if read == nil {
+		read = readAhead(st)
+	}
+	if err := s.precheck(st, read); err != nil {
 		return false, err
 	}
 	return s.applyVerified(st, read, now)
@@ -207,8 +213,8 @@ func (s *State) applyRead(st *stmt.Statement, read *reading, now time.Time) (cha
 func (s *State) Pending() int { return s.pending.count }
 
 // precheck finds cheap reasons to refuse a statement before its signature is
-// looked at. It only reads.
-func (s *State) precheck(st *stmt.Statement) error {
+// looked at. It only reads. read is what st says, or nil.
+func (s *State) precheck(st *stmt.Statement, read *reading) error {
 	if len(st.Deps) > 0 && st.Kind != stmt.KindSpec || len(st.Via) > 0 && st.Kind != stmt.KindMember {
 		return fmt.Errorf("%w: %s statement with dependencies or a delegation", ErrInvalid, st.Kind)
 	}
@@ -236,7 +242,7 @@ func (s *State) precheck(st *stmt.Statement) error {
 			return s.stale(st.Kind, r, old.rec, false)
 		}
 	case stmt.KindSpec:
-		return s.precheckSpec(st)
+		return s.precheckSpec(st, read)
 	case stmt.KindSecret:
 		return s.precheckSecret(st)
 	case stmt.KindMember, stmt.KindOwner, stmt.KindBase:

@@ -15,18 +15,24 @@ func IsCID(s string) bool {
 	if len(s) < 2 || len(s) > maxCID || s[0] != 'b' {
 		return false
 	}
-	b, err := lowerBase32.DecodeString(s[1:])
-	if err != nil || lowerBase32.EncodeToString(b) != s[1:] { // one CID, one text
+	var text, again, bytes [maxCID]byte // on the stack: this is asked of every pack of every spec
+	n := copy(text[:], s[1:])
+	decoded, err := lowerBase32.Decode(bytes[:], text[:n])
+	b := bytes[:decoded]
+	if err != nil || lowerBase32.EncodedLen(len(b)) != n {
+		return false
+	}
+	if lowerBase32.Encode(again[:], b); string(again[:n]) != s[1:] { // one CID, one text
 		return false
 	}
 	const sha256Code = 0x12
 	if len(b) == 0 || b[0] != 1 {
 		return false
 	}
-	_, n := binary.Uvarint(b[1:])
-	if n <= 0 {
+	_, codec := binary.Uvarint(b[1:])
+	if codec <= 0 {
 		return false
 	}
-	hash := b[1+n:]
+	hash := b[1+codec:]
 	return len(hash) == 2+sha256.Size && hash[0] == sha256Code && hash[1] == sha256.Size
 }
