@@ -33,8 +33,7 @@ func init() {
 
 const (
 	gossipSettle = 20 * time.Second // for the hosts to find one another and mesh
-	gossipWindow = 8 * time.Second
-	gossipPairs  = 3 // windows of each kind, in turns
+	gossipTurns  = 40               // seconds of statements, and as many of the bare bytes, in turns
 	gossipQuiet  = 3 * time.Second
 	gossipLate   = 30 * time.Second // after which what has not arrived is lost
 	bareTopic    = "bare"
@@ -47,9 +46,19 @@ type benchSwarm struct {
 	stop  func() error
 
 	mu      sync.Mutex
-	sent    map[[32]byte]time.Time // when a message was published, by its hash
-	arrived map[[32]byte]map[int]time.Duration
+	sent    map[message]time.Time // when it was published
+	arrived map[message]map[int]time.Duration
 	msgs    [][]byte // what the replicas published, to be replayed bare
+}
+
+// message is one that was published: bare, or by a replica, and its hash.
+type message struct {
+	bare bool
+	hash [32]byte
+}
+
+func messageOf(topic string, msg []byte) message {
+	return message{topic == bareTopic, sha256.Sum256(msg)}
 }
 
 // benchNode is a p2p.Node as a replica's Gossip that notes what passes.
@@ -62,7 +71,7 @@ type benchNode struct {
 
 func (h *benchNode) Publish(ctx context.Context, topic string, msg []byte) error {
 	h.swarm.mu.Lock()
-	h.swarm.sent[sha256.Sum256(msg)] = time.Now()
+	h.swarm.sent[messageOf(topic, msg)] = time.Now()
 	if topic != bareTopic {
 		h.swarm.msgs = append(h.swarm.msgs, msg)
 	}
@@ -74,15 +83,14 @@ func (h *benchNode) Subscribe(ctx context.Context, topic string, validate func(c
 	return h.Node.Subscribe(ctx, topic, func(ctx context.Context, from peer.ID, msg []byte) bool {
 		ok := validate(ctx, from, msg)
 		if ok {
-			h.swarm.note(h.n, msg)
+			h.swarm.note(h.n, messageOf(topic, msg))
 		}
 		return ok
 	})
 }
 
-func (s *benchSwarm) note(node int, msg []byte) {
+func (s *benchSwarm) note(node int, id message) {
 	now := time.Now()
-	id := sha256.Sum256(msg)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	at, ours := s.sent[id]
@@ -116,19 +124,47 @@ func (s *benchSwarm) settle(ctx context.Context) error {
 	return nil
 }
 
-// take returns the delays of what has arrived since the last call, and how many of
-// the deliveries that there should have been are missing.
-func (s *benchSwarm) take() (delays []float64, missing int) {
+// deliveries are the delays in seconds with which messages arrived at the others,
+// and how many did not.
+type deliveries struct {
+	delays  []float64
+	missing int
+}
+
+// take returns what has arrived since the last call.
+func (s *benchSwarm) take() (merged, bare deliveries) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for id := range s.sent {
-		for _, d := range s.arrived[id] {
-			delays = append(delays, d.Seconds())
+		d := &merged
+		if id.bare {
+			d = &bare
 		}
-		missing += len(s.hosts) - 1 - len(s.arrived[id])
+		for _, delay := range s.arrived[id] {
+			d.delays = append(d.delays, delay.Seconds())
+		}
+		d.missing += len(s.hosts) - 1 - len(s.arrived[id])
 	}
-	s.sent, s.arrived = map[[32]byte]time.Time{}, map[[32]byte]map[int]time.Duration{}
-	return delays, missing
+	s.sent, s.arrived = map[message]time.Time{}, map[message]map[int]time.Duration{}
+	return merged, bare
+}
+
+// lacking is, for each host, of how many nodes it does not have the last register,
+// by gossip or by anti-entropy.
+func (s *benchSwarm) lacking() []int {
+	out := make([]int, len(s.hosts))
+	for i, h := range s.hosts {
+		v := h.r.View()
+		for _, o := range s.hosts {
+			key := stmt.KeyOf(stateKey("node", o.n))
+			want, _ := o.r.View().Node(key)
+			got, _ := v.Node(key)
+			if got.Epoch != want.Epoch || got.Seq != want.Seq {
+				out[i]++
+			}
+		}
+	}
+	return out
 }
 
 // everybody admits every connection: membership is in the statements.
@@ -145,7 +181,7 @@ func startSwarm(ctx context.Context, dir string, n int, interval time.Duration) 
 	if err != nil {
 		return nil, err
 	}
-	s := &benchSwarm{world: w, sent: map[[32]byte]time.Time{}, arrived: map[[32]byte]map[int]time.Duration{}}
+	s := &benchSwarm{world: w, sent: map[message]time.Time{}, arrived: map[message]map[int]time.Duration{}}
 	ctx, cancel := context.WithCancel(ctx)
 	var running sync.WaitGroup
 	var mu sync.Mutex
@@ -265,26 +301,35 @@ func measureGossip(ctx context.Context, e *env) (_ map[string]float64, err error
 		return nil, err
 	}
 	s.take()
-	var ratios []float64
-	lost := 0
-	for range gossipPairs {
-		if err := errors.Join(s.say(ctx, rate, gossipWindow), s.settle(ctx)); err != nil {
+	// Second by second, and all deliveries of a kind together: a stall of the
+	// machine, of which a window of one kind may have one or none, hits both.
+	for range gossipTurns {
+		if err := errors.Join(s.say(ctx, rate, time.Second), s.replay(ctx, rate)); err != nil {
 			return nil, err
 		}
-		merged, missing := s.take()
-		if err := errors.Join(s.replay(ctx, rate), s.settle(ctx)); err != nil {
-			return nil, err
-		}
-		bare, bareMissing := s.take()
-		if len(merged) == 0 || len(bare) == 0 {
-			return nil, errors.New("nothing was delivered")
-		}
-		e.logf("statements: p50 %.1f ms, p99 %.1f ms, %d missing; bare: p50 %.1f ms, p99 %.1f ms, %d missing",
-			1e3*quantile(merged, .5), 1e3*quantile(merged, .99), missing, 1e3*quantile(bare, .5), 1e3*quantile(bare, .99), bareMissing)
-		ratios = append(ratios, quantile(merged, .99)/quantile(bare, .99))
-		lost += missing
 	}
-	return map[string]float64{"state-gossip-60-p99": median(ratios), "state-gossip-60-lost": float64(lost)}, nil
+	if err := s.settle(ctx); err != nil {
+		return nil, err
+	}
+	merged, bare := s.take()
+	if len(merged.delays) == 0 || len(bare.delays) == 0 {
+		return nil, errors.New("nothing was delivered")
+	}
+	lost := 0
+	for _, lacks := range s.lacking() {
+		lost += lacks
+	}
+	for _, d := range []struct {
+		of string
+		deliveries
+	}{{"statements", merged}, {"bare", bare}} {
+		e.logf("%s: %d deliveries, p50 %.1f ms, p90 %.1f ms, p99 %.1f ms, %d not by gossip", d.of, len(d.delays),
+			1e3*quantile(d.delays, .5), 1e3*quantile(d.delays, .9), 1e3*quantile(d.delays, .99), d.missing)
+	}
+	return map[string]float64{
+		"state-gossip-60-p99":  quantile(merged.delays, .99) / quantile(bare.delays, .99),
+		"state-gossip-60-lost": float64(lost),
+	}, nil
 }
 
 // measureStale counts the stores that lack something one anti-entropy round after
@@ -309,20 +354,14 @@ func measureStale(ctx context.Context, e *env) (_ map[string]float64, err error)
 	if err := pause(ctx, interval*3/2+gossipQuiet); err != nil {
 		return nil, err
 	}
-	_, missing := s.take()
+	merged, _ := s.take()
 	stale := 0
-	for _, h := range s.hosts {
-		v := h.r.View()
-		if slices.ContainsFunc(s.hosts, func(o *benchNode) bool {
-			key := stmt.KeyOf(stateKey("node", o.n))
-			want, _ := o.r.View().Node(key)
-			got, _ := v.Node(key)
-			return got.Epoch != want.Epoch || got.Seq != want.Seq
-		}) {
+	for _, lacks := range s.lacking() {
+		if lacks > 0 {
 			stale++
 		}
 	}
-	e.logf("gossip left out %d deliveries", missing)
+	e.logf("gossip left out %d deliveries", merged.missing)
 	return map[string]float64{"state-gossip-30-stale": float64(stale)}, nil
 }
 
