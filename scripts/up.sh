@@ -35,7 +35,7 @@ start() {
 	: >"$ready"
 	setsid bin/formd run --data "$dir" --api "unix://$sockets/$n.sock" \
 		--listen /ip4/127.0.0.1/tcp/0 --listen /ip4/127.0.0.1/udp/0/quic-v1 \
-		--web off --metrics off --no-mdns --no-portmap "$@" \
+		--web off --metrics off --no-mdns --no-portmap --mesh off "$@" \
 		</dev/null >"$ready" 2>"$log" &
 	local pid=$!
 	echo "$pid" >>"$DEMO/pids"

@@ -94,7 +94,7 @@ func (m *member) run() {
 	t := m.f.t
 	t.Helper()
 	args := []string{"run", "--data", filepath.Join(m.dir, "data"), "--api", "unix://" + m.socket(), "--web", "off",
-		"--no-mdns", "--no-portmap", "--stop-vms"}
+		"--no-mdns", "--no-portmap", "--mesh", "off", "--stop-vms"}
 	if len(m.at) == 0 {
 		m.at = []string{"/ip4/127.0.0.1/tcp/0", "/ip4/127.0.0.1/udp/0/quic-v1"}
 	}

@@ -26,6 +26,9 @@ func (d *formd) close() error {
 		for _, s := range d.servers {
 			errs = append(errs, s.l.Close())
 		}
+		if d.mesh.host != nil {
+			d.mesh.host.close()
+		}
 		if d.node != nil {
 			// A node that never ran is released by running it with an ended context.
 			ended, end := context.WithCancel(context.Background())

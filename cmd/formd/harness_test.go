@@ -26,6 +26,7 @@ import (
 	"github.com/formthefog/formation/crdt/stmt"
 	"github.com/formthefog/formation/p2p"
 	"github.com/formthefog/formation/store"
+	"github.com/formthefog/formation/wg/wgtest"
 )
 
 // TestMain lets this test binary be formd itself: the tests start real
@@ -47,7 +48,8 @@ type proc struct {
 	key    stmt.Key
 	addrs  []string
 	stderr *lockedBuffer
-	local  *api.Client // over its unix socket
+	local  *api.Client       // over its unix socket
+	ns     *wgtest.Namespace // in which it runs; nil: this one
 }
 
 type lockedBuffer struct {
@@ -101,6 +103,9 @@ func (p *proc) socket() string { return filepath.Join(p.dir, "api.sock") }
 func (p *proc) start() *proc {
 	p.t.Helper()
 	p.cmd = exec.Command(os.Args[0], p.args...)
+	if p.ns != nil { // ip becomes what it runs: the process is formd's
+		p.cmd = p.ns.Command(context.Background(), append([]string{os.Args[0]}, p.args...)...)
+	}
 	p.cmd.Env = append(os.Environ(), "FORMD_TEST_MAIN=1", "HOME="+p.dir, "XDG_CONFIG_HOME="+p.dir, "GOCOVERDIR="+p.dir)
 	p.stderr = &lockedBuffer{}
 	p.cmd.Stderr = p.stderr

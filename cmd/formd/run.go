@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -26,6 +27,7 @@ import (
 	"github.com/formthefog/formation/cmd/internal/config"
 	"github.com/formthefog/formation/crdt"
 	"github.com/formthefog/formation/crdt/automerge"
+	"github.com/formthefog/formation/crdt/policy"
 	"github.com/formthefog/formation/crdt/stmt"
 	"github.com/formthefog/formation/docs"
 	"github.com/formthefog/formation/fogvm"
@@ -34,6 +36,7 @@ import (
 	"github.com/formthefog/formation/fogvm/reconcile/plan"
 	"github.com/formthefog/formation/p2p"
 	"github.com/formthefog/formation/store"
+	"github.com/formthefog/formation/wg"
 )
 
 // gcPercent trades a little CPU for memory: an idle node's heap is small, and
@@ -221,10 +224,18 @@ func (d *formd) openNetwork() (err error) {
 	if d.mesh.key, err = loadMeshKey(d.path("mesh.key")); err != nil {
 		return err
 	}
+	if d.mesh.space, err = wg.NewSpace(d.id.network(), netip.Prefix{}); err != nil {
+		return err
+	}
+	d.mesh.address6 = d.mesh.space.Address6(policy.Party{Node: d.id.self()}.Identity())
+	c.Inner = d.mesh.prefixes()
 	if err := d.openPort(c); err != nil {
 		return err
 	}
-	return d.openCarrier()
+	if err := d.openCarrier(); err != nil {
+		return err
+	}
+	return d.openDevice()
 }
 
 // Bounds of the addresses taken from the state: in all, and of one node.
@@ -329,7 +340,7 @@ func (d *formd) openReconciler() error {
 	})
 	d.rec, err = reconcile.New(reconcile.Config{
 		Self: d.id.self(), State: d.state, Loaded: d.state.View(), Content: d.store, Keeper: d.store, VMs: d.vms, Liveness: d.prober, Vault: d.vault, Leases: d.leases,
-		Dir: d.path("reconcile"), Node: d.register, Addrs: d.node.Addrs, Accepts: d.accept.accepts,
+		Dir: d.path("reconcile"), Node: d.register, Addrs: d.node.Addrs, Mesh: d.mesh.published, Accepts: d.accept.accepts,
 		AcceptLabel: d.accept.label, TakeoverDelay: time.Duration(d.cfg.TakeoverDelay),
 		Hysteresis: hysteresis(d.cfg), Woke: d.node.Recheck,
 		Logger: d.log.With("part", "reconcile"),
@@ -428,6 +439,9 @@ func (d *formd) serve(ctx context.Context) error {
 	below, baseCtx := errgroup.WithContext(base)
 	below.Go(func() error { return named("p2p", d.node.Run(baseCtx)) })
 	below.Go(func() error { return named("mesh", d.mesh.carrier.Run(baseCtx)) })
+	below.Go(func() error {
+		return named("mesh", d.mesh.runDevice(baseCtx, d.state.Watch(baseCtx), d.id.self(), d.rec.Kick))
+	})
 	below.Go(func() error { return named("state", d.state.Run(baseCtx)) })
 	below.Go(func() error { return named("machines", d.vms.Run(baseCtx)) })
 	below.Go(func() error {

@@ -59,7 +59,7 @@ var rules = []rule{
 	{"wg/wgtest", []string{"wg", "wg/embedded"}, "tests of devices, and a network between them"},
 	{"cmd/internal/api", []string{"crdt/...", "store"}, "serves a view and takes statements; it can start nothing by itself"},
 	{"cmd/internal/keystore", []string{"crdt/stmt"}, "keys at rest; knows no network"},
-	{"cmd/internal/mesh", []string{"crdt/...", "wg", "wg/dns"}, "what is known, as the mesh's parts take it; touches nothing"},
+	{"cmd/internal/mesh", []string{"crdt/...", "wg", "wg/carrier", "wg/dns"}, "what is known, as the mesh's parts take it; touches nothing"},
 	{"cmd/internal/spell", nil, "words only"},
 	{"cmd/internal/tree", []string{"cmd/internal/api", "cmd/internal/spell"}, "what was typed wrong, the same for form and formd"},
 	{"cmd/internal/config", []string{"crdt/stmt", "cmd/internal/spell"}, "parsing happens before anything is opened"},

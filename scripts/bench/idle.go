@@ -98,7 +98,7 @@ func startFormd(ctx context.Context, e *env, dir string, args ...string) (*formd
 	d.cmd = exec.CommandContext(ctx, filepath.Join(e.Bin, "formd"), append([]string{
 		"run", "--data", dir, "--api", "unix://" + d.socket,
 		"--listen", "/ip4/127.0.0.1/tcp/0", "--listen", "/ip4/127.0.0.1/udp/0/quic-v1",
-		"--web", "off", "--metrics", "off", "--no-mdns", "--no-portmap",
+		"--web", "off", "--metrics", "off", "--no-mdns", "--no-portmap", "--mesh", "off",
 	}, args...)...)
 	d.cmd.Cancel = func() error { return d.cmd.Process.Signal(syscall.SIGTERM) }
 	d.cmd.WaitDelay = 10 * time.Second

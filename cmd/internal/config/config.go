@@ -51,7 +51,7 @@ type Config struct {
 	Bridge    string   `toml:"bridge"`    // bridge of vm-net=bridge
 	// AllowEgress are networks that guests reach beside the public internet.
 	AllowEgress []string `toml:"allow-egress"`
-	Mesh        string   `toml:"mesh"`      // auto, kernel, userspace or off
+	Mesh        string   `toml:"mesh"`      // this machine's own interface on formnet: auto, kernel, userspace or off
 	MeshPort    int      `toml:"mesh-port"` // 0: as Listen's UDP port
 	CPUs        int      `toml:"cpus"`      // offered cores; 0: all of the machine
 	Memory      Size     `toml:"memory"`    // offered bytes; 0: what the machine can spare
@@ -267,10 +267,10 @@ func (c Config) Validate() error {
 	if _, err := ParseNetworks(c.AllowEgress); err != nil {
 		bad("allow-egress", "%v", err)
 	}
-	if c.Mesh == "kernel" || c.Mesh == "userspace" {
-		bad("mesh", "%q: formnet is not available yet: use auto or off", c.Mesh)
+	if c.Mesh == "kernel" {
+		bad("mesh", "%q is not available yet: use auto, userspace or off", c.Mesh)
 	} else {
-		oneOf("mesh", c.Mesh, "auto", Off)
+		oneOf("mesh", c.Mesh, "auto", "userspace", Off)
 	}
 	oneOf("log-format", c.LogFormat, "text", "json")
 	oneOf("log-level", c.LogLevel, "debug", "info", "warn", "error")

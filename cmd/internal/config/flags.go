@@ -22,7 +22,7 @@ func Bind(fs *pflag.FlagSet, c *Config) {
 	fs.StringVar(&c.VMNet, "vm-net", c.VMNet, "network of VMs: user or bridge")
 	fs.StringVar(&c.Bridge, "bridge", c.Bridge, "bridge that --vm-net bridge uses")
 	fs.StringArrayVar(&c.AllowEgress, "allow-egress", c.AllowEgress, "network that guests may reach beside the public internet, as 10.1.0.0/16 (repeatable)")
-	fs.StringVar(&c.Mesh, "mesh", c.Mesh, "formnet device: auto, kernel, userspace or off")
+	fs.StringVar(&c.Mesh, "mesh", c.Mesh, "this machine's own interface on formnet: auto (with the right to make one), kernel, userspace or off (guests are on the mesh all the same)")
 	fs.IntVar(&c.MeshPort, "mesh-port", c.MeshPort, "formnet's UDP port (0: as --listen)")
 	fs.IntVar(&c.CPUs, "cpus", c.CPUs, "cores offered to instances (0: all)")
 	fs.Var(&c.Memory, "memory", "memory offered to instances (0: what the machine can spare)")

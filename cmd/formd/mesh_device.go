@@ -1,0 +1,249 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/netip"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+	"golang.zx2c4.com/wireguard/tun"
+
+	"github.com/formthefog/formation/cmd/internal/api"
+	"github.com/formthefog/formation/cmd/internal/config"
+	meshview "github.com/formthefog/formation/cmd/internal/mesh"
+	"github.com/formthefog/formation/crdt"
+	"github.com/formthefog/formation/crdt/policy"
+	"github.com/formthefog/formation/crdt/stmt"
+	"github.com/formthefog/formation/wg"
+	"github.com/formthefog/formation/wg/embedded"
+	"github.com/formthefog/formation/wg/link"
+)
+
+// meshMTU fits every path that QUIC needs, with what WireGuard adds (docs/wire.md).
+const meshMTU = 1280
+
+// How often the state is looked at at most, and the machine's routes at least.
+const (
+	meshEvery  = time.Second
+	routeEvery = 30 * time.Second
+)
+
+// hostDevice is the node's own interface on the mesh.
+type hostDevice struct {
+	wg.Device
+	name  string
+	own   func([]netip.Addr)          // which addresses peers may send to
+	serve func(context.Context) error // answers wg and wgctrl
+	ended <-chan struct{}             // closed when the interface is gone
+	close func()
+	mesh  *wg.Mesh
+}
+
+// openDevice opens the node's own device as --mesh says. Without the right to make
+// an interface auto has none: guests are on the mesh all the same.
+func (d *formd) openDevice() error {
+	m := d.mesh
+	if d.cfg.Mesh == config.Off {
+		m.none = "--mesh off: this machine itself has no interface on the mesh"
+		return nil
+	}
+	dev, err := d.userspaceDevice()
+	switch {
+	case err == nil:
+	case d.cfg.Mesh == "auto" && noRight(err):
+		m.none = fmt.Sprintf("this machine itself has no interface on the mesh: %v", err)
+		d.log.Info(m.none)
+		return nil
+	case noRight(err):
+		return api.Problemf(api.ExitNotAllowed, "--mesh %s: %v", d.cfg.Mesh, err).
+			WithHint("run formd as root, give it CAP_NET_ADMIN (setcap cap_net_admin+ep), or take --mesh auto")
+	default:
+		return err
+	}
+	if dev.mesh, err = wg.New(wg.Config{Device: dev, Space: m.space, Log: m.log}); err != nil {
+		dev.close()
+		return err
+	}
+	m.host = dev
+	return nil
+}
+
+// noRight says whether err is of a machine that lets this process make no
+// interface.
+func noRight(err error) bool {
+	return errors.Is(err, fs.ErrPermission) || errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV)
+}
+
+// userspaceDevice is wireguard-go in this process, over a TUN interface.
+func (d *formd) userspaceDevice() (*hostDevice, error) {
+	// tun.CreateTUN does not say in its error what is missing.
+	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &fs.PathError{Op: "open", Path: "/dev/net/tun", Err: err}
+	}
+	if err := unix.Close(fd); err != nil {
+		return nil, err
+	}
+	name, err := freeInterface()
+	if err != nil {
+		return nil, err
+	}
+	raw, err := tun.CreateTUN(name, meshMTU)
+	if err != nil {
+		return nil, fmt.Errorf("make interface %s: %w", name, err)
+	}
+	only := &embedded.Only{Device: raw}
+	dev, err := embedded.Open(embedded.Config{TUN: only, Bind: d.mesh.carrier.Bind(), Key: d.mesh.key, Log: d.mesh.log})
+	if err != nil {
+		return nil, err
+	}
+	return &hostDevice{Device: dev, name: name, own: only.Set, serve: dev.Serve, ended: dev.Done(), close: dev.Close}, nil
+}
+
+// maxInterfaces is how many names are tried.
+const maxInterfaces = 64
+
+// freeInterface is the first name form0, form1, … that no interface has, and no
+// device in another network namespace whose control socket is in the same folder.
+func freeInterface() (string, error) {
+	for i := range maxInterfaces {
+		name := fmt.Sprintf("form%d", i)
+		if _, err := net.InterfaceByName(name); err == nil {
+			continue
+		}
+		if c, err := net.Dial("unix", filepath.Join(embedded.ControlDir, name+".sock")); err == nil {
+			c.Close()
+			continue
+		}
+		return name, nil
+	}
+	return "", fmt.Errorf("form0 to form%d are all taken", maxInterfaces-1)
+}
+
+// published is what the node's register says of its device.
+func (m *mesh) published() (key stmt.Key, address netip.Addr) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.host == nil || m.gone {
+		return stmt.Key{}, netip.Addr{}
+	}
+	return stmt.Key(m.key.PublicKey()), m.address4
+}
+
+// runDevice keeps the node's own device in line with the state until ctx ends, and
+// closes it. changed is called when the register is to be published anew.
+func (m *mesh) runDevice(ctx context.Context, views <-chan *crdt.View, self stmt.Key, changed func()) error {
+	if m.host == nil {
+		return nil
+	}
+	defer m.host.close()
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return m.host.mesh.Run(ctx) })
+	g.Go(func() error {
+		if err := m.host.serve(ctx); err != nil { // all else works without
+			m.log.Warn("wg does not show the device", "err", err)
+		}
+		return nil
+	})
+	g.Go(func() error { return m.follow(ctx, views, self, changed) })
+	return g.Wait()
+}
+
+func (m *mesh) follow(ctx context.Context, views <-chan *crdt.View, self stmt.Key, changed func()) error {
+	routes := time.NewTicker(routeEvery)
+	defer routes.Stop()
+	next, rested := views, (<-chan time.Time)(nil)
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-m.host.ended:
+			m.mu.Lock()
+			m.gone, m.device = true, wg.Key{}
+			m.apply()
+			m.mu.Unlock()
+			m.log.Warn("the mesh's interface was removed; this machine itself is on the mesh again after a restart", "interface", m.host.name)
+			changed()
+			<-ctx.Done()
+			return nil
+		case v, ok := <-next:
+			if !ok {
+				return nil
+			}
+			m.settle(v, self, changed)
+			next, rested = nil, time.After(meshEvery)
+		case <-rested:
+			next, rested = views, nil
+		case <-routes.C:
+			m.setLink()
+		}
+	}
+}
+
+// settle makes the device's peers, the hosts and the interface what a view says.
+func (m *mesh) settle(v *crdt.View, self stmt.Key, changed func()) {
+	had := m.address4
+	if n, ok := v.Node(self); ok && !had.IsValid() {
+		had = n.Address4 // of an earlier start
+	}
+	book := meshview.NewBook(v, m.space)
+	address4 := book.Claim4(self, had)
+	peers := book.Peers(policy.OfNode(v, self))
+	m.mu.Lock()
+	moved := !m.told || address4 != m.address4
+	m.told, m.address4, m.peers = true, address4, peers
+	m.mu.Unlock()
+	m.setDevice(m.key.PublicKey(), meshview.Hosts(peers))
+	if err := m.host.mesh.Set(meshview.Wanted(peers)); err != nil {
+		m.log.Warn("peers on the mesh are left out", "err", err)
+	}
+	m.setLink()
+	if moved {
+		changed()
+	}
+}
+
+// setLink gives the interface its addresses and routes.
+func (m *mesh) setLink() {
+	m.mu.Lock()
+	c := link.Config{Name: m.host.name, MTU: meshMTU, Addresses: []netip.Addr{m.address6}, Prefixes: m.prefixes()}
+	if m.address4.IsValid() {
+		c.Addresses = append(c.Addresses, m.address4)
+	}
+	for _, p := range m.peers {
+		c.Peers = append(c.Peers, p.Address6)
+		if p.Address4.IsValid() {
+			c.Peers = append(c.Peers, p.Address4)
+		}
+	}
+	told := m.told
+	m.mu.Unlock()
+	if !told {
+		return // nothing is known yet
+	}
+	m.host.own(c.Addresses)
+	inTheWay, err := link.Set(c)
+	m.mu.Lock()
+	before := m.linkErr
+	fresh := !slices.Equal(m.inTheWay, inTheWay)
+	m.inTheWay, m.linkErr = inTheWay, err
+	m.mu.Unlock()
+	if err != nil && (before == nil || before.Error() != err.Error()) {
+		m.log.Warn("the mesh's interface is not in order", "err", err)
+	}
+	if fresh && len(inTheWay) > 0 {
+		m.log.Warn("this machine reaches other things by addresses of the mesh: peers there are not reached", "prefixes", inTheWay)
+	}
+}
+
+// prefixes are those of the mesh.
+func (m *mesh) prefixes() []netip.Prefix {
+	return []netip.Prefix{m.space.Prefix6(), m.space.Prefix4()}
+}

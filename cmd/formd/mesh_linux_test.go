@@ -1,0 +1,107 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/formthefog/formation/cmd/internal/api"
+	"github.com/formthefog/formation/crdt/policy"
+	"github.com/formthefog/formation/crdt/stmt"
+	"github.com/formthefog/formation/wg"
+	"github.com/formthefog/formation/wg/embedded"
+	"github.com/formthefog/formation/wg/wgtest"
+)
+
+// newProcIn prepares a node with an interface on the mesh in a network namespace.
+func newProcIn(t *testing.T, ns *wgtest.Namespace, args ...string) *proc {
+	t.Helper()
+	p := newProc(t)
+	p.ns = ns
+	p.args = append([]string{"run", "--data", filepath.Join(p.dir, "data"), "--api", "unix://" + p.socket(),
+		"--vm-driver", "fake", "--web", "off", "--no-mdns", "--no-portmap", "--mesh", "userspace",
+		"--listen", "/ip4/0.0.0.0/tcp/4001", "--listen", "/ip4/0.0.0.0/udp/4001/quic-v1",
+		"--memory", "4G", "--disk", "50G", "--cpus", "4"}, args...)
+	return p
+}
+
+// space is the address space of a node's network.
+func (p *proc) space() wg.Space {
+	p.t.Helper()
+	self, err := p.local.Node(p.t.Context())
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	s, err := wg.NewSpace(stmt.NewNetworkID(self.Network.Name, self.Network.Root), netip.Prefix{})
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	return s
+}
+
+// mesh6 is the node's own address on the mesh.
+func (p *proc) mesh6() netip.Addr {
+	p.t.Helper()
+	return p.space().Address6(policy.Party{Node: p.key}.Identity())
+}
+
+// ping asks another node once over the mesh; it returns whether it answered.
+func (p *proc) ping(to netip.Addr) error {
+	out, err := p.ns.Output(p.t.Context(), "ping", "-n", "-c", "1", "-W", "1", to.String())
+	if err != nil {
+		return fmt.Errorf("%w: %s", err, out)
+	}
+	return nil
+}
+
+// Two nodes of a network have an interface each, with addresses that are theirs;
+// wg shows it, and nothing is left when they end.
+func TestNodesOnTheMesh(t *testing.T) {
+	a, b := wgtest.NewNamespace(t, "a"), wgtest.NewNamespace(t, "b")
+	wgtest.Link(a, "lan", "192.168.7.1/24", b, "lan", "192.168.7.2/24")
+	one := newProcIn(t, a, "--accept", "any").start()
+	two := newProcIn(t, b, "--join", one.ticket()).start()
+	began := time.Now()
+	within(t, 30*time.Second, "a ping over the mesh", func() error { return one.ping(two.mesh6()) })
+	t.Logf("first ping %s after the second node was ready", time.Since(began).Round(time.Millisecond))
+	within(t, 20*time.Second, "IPv4 addresses", func() error {
+		for _, p := range []*proc{one, two} {
+			for _, o := range []*proc{one, two} {
+				space := p.space()
+				if err := p.ping(space.Candidate4(policy.Party{Node: o.key}.Identity(), 0)); err != nil {
+					return err
+				}
+			}
+		}
+		return nil
+	})
+	var sockets []string
+	for _, ns := range []*wgtest.Namespace{a, b} {
+		name := strings.Fields(ns.Run("ip", "-br", "link", "show", "type", "tun"))[0]
+		sockets = append(sockets, filepath.Join(embedded.ControlDir, name+".sock"))
+		if out := a.Run("wg", "show", name, "latest-handshakes"); strings.Count(out, "\n") != 1 {
+			t.Errorf("wg shows %q", out)
+		}
+	}
+	for _, p := range []*proc{one, two} {
+		if code := p.terminate(); code != api.ExitOK {
+			t.Errorf("exit %d", code)
+		}
+	}
+	for _, ns := range []*wgtest.Namespace{a, b} {
+		if out := ns.Run("ip", "-o", "link", "show", "type", "tun"); out != "" {
+			t.Errorf("left behind: %s", out)
+		}
+	}
+	for _, path := range sockets {
+		if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("left behind: %s (%v)", path, err)
+		}
+	}
+}
