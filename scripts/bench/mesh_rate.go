@@ -24,8 +24,10 @@ import (
 func init() {
 	register(measurement{
 		Figures: []figure{
+			{Name: "mesh-userspace-ratio", Unit: "x", Target: 0.9},
 			{Name: "mesh-shared-ratio", Unit: "x", Target: 0.85},
 			{Name: "mesh-stream-ratio", Unit: "x", Target: 0.15},
+			{Name: "mesh-relay-ratio", Unit: "x", Target: 0.15},
 		},
 		Rounds: 5,
 		Run:    measureMesh,
@@ -37,23 +39,34 @@ const (
 	meshWarm   = 500 * time.Millisecond // handshake, paths, TCP's start
 )
 
+// Ways to carry a mesh.
+const (
+	meshProgram = "program" // wireguard-go, a process at each end
+	meshAlone   = "alone"   // ours, with wireguard-go's own socket
+	meshShared  = "shared"  // with the socket that QUIC shares
+	meshStream  = "stream"  // over a stream of TCP
+	meshRelay   = "relay"   // over a stream of libp2p through a third host
+)
+
 // measureMesh sends over WireGuard between two network namespaces, with one TCP
-// connection: with wireguard-go's own socket, with the socket that QUIC shares,
-// and over a stream of TCP.
+// connection, in each way.
 func measureMesh(ctx context.Context, e *env) (map[string]float64, error) {
 	if os.Getuid() != 0 {
 		return nil, errors.New("network namespaces need root")
 	}
-	var rates [3]float64
-	for i, kind := range []string{"alone", "shared", "stream"} {
-		r, err := meshRate(ctx, kind)
+	rates := map[string]float64{}
+	for _, way := range []string{meshProgram, meshAlone, meshShared, meshStream, meshRelay} {
+		r, err := meshRate(ctx, e, way)
 		if err != nil {
-			return nil, fmt.Errorf("%s: %w", kind, err)
+			return nil, fmt.Errorf("%s: %w", way, err)
 		}
-		e.logf("mesh %s: %.0f Mbit/s", kind, r/1e6)
-		rates[i] = r
+		e.logf("mesh %s: %.0f Mbit/s", way, r/1e6)
+		rates[way] = r
 	}
-	return map[string]float64{"mesh-shared-ratio": rates[1] / rates[0], "mesh-stream-ratio": rates[2] / rates[0]}, nil
+	return map[string]float64{
+		"mesh-userspace-ratio": rates[meshAlone] / rates[meshProgram], "mesh-shared-ratio": rates[meshShared] / rates[meshAlone],
+		"mesh-stream-ratio": rates[meshStream] / rates[meshAlone], "mesh-relay-ratio": rates[meshRelay] / rates[meshAlone],
+	}, nil
 }
 
 // meshEnd is a node of the measurement.
@@ -62,14 +75,21 @@ type meshEnd struct {
 	home    netip.Addr // on the cable
 	address netip.Addr // in the mesh
 	key     wgtypes.Key
-	device  *embedded.Device
+	device  peered
 	carrier *carrier.Carrier
 	socket  *carrier.Socket
+	relayed *relayedHost // in meshRelay
+	end     []func()
+}
+
+// peered is a device that can be given peers.
+type peered interface {
+	Configure([]wgtypes.PeerConfig) error
 }
 
 const meshPort = 51820
 
-func meshRate(ctx context.Context, kind string) (rate float64, err error) {
+func meshRate(ctx context.Context, e *env, way string) (rate float64, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var ends [2]*meshEnd
@@ -87,16 +107,27 @@ func meshRate(ctx context.Context, kind string) (rate float64, err error) {
 	if err := wgtest.Connect(ctx, ends[0].ns, "eth0", "192.0.2.1/24", ends[1].ns, "eth0", "192.0.2.2/24"); err != nil {
 		return 0, err
 	}
-	for i, v := range ends {
-		if err := v.ns.Do(func() error { return v.open(ctx, kind, ends[1-i]) }); err != nil {
+	if way == meshRelay {
+		end, err := relayBetween(ctx, ends)
+		if err != nil {
 			return 0, err
 		}
+		defer end()
+	}
+	for i, v := range ends {
 		defer v.close()
+		open := func() error { return v.open(ctx, way, ends[1-i]) }
+		if way == meshProgram {
+			open = func() error { return v.openProgram(ctx, e, fmt.Sprint("formb", i)) }
+		}
+		if err := v.ns.Do(open); err != nil {
+			return 0, err
+		}
 	}
 	for i, v := range ends {
 		o := ends[1-i]
 		at := netip.AddrPortFrom(o.home, meshPort)
-		if kind != "alone" {
+		if way != meshAlone && way != meshProgram {
 			at = carrier.Address(o.id())
 		}
 		if err := v.device.Configure([]wgtypes.PeerConfig{{PublicKey: o.key.PublicKey(), Endpoint: net.UDPAddrFromAddrPort(at), AllowedIPs: wgtest.Routes(o.address)}}); err != nil {
@@ -109,26 +140,32 @@ func meshRate(ctx context.Context, kind string) (rate float64, err error) {
 func (v *meshEnd) id() peer.ID { return peer.ID(v.home.String()) }
 
 // open makes the end's device; it is called in the end's namespace.
-func (v *meshEnd) open(ctx context.Context, kind string, other *meshEnd) error {
+func (v *meshEnd) open(ctx context.Context, way string, other *meshEnd) error {
 	dev, err := tun.CreateTUN("form0", 1420)
 	if err != nil {
 		return err
 	}
 	bind := conn.NewStdNetBind()
-	if kind != "alone" {
-		if err := v.openCarrier(ctx, kind == "stream", other); err != nil {
+	if way != meshAlone {
+		if err := v.openCarrier(ctx, way, other); err != nil {
 			return errors.Join(err, dev.Close())
 		}
 		bind = v.carrier.Bind()
 	}
-	if v.device, err = embedded.Open(embedded.Config{TUN: dev, Bind: bind, Key: v.key, Port: meshPort}); err != nil {
+	d, err := embedded.Open(embedded.Config{TUN: dev, Bind: bind, Key: v.key, Port: meshPort})
+	if err != nil {
 		return err
 	}
-	_, err = link.Set(link.Config{Name: "form0", MTU: 1280, Addresses: []netip.Addr{v.address}, Prefixes: []netip.Prefix{netip.MustParsePrefix("fd00::/64")}})
+	v.device, v.end = d, append(v.end, d.Close)
+	return v.link("form0")
+}
+
+func (v *meshEnd) link(name string) error {
+	_, err := link.Set(link.Config{Name: name, MTU: 1280, Addresses: []netip.Addr{v.address}, Prefixes: []netip.Prefix{netip.MustParsePrefix("fd00::/64")}})
 	return err
 }
 
-func (v *meshEnd) openCarrier(ctx context.Context, streamAlone bool, other *meshEnd) (err error) {
+func (v *meshEnd) openCarrier(ctx context.Context, way string, other *meshEnd) (err error) {
 	if v.socket, err = carrier.Listen(meshPort, netip.Addr{}); err != nil {
 		return err
 	}
@@ -138,11 +175,15 @@ func (v *meshEnd) openCarrier(ctx context.Context, streamAlone bool, other *mesh
 	}
 	context.AfterFunc(ctx, func() { l.Close() })
 	tells := []netip.AddrPort{netip.AddrPortFrom(v.home, meshPort)}
-	if streamAlone {
+	if way != meshShared {
 		tells = nil
 	}
+	var streams carrier.Streams = dialer{v.ns, other}
+	if v.relayed != nil {
+		streams = v.relayed
+	}
 	began := time.Now()
-	v.carrier, err = carrier.New(carrier.Config{Socket: v.socket, Streams: dialer{v.ns, other},
+	v.carrier, err = carrier.New(carrier.Config{Socket: v.socket, Streams: streams,
 		Addresses: func() []netip.AddrPort { return tells }, Now: func() time.Duration { return time.Since(began) }})
 	if err != nil {
 		return err
@@ -150,6 +191,9 @@ func (v *meshEnd) openCarrier(ctx context.Context, streamAlone bool, other *mesh
 	v.carrier.Stations(v.key.PublicKey(), nil)
 	v.carrier.Hosts([]peer.ID{other.id()})
 	go func() { _ = v.carrier.Run(ctx) }() // it returns nil
+	if v.relayed != nil {
+		v.relayed.serve(func(c io.ReadWriteCloser) { v.carrier.Accept(other.id(), c) })
+	}
 	go func() {
 		for {
 			c, err := l.Accept()
@@ -177,8 +221,8 @@ func (d dialer) OpenStream(ctx context.Context, _ peer.ID) (c io.ReadWriteCloser
 }
 
 func (v *meshEnd) close() {
-	if v.device != nil {
-		v.device.Close()
+	for _, end := range v.end {
+		end()
 	}
 	if v.socket != nil {
 		v.socket.Close()
