@@ -66,6 +66,9 @@ func (h *hostInfo) Doctor(ctx context.Context) []api.Check {
 		out = append(out, swarmChecks(h.rec.WorldOf(h.state.View()), h.state.ClosedOwners())...)
 	}
 	out = append(out, diskChecks(h.cfg.Data)...)
+	if h.mesh.names != nil {
+		out = append(out, h.mesh.names.doctor())
+	}
 	if h.id.RootKey != nil {
 		add("root key", "ok", "this node holds the network's root key in "+h.cfg.Data+"/root.key", "keep a copy of it in a safe place")
 	}

@@ -36,6 +36,7 @@ type hostInfo struct {
 	node     *p2p.Node
 	rec      *reconcile.Reconciler
 	prober   *reconcile.Prober
+	mesh     *mesh
 	state    *crdt.Replica
 	owner    func(peer.ID) stmt.Key
 	register crdt.Node // as published, without what changes

@@ -47,6 +47,7 @@ type mesh struct {
 	space   wg.Space
 	host    *hostDevice // nil: there is none
 	none    string      // why
+	names   *meshNames  // nil without host
 
 	address6 netip.Addr // of the node
 

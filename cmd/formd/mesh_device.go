@@ -24,6 +24,7 @@ import (
 	"github.com/formthefog/formation/wg"
 	"github.com/formthefog/formation/wg/embedded"
 	"github.com/formthefog/formation/wg/link"
+	"github.com/formthefog/formation/wg/splitdns"
 )
 
 // meshMTU fits every path that QUIC needs, with what WireGuard adds (docs/wire.md).
@@ -50,6 +51,14 @@ type hostDevice struct {
 // an interface auto has none: guests are on the mesh all the same.
 func (d *formd) openDevice() error {
 	m := d.mesh
+	resolver, err := splitdns.New(splitdns.Config{State: d.path("splitdns.json")})
+	if err != nil {
+		return err
+	}
+	// Of an earlier start, which was killed.
+	if err := resolver.Undo(context.Background()); err != nil {
+		d.log.Warn("the machine's resolver still asks an earlier start of formd", "err", err)
+	}
 	if d.cfg.Mesh == config.Off {
 		m.none = "--mesh off: this machine itself has no interface on the mesh"
 		return nil
@@ -68,6 +77,10 @@ func (d *formd) openDevice() error {
 		return err
 	}
 	if dev.mesh, err = wg.New(wg.Config{Device: dev, Space: m.space, Log: m.log}); err != nil {
+		dev.close()
+		return err
+	}
+	if m.names, err = newMeshNames(m.space, dev.name, m.address6, resolver, m.log); err != nil {
 		dev.close()
 		return err
 	}
@@ -139,7 +152,7 @@ func (m *mesh) published() (key stmt.Key, address netip.Addr) {
 
 // runDevice keeps the node's own device in line with the state until ctx ends, and
 // closes it. changed is called when the register is to be published anew.
-func (m *mesh) runDevice(ctx context.Context, views <-chan *crdt.View, self stmt.Key, changed func()) error {
+func (m *mesh) runDevice(ctx context.Context, views <-chan *crdt.View, self stmt.Key, dead func() map[stmt.Key]time.Duration, changed func()) error {
 	if m.host == nil {
 		return nil
 	}
@@ -153,6 +166,7 @@ func (m *mesh) runDevice(ctx context.Context, views <-chan *crdt.View, self stmt
 		return nil
 	})
 	g.Go(func() error { return m.follow(ctx, views, self, changed) })
+	g.Go(func() error { return m.names.run(ctx, dead) })
 	return g.Wait()
 }
 
@@ -190,7 +204,8 @@ func (m *mesh) follow(ctx context.Context, views <-chan *crdt.View, self stmt.Ke
 // settle makes the device's peers, the hosts and the interface what a view says.
 func (m *mesh) settle(v *crdt.View, self stmt.Key, changed func()) {
 	had := m.address4
-	if n, ok := v.Node(self); ok && !had.IsValid() {
+	n, published := v.Node(self)
+	if published && !had.IsValid() {
 		had = n.Address4 // of an earlier start
 	}
 	book := meshview.NewBook(v, m.space)
@@ -204,6 +219,7 @@ func (m *mesh) settle(v *crdt.View, self stmt.Key, changed func()) {
 	if err := m.host.mesh.Set(meshview.Wanted(peers)); err != nil {
 		m.log.Warn("peers on the mesh are left out", "err", err)
 	}
+	m.names.know(book, runsIt(n), peers)
 	m.setLink()
 	if moved {
 		changed()
@@ -228,8 +244,14 @@ func (m *mesh) setLink() {
 	if !told {
 		return // nothing is known yet
 	}
-	m.host.own(c.Addresses)
+	own := slices.Clip(c.Addresses)
+	m.host.own(own)
+	c.Addresses = append(own, m.names.addresses()...)
 	inTheWay, err := link.Set(c)
+	if err == nil && m.names.choose(inTheWay) {
+		c.Addresses = append(own, m.names.addresses()...)
+		inTheWay, err = link.Set(c)
+	}
 	m.mu.Lock()
 	before := m.linkErr
 	fresh := !slices.Equal(m.inTheWay, inTheWay)

@@ -368,7 +368,7 @@ type server struct {
 
 func (d *formd) openAPI() error {
 	host := &hostInfo{
-		cfg: d.cfg, id: d.id, accept: d.accept, node: d.node, rec: d.rec, prober: d.prober, state: d.state,
+		cfg: d.cfg, id: d.id, accept: d.accept, node: d.node, rec: d.rec, mesh: d.mesh, prober: d.prober, state: d.state,
 		owner: d.admission.owner, register: d.register, started: d.started, web: config.Off, metrics: config.Off,
 	}
 	place := &placement{self: d.id.self(), rec: d.rec, prober: d.prober}
@@ -440,7 +440,7 @@ func (d *formd) serve(ctx context.Context) error {
 	below.Go(func() error { return named("p2p", d.node.Run(baseCtx)) })
 	below.Go(func() error { return named("mesh", d.mesh.carrier.Run(baseCtx)) })
 	below.Go(func() error {
-		return named("mesh", d.mesh.runDevice(baseCtx, d.state.Watch(baseCtx), d.id.self(), d.rec.Kick))
+		return named("mesh", d.mesh.runDevice(baseCtx, d.state.Watch(baseCtx), d.id.self(), d.prober.Dead, d.rec.Kick))
 	})
 	below.Go(func() error { return named("state", d.state.Run(baseCtx)) })
 	below.Go(func() error { return named("machines", d.vms.Run(baseCtx)) })
