@@ -229,6 +229,7 @@ func opens(pid, dir string) bool {
 
 // stop ends the swarm and shows that nothing is left of it.
 func (f *fleet) stop() {
+	f.endAgents()
 	for _, m := range f.nodes {
 		if m.cmd != nil && m.cmd.Process != nil {
 			_ = m.cmd.Process.Signal(syscall.SIGTERM) // it may have ended
@@ -255,6 +256,20 @@ func (f *fleet) stop() {
 	if err := os.RemoveAll(f.dir); err != nil {
 		f.t.Error(err)
 	}
+}
+
+// endAgents ends what form has started in the background.
+func (f *fleet) endAgents() {
+	home := &member{f: f, dir: filepath.Join(f.dir, "home")}
+	for _, pid := range home.processes("agent") {
+		_ = syscall.Kill(pid, syscall.SIGTERM) // it may have ended
+	}
+	f.eventually(time.Minute, "agents to end", func() error {
+		if left := home.processes("agent"); len(left) > 0 {
+			return fmt.Errorf("%v run", left)
+		}
+		return nil
+	})
 }
 
 // user is form as somebody calls it.

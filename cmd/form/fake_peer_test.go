@@ -48,11 +48,11 @@ func (o *oneConn) Close() (err error) {
 
 func (o *oneConn) Addr() net.Addr { return o.LocalAddr() }
 
-// listen gives the daemon a libp2p node, on loopback, which serves what more says
+// listen gives the daemon a libp2p node, which serves what more says
 // beside the API.
 func (d *daemon) listen(t *testing.T, more ...func(*p2p.Node)) {
 	t.Helper()
-	n, err := p2p.New(p2p.Config{Key: testKey(9), Network: testNet.String(), Listen: []string{"/ip4/127.0.0.1/tcp/0"}, Admission: openGate{}})
+	n, err := p2p.New(p2p.Config{Key: testKey(9), Network: testNet.String(), Listen: []string{"/ip4/" + d.at() + "/tcp/0"}, Admission: openGate{}})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -34,6 +34,7 @@ type daemon struct {
 	wanted       int
 	onWanted     func()   // called first
 	root         stmt.Key // it says the network has
+	ip           string   // where it listens; "": loopback
 	addrs        []string // of its libp2p node, if it has one
 	handler      http.Handler
 	invite       func(api.InviteRequest) (api.Invite, error)
@@ -42,6 +43,14 @@ type daemon struct {
 	onSubmit     func(raws ...[]byte) ([]stmt.ID, error) // instead of the state's
 	explained    api.Explain
 	onDrain      func(ctx context.Context, on bool) error
+}
+
+// at is the IPv4 address at which it listens.
+func (d *daemon) at() string {
+	if d.ip == "" {
+		return "127.0.0.1"
+	}
+	return d.ip
 }
 
 func (d *daemon) Live(stmt.Key) string                     { return "alive" }

@@ -75,7 +75,7 @@ flags say.`,
 	f.StringVar(&o.passwordFile, "password-file", "", "file that holds the key's password")
 	f.BoolVar(&o.plain, "no-password", false, "do not encrypt the key")
 	f.StringArrayVar(&o.sshKeys, "ssh-key", nil, "further SSH public key, or a file of them, to let into every instance (repeatable)")
-	f.BoolVar(&o.join, "join-formnet", false, "join the mesh permanently, once it exists")
+	f.BoolVar(&o.join, "join-formnet", false, "have an interface on the mesh on this machine: says how to join")
 	return c
 }
 
@@ -272,7 +272,7 @@ func (a *app) askKit(ctx context.Context, o *kitOptions, haveKey bool) error {
 	words := huh.NewGroup(huh.NewText().Title("Its 12 or 24 words").Value(&o.entered)).
 		WithHideFunc(func() bool { return o.key != keyImport || o.wordFile != "" })
 	mesh := huh.NewGroup(huh.NewConfirm().Title("Join formnet permanently?").
-		Description("The mesh gives instances addresses and names on this machine. `form ssh` and `form proxy` work without it.").
+		Description("An interface by which every program here reaches your instances. It needs root; `form ssh`, `form proxy` and `form forward` do not need it.").
 		Value(&o.join))
 	if err := a.ask(ctx, huh.NewForm(swarm, key, words, mesh)); err != nil {
 		return err
@@ -346,11 +346,11 @@ func (a *app) answerKit(o kitOptions, path string) error {
 		v.Network = t.Name
 	}
 	if c.JoinFormnet {
-		line := "form net join"
+		line := "form net join --detach"
 		if os.Geteuid() != 0 {
 			line = "sudo " + line
 		}
-		a.p.Note("formnet is not part of this version yet; when it is, this joins it: %s", line)
+		a.p.Note("an interface on the mesh: %s", line)
 	}
 	if o.key == keyNone {
 		a.p.Note("no key was made: set FORM_KEY_FILE, or form key new, form key import")

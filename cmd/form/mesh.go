@@ -90,8 +90,8 @@ func (d ownDevice) identity() agent.Identity {
 func (a *app) deviceKeys() (keys []stmt.Key, err error) {
 	for _, path := range []string{a.dir().Device(), a.dir().Interface()} {
 		key, err := kit.LoadDevice(path)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) {
+			continue // none, or root's
 		}
 		if err != nil {
 			return nil, err
@@ -221,7 +221,12 @@ func (a *app) agentOf(ctx context.Context, d ownDevice) (agent.Place, error) {
 		if w.ticket != nil {
 			l.Ticket = w.ticket.String()
 		}
-		return agent.Start(ctx, []string{self, "net", "agent", "run"}, l, filepath.Join(a.dir().Cache, "agent.log"))
+		// Whose agent it is shows in a list of processes.
+		config, err := filepath.Abs(a.dir().Config)
+		if err != nil {
+			return fmt.Errorf("agent: %w", err)
+		}
+		return agent.Start(ctx, []string{self, "--config", config, "net", "agent", "run"}, l, filepath.Join(a.dir().Cache, "agent.log"))
 	})
 }
 

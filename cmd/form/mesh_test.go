@@ -23,6 +23,7 @@ import (
 	"github.com/formthefog/formation/cmd/form/internal/kit"
 	"github.com/formthefog/formation/cmd/internal/api"
 	"github.com/formthefog/formation/cmd/internal/keystore"
+	"github.com/formthefog/formation/cmd/internal/mesh"
 	"github.com/formthefog/formation/crdt"
 	"github.com/formthefog/formation/crdt/policy"
 	"github.com/formthefog/formation/crdt/stmt"
@@ -56,17 +57,20 @@ func (h *home) hosts(id string) *meshGuest {
 	identity := policy.Party{Instance: id, Node: node}.Identity()
 	public := key.PublicKey()
 	g := &meshGuest{address: space.Address6(identity), address4: space.Candidate4(identity, 0)}
-	if err := d.SetClaims(context.Background(), []crdt.Claim{{
-		Instance: id, Owner: owner, Phase: crdt.ClaimRunning, Ready: true, Generation: 1,
-		MeshKey: base64.StdEncoding.EncodeToString(public[:]), Address: g.address4.String(), Address6: g.address.String(), Endpoint: "203.0.113.7:51820",
-	}}); err != nil {
-		t.Fatal(err)
-	}
-	socket, err := carrier.Listen(0, netip.MustParseAddr("127.0.0.1"))
+	at := netip.MustParseAddr(h.daemon.at())
+	socket, err := carrier.Listen(0, at)
 	if err != nil {
 		t.Fatal(err)
 	}
-	c, err := carrier.New(carrier.Config{Socket: socket, Streams: noStreams{}, Now: agent.Boottime})
+	endpoint := netip.AddrPortFrom(at, socket.Port())
+	if err := d.SetClaims(context.Background(), []crdt.Claim{{
+		Instance: id, Owner: owner, Phase: crdt.ClaimRunning, Ready: true, Generation: 1,
+		MeshKey: base64.StdEncoding.EncodeToString(public[:]), Address: g.address4.String(), Address6: g.address.String(), Endpoint: endpoint.String(),
+	}}); err != nil {
+		t.Fatal(err)
+	}
+	c, err := carrier.New(carrier.Config{Socket: socket, Streams: noStreams{}, Now: agent.Boottime,
+		Addresses: func() []netip.AddrPort { return []netip.AddrPort{endpoint} }})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -145,6 +149,7 @@ func (h *home) runtimeDir() {
 	h.t.Helper()
 	h.t.Setenv("XDG_RUNTIME_DIR", filepath.Join(h.dir, "run"))
 	h.t.Setenv("FORM_OWNER", "")
+	h.t.Setenv("FORM_TEST_MAIN", "1")
 	h.t.Setenv("FORM_AGENT", "")
 	h.t.Cleanup(func() {
 		if code, _, talk := h.form("net", "agent", "stop"); code != 0 && code != api.ExitNotFound {
@@ -296,6 +301,38 @@ func TestLentDevice(t *testing.T) {
 	}
 	if code, out, talk := as(); code != 0 || out != "by the mesh\n" {
 		t.Errorf("listed: exit %d, %q: %s", code, out, talk)
+	}
+}
+
+// What nodes say of where they are goes into a file that wg-quick obeys.
+func TestEndpoint(t *testing.T) {
+	node := stmt.Key{1}
+	const good, other = "/ip4/203.0.113.9/udp/5/quic-v1/p2p/12D3KooWBmAwcd4PJNJvfV89HwE48nwkRmAgo8Vy3uQEyNNHBox2", "/ip4/203.0.113.8/tcp/5"
+	for _, c := range []struct {
+		claim string
+		addrs []string
+		want  string
+	}{
+		{"203.0.113.7:51820", nil, "203.0.113.7:51820"}, {"[2001:db8::7]:51820", nil, "[2001:db8::7]:51820"}, {"", nil, ""},
+		{"", []string{other, good}, "203.0.113.9:5"}, {"203.0.113.7:0", []string{good}, "203.0.113.9:5"}, {"example.org:5", []string{good}, "203.0.113.9:5"},
+		{"203.0.113.7:5\nPostUp = id", nil, ""}, {"[fe80::1%x\nPostUp = id\n]:5", nil, ""}, {"0.0.0.0:5", nil, ""}, {"224.0.0.1:5", nil, ""},
+		{"", []string{"/ip4/203.0.113.9/udp/5/quic-v1/p2p-circuit", "/ip6zone/x\nPostUp = id/ip6/fe80::1/udp/5/quic-v1", "", "x"}, ""},
+	} {
+		p := agent.Peer{Peer: mesh.Peer{Party: policy.Party{Node: node}}, Endpoint: c.claim}
+		if got := endpoint(p, []api.Node{{Key: stmt.Key{2}, Addrs: []string{"/ip4/203.0.113.1/udp/1/quic-v1"}}, {Key: node, Addrs: c.addrs}}); got != c.want {
+			t.Errorf("%q and %q: %q, want %q", c.claim, c.addrs, got, c.want)
+		}
+	}
+}
+
+func TestDeviceName(t *testing.T) {
+	for in, want := range map[string]string{"Olga's MacBook.local": "olga-s-macbook", "host": "host", "---": "", "": "", strings.Repeat("x", 63): strings.Repeat("x", 48), "a.b": "a", "ümlaut": "mlaut"} {
+		if got := deviceName(func() (string, error) { return in, nil }); got != want {
+			t.Errorf("%q: %q, want %q", in, got, want)
+		}
+	}
+	if got := deviceName(func() (string, error) { return "x", errors.New("none") }); got != "" {
+		t.Errorf("no name: %q", got)
 	}
 }
 

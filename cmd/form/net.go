@@ -17,17 +17,9 @@ import (
 )
 
 func newNet(a *app) *cobra.Command {
-	return group("net", "the network and, once it exists, the mesh",
-		newInvite(a), newNetStatus(a), newAgent(a),
-		later("config", "print a WireGuard configuration", formnet, reach),
-		later("join", "join formnet", formnet, reach),
-		later("leave", "leave formnet", formnet, reach))
+	return group("net", "the network, and the mesh of your instances",
+		newInvite(a), newNetStatus(a), newAgent(a), newNetConfig(a), newNetJoin(a), newNetLeave(a), newJoined(a))
 }
-
-const (
-	formnet = "formnet, the WireGuard mesh"
-	reach   = "until then form ssh, form proxy and form forward reach every port of your instances"
-)
 
 // later is a verb that this version does not have: it says what it needs, and
 // what helps until then.

@@ -12,8 +12,8 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	if len(os.Args) > 3 && os.Args[1] == "net" && os.Args[2] == "agent" {
-		main() // the program that a test is starts itself
+	if os.Getenv("FORM_TEST_MAIN") != "" {
+		main() // a test, or what it has started, runs form as a program
 	}
 	testscript.Main(m, map[string]func(){"form": main})
 }

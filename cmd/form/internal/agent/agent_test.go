@@ -114,9 +114,9 @@ func TestJudge(t *testing.T) {
 			w := newWorld(t)
 			s := w.testimony()
 			c.change(t, w, &s)
-			peers, err := Judge(w.identity(), w.laptop.PublicKey(), w.space, s)
+			known, err := Judge(w.identity(), w.laptop.PublicKey(), w.space, s)
 			var got []string
-			for _, p := range peers {
+			for _, p := range known.Peers {
 				name := map[stmt.Key]string{pub("one"): "one", pub("two"): "two", pub("three"): "three"}[p.Node]
 				got = append(got, fmt.Sprintf("%s/%d@%s", p.Name, p.Slot, name))
 			}
@@ -139,7 +139,8 @@ func TestAddresses(t *testing.T) {
 		c.Generation, c.Address6 = 2, w.address("one", 0).String()
 		c.Address = w.space.Candidate4(identity("one", w.id, 0), 0).String()
 	})}, nil)
-	peers, err := Judge(w.identity(), w.laptop.PublicKey(), w.space, w.testimony())
+	known, err := Judge(w.identity(), w.laptop.PublicKey(), w.space, w.testimony())
+	peers := known.Peers
 	if err != nil || len(peers) != 2 {
 		t.Fatal(peers, err)
 	}

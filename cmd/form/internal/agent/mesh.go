@@ -17,8 +17,10 @@ import (
 	"golang.zx2c4.com/wireguard/tun"
 	"golang.zx2c4.com/wireguard/tun/netstack"
 
+	"github.com/formthefog/formation/cmd/internal/mesh"
 	"github.com/formthefog/formation/wg"
 	"github.com/formthefog/formation/wg/carrier"
+	"github.com/formthefog/formation/wg/dns"
 	"github.com/formthefog/formation/wg/embedded"
 )
 
@@ -76,7 +78,7 @@ type Mesh struct {
 	told    chan struct{} // capacity 1: news for News
 
 	mu    sync.Mutex
-	peers []Peer
+	known Roster
 	uses  map[wg.Key]int // connections and attempts
 	err   error          // of the last question
 }
@@ -92,7 +94,7 @@ func New(cfg Config) (*Mesh, error) {
 		return nil, err
 	}
 	m := &Mesh{
-		cfg: cfg, space: space, address: space.Address6(cfg.Identity.bytes()),
+		cfg: cfg, space: space, address: cfg.Identity.Address(space),
 		ask: make(chan chan struct{}), told: make(chan struct{}, 1), uses: map[wg.Key]int{},
 	}
 	if m.socket, err = carrier.Listen(0, netip.Addr{}); err != nil {
@@ -108,6 +110,9 @@ func New(cfg Config) (*Mesh, error) {
 func (i Identity) bytes() []byte {
 	return append(append([]byte("d"), i.Owner[:]...), i.Device[:]...)
 }
+
+// Address is the device's in a mesh.
+func (i Identity) Address(space wg.Space) netip.Addr { return space.Address6(i.bytes()) }
 
 func (m *Mesh) open() (err error) {
 	m.carrier, err = carrier.New(carrier.Config{
@@ -210,16 +215,16 @@ func (m *Mesh) update(ctx context.Context) error {
 	actx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
 	t, err := m.cfg.Swarm.Testimony(actx)
-	var peers []Peer
+	var known Roster
 	if err == nil {
-		peers, err = Judge(m.cfg.Identity, m.cfg.Key.PublicKey(), m.space, t)
+		known, err = Judge(m.cfg.Identity, m.cfg.Key.PublicKey(), m.space, t)
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.err = err; err != nil && !errors.Is(err, ErrUnlisted) {
 		return err
 	}
-	m.peers = peers
+	m.known = known
 	m.apply()
 	select {
 	case m.told <- struct{}{}:
@@ -230,20 +235,17 @@ func (m *Mesh) update(ctx context.Context) error {
 
 // apply programs the peers; m.mu is held.
 func (m *Mesh) apply() {
-	var want []wg.Peer
-	var hosts []peer.ID
-	for _, p := range m.peers {
-		host := peer.ID(p.Node.PeerID())
-		w := wg.Peer{Key: wg.Key(p.Key), Addresses: []netip.Addr{p.Address6}, Endpoint: carrier.Address(host)}
-		if p.Address4.IsValid() {
-			w.Addresses = append(w.Addresses, p.Address4)
-		}
-		if m.uses[w.Key] > 0 {
-			w.Keepalive = keepalive
-		}
-		want, hosts = append(want, w), append(hosts, host)
+	peers := make([]mesh.Peer, len(m.known.Peers))
+	for i, p := range m.known.Peers {
+		peers[i] = p.Peer
 	}
-	m.carrier.Hosts(hosts)
+	want := mesh.Wanted(peers)
+	for i, w := range want {
+		if m.uses[w.Key] > 0 {
+			want[i].Keepalive = keepalive
+		}
+	}
+	m.carrier.Hosts(mesh.Hosts(peers))
 	if err := m.mesh.Set(want); err != nil {
 		m.cfg.Log.Warn("mesh: peers left out", "err", err)
 	}
@@ -256,7 +258,25 @@ func (m *Mesh) News() <-chan struct{} { return m.told }
 func (m *Mesh) Peers() ([]Peer, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.peers, m.err
+	return m.known.Peers, m.err
+}
+
+// Names are those of the owner's replicas on the mesh, and what is wrong with some.
+// They have no IPv4 addresses: a device has none from which it could reach those.
+func (m *Mesh) Names() ([]dns.Name, []error) {
+	m.mu.Lock()
+	book := m.known.Book
+	m.mu.Unlock()
+	if book == nil {
+		return nil, nil
+	}
+	all, problems := book.Names(nil)
+	for _, n := range all {
+		for i := range n.Targets {
+			n.Targets[i].Addr4 = netip.Addr{}
+		}
+	}
+	return all, problems
 }
 
 // use counts who needs the peer's path, until the function it returns is called.

@@ -32,8 +32,7 @@ type Place struct {
 // system's temporary folder. It makes the folder, and refuses one that others can
 // write.
 func PlaceOf(id Identity, getenv func(string) string) (Place, error) {
-	sum := sha256.Sum256(append(append([]byte("formation/agent/1"), id.Network[:]...), id.bytes()...))
-	p := Place{name: hex.EncodeToString(sum[:8])}
+	p := Place{name: id.name()}
 	private := fmt.Sprintf("form-%d", os.Getuid())
 	for _, dir := range []string{filepath.Join(getenv("XDG_RUNTIME_DIR"), "form"), filepath.Join(os.TempDir(), private), filepath.Join("/tmp", private)} {
 		p.dir = dir
@@ -42,6 +41,18 @@ func PlaceOf(id Identity, getenv func(string) string) (Place, error) {
 		}
 	}
 	return p, fmt.Errorf("agent: the path of its socket would be too long: %s", p.Socket())
+}
+
+// PlaceIn is the place of a device's agent in that folder.
+func PlaceIn(dir string, id Identity) (Place, error) {
+	p := Place{dir: dir, name: id.name()}
+	return p, p.prepare()
+}
+
+// name tells devices apart.
+func (i Identity) name() string {
+	sum := sha256.Sum256(append(append([]byte("formation/agent/1"), i.Network[:]...), i.bytes()...))
+	return hex.EncodeToString(sum[:8])
 }
 
 // prepare makes sure that the folder is this user's alone.
@@ -61,12 +72,15 @@ func (p Place) prepare() error {
 }
 
 // Socket is where the agent answers.
-func (p Place) Socket() string { return filepath.Join(p.dir, p.name+".sock") }
+func (p Place) Socket() string { return p.File("sock") }
+
+// File is a file of the agent's, by what its name ends in.
+func (p Place) File(end string) string { return filepath.Join(p.dir, p.name+"."+end) }
 
 // Listen makes this process the device's agent: nobody else is until it ends. The
 // error wraps ErrTaken when somebody is.
 func (p Place) Listen() (net.Listener, error) {
-	lock, err := os.OpenFile(filepath.Join(p.dir, p.name+".lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	lock, err := os.OpenFile(p.File("lock"), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("agent: %w", err)
 	}
@@ -85,6 +99,16 @@ func (p Place) Listen() (net.Listener, error) {
 		return nil, errors.Join(fmt.Errorf("agent: %w", err), l.Close(), lock.Close())
 	}
 	return locked{l, lock}, nil
+}
+
+// Gone returns when no process is the device's agent.
+func (p Place) Gone(ctx context.Context) error {
+	unlock, err := lockFile(ctx, p.File("lock"))
+	if err != nil {
+		return err
+	}
+	unlock()
+	return nil
 }
 
 // ErrTaken: another process is the device's agent.
@@ -126,7 +150,12 @@ func (p Place) Ensure(ctx context.Context, start func(context.Context) error) er
 
 // turn waits until no other form starts an agent.
 func (p Place) turn(ctx context.Context) (unlock func(), err error) {
-	f, err := os.OpenFile(filepath.Join(p.dir, p.name+".start"), os.O_CREATE|os.O_RDWR, 0o600)
+	return lockFile(ctx, p.File("start"))
+}
+
+// lockFile waits until nobody else has the lock of a file, which it makes.
+func lockFile(ctx context.Context, path string) (unlock func(), err error) {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("agent: %w", err)
 	}

@@ -26,14 +26,16 @@ const (
 )
 
 // Serve answers forms on l, which it owns, and runs m, until ctx ends, somebody
-// says stop, or nobody has asked for idle. It returns nil then.
+// says stop, or nobody has asked for idle, if that is not 0. It returns nil then.
 func Serve(ctx context.Context, m *Mesh, l net.Listener, idle time.Duration) error {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	s := &server{m: m, stop: stop, since: time.Now(), busy: make(chan struct{}, 1)}
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return m.Run(ctx) })
-	g.Go(func() error { s.watch(ctx, idle); return nil })
+	if idle > 0 {
+		g.Go(func() error { s.watch(ctx, idle); return nil })
+	}
 	g.Go(func() error {
 		<-ctx.Done()
 		return l.Close()

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/formthefog/formation/cmd/internal/mesh"
 	"github.com/formthefog/formation/crdt"
 	"github.com/formthefog/formation/crdt/policy"
 	"github.com/formthefog/formation/crdt/stmt"
@@ -42,20 +43,24 @@ const maxStatements = 1 << 16
 
 // Peer is a replica that the device may talk to.
 type Peer struct {
-	policy.Party
-	Address6 netip.Addr
-	Address4 netip.Addr // what it claims and won; zero: none
-	Endpoint string     // where its host says that it is
+	mesh.Peer
+	Endpoint string // where its host says that it is
+}
+
+// Roster is what statements prove of an owner's mesh.
+type Roster struct {
+	Peers []Peer
+	Book  *mesh.Book
 }
 
 // Judge is pure: the replicas that statements prove to be the device's peers.
 // Statements that prove nothing are ignored.
-func Judge(id Identity, key wg.Key, space wg.Space, t Testimony) ([]Peer, error) {
+func Judge(id Identity, key wg.Key, space wg.Space, t Testimony) (Roster, error) {
 	if stmt.NewNetworkID(t.Name, t.Root) != id.Network {
-		return nil, ErrRoot
+		return Roster{}, ErrRoot
 	}
 	if len(t.Statements) > maxStatements {
-		return nil, fmt.Errorf("%d statements; at most %d are looked at", len(t.Statements), maxStatements)
+		return Roster{}, fmt.Errorf("%d statements; at most %d are looked at", len(t.Statements), maxStatements)
 	}
 	s := crdt.NewState(id.Network, t.Root, crdt.NewModel())
 	for _, raw := range t.Statements {
@@ -64,26 +69,15 @@ func Judge(id Identity, key wg.Key, space wg.Space, t Testimony) ([]Peer, error)
 	v := s.View()
 	listed := func(d crdt.Device) bool { return d.Key == id.Device && wg.Key(d.MeshKey) == key }
 	if !slices.ContainsFunc(v.Devices(id.Owner), listed) {
-		return nil, ErrUnlisted
+		return Roster{}, ErrUnlisted
 	}
-	return peersOf(v, space, policy.OfDevice(v, id.Owner, id.Device)), nil
-}
-
-func peersOf(v *crdt.View, space wg.Space, parties []policy.Party) []Peer {
-	var out []Peer
-	var claims []wg.Claim
-	for _, p := range parties {
-		if p.Instance == "" || p.Node.IsZero() {
-			continue
+	r := Roster{Book: mesh.NewBook(v, space)}
+	for _, p := range r.Book.Peers(policy.OfDevice(v, id.Owner, id.Device)) {
+		if p.Instance != "" && p.Host != "" {
+			r.Peers = append(r.Peers, Peer{Peer: p, Endpoint: endpointOf(v, p.Party)})
 		}
-		i := p.Identity()
-		out = append(out, Peer{Party: p, Address6: space.Address6(i), Endpoint: endpointOf(v, p)})
-		claims = append(claims, wg.Claim{Address: p.Address4, Identity: i, Admitted: v.Rank(p.Node)})
 	}
-	for at, i := range space.Resolve(claims) { // any order: an address is one peer's
-		out[i].Address4 = at
-	}
-	return out
+	return r, nil
 }
 
 func endpointOf(v *crdt.View, p policy.Party) string {

@@ -78,7 +78,7 @@ type Config struct {
 	PasswordFile   string   `toml:"password-file" json:"password_file"`     // a file with the key's password; optional
 	SSHKeys        []string `toml:"ssh-keys" json:"ssh_keys"`               // further public keys to authorise at every ship
 	BasePublishers []string `toml:"base-publishers" json:"base_publishers"` // keys whose base names are trusted, beside the ticket's
-	JoinFormnet    bool     `toml:"join-formnet" json:"join_formnet"`       // join the mesh permanently, once it exists
+	JoinFormnet    bool     `toml:"join-formnet" json:"join_formnet"`       // an interface on the mesh is wanted on this machine
 }
 
 const header = `# form's configuration, written by "form kit init". Every key may be left out.
@@ -91,7 +91,7 @@ const header = `# form's configuration, written by "form kit init". Every key ma
 #                    FORM_PASSWORD_FILE, or a question
 #   ssh-keys         further SSH public keys that every ship authorises
 #   base-publishers  keys whose base names are trusted, beside the ticket's
-#   join-formnet     join the mesh permanently, once it exists
+#   join-formnet     an interface on the mesh is wanted on this machine
 
 `
 

@@ -5,14 +5,16 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/netip"
+	"slices"
 	"sync"
 
 	"github.com/libp2p/go-libp2p/core/peer"
 	ma "github.com/multiformats/go-multiaddr"
-	manet "github.com/multiformats/go-multiaddr/net"
 
 	"github.com/formthefog/formation/cmd/form/internal/agent"
+	"github.com/formthefog/formation/cmd/internal/api"
 	"github.com/formthefog/formation/crdt/stmt"
 )
 
@@ -95,12 +97,19 @@ func (d *Device) Testimony(ctx context.Context) (agent.Testimony, error) {
 	if err != nil {
 		return agent.Testimony{}, err
 	}
-	self, err := c.API().Node(ctx)
+	t, err := Testimony(ctx, c.API(), d.owner)
+	return t, d.judge(c, err)
+}
+
+// Testimony is what a node says of an owner's mesh.
+func Testimony(ctx context.Context, node *api.Client, owner stmt.Key) (t agent.Testimony, err error) {
+	self, err := node.Node(ctx)
 	if err != nil {
-		return agent.Testimony{}, d.judge(c, err)
+		return t, err
 	}
-	raws, err := c.API().MeshStatements(ctx, d.owner)
-	return agent.Testimony{Name: self.Network.Name, Root: self.Network.Root, Statements: raws}, d.judge(c, err)
+	t.Name, t.Root = self.Network.Name, self.Network.Root
+	t.Statements, err = node.MeshStatements(ctx, owner)
+	return t, err
 }
 
 // OpenStream implements [agent.Swarm].
@@ -139,24 +148,24 @@ func (d *Device) Seen(host peer.ID) []netip.AddrPort {
 	}
 	for _, p := range n.PeerInfo() {
 		if p.ID == host {
-			return udpAddrs(p.Addrs)
+			return UDPAddrs(p.Addrs)
 		}
 	}
 	return nil
 }
 
-// udpAddrs are the UDP addresses among multiaddrs that no relay stands between.
-func udpAddrs(addrs []string) []netip.AddrPort {
+// UDPAddrs are the UDP addresses among multiaddrs at which QUIC listens with no relay
+// between, in their order.
+func UDPAddrs(addrs []string) []netip.AddrPort {
 	var out []netip.AddrPort
 	for _, text := range addrs {
 		a, err := ma.NewMultiaddr(text)
-		if err != nil || a.Protocols()[len(a.Protocols())-1].Code == ma.P_CIRCUIT {
+		if err != nil || len(a) < 3 || a[0].Code() != ma.P_IP4 && a[0].Code() != ma.P_IP6 || a[1].Code() != ma.P_UDP || a[2].Code() != ma.P_QUIC_V1 ||
+			slices.ContainsFunc(a, func(c ma.Component) bool { return c.Code() == ma.P_CIRCUIT }) {
 			continue
 		}
-		if at, err := manet.ToNetAddr(a); err == nil && at.Network() == "udp" {
-			if p, err := netip.ParseAddrPort(at.String()); err == nil {
-				out = append(out, p)
-			}
+		if at, err := netip.ParseAddrPort(net.JoinHostPort(a[0].Value(), a[1].Value())); err == nil {
+			out = append(out, at)
 		}
 	}
 	return out

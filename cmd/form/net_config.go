@@ -1,0 +1,198 @@
+package main
+
+import (
+	"context"
+	"crypto/ed25519"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+
+	"github.com/formthefog/formation/cmd/form/internal/agent"
+	"github.com/formthefog/formation/cmd/form/internal/cli"
+	"github.com/formthefog/formation/cmd/form/internal/swarm"
+	"github.com/formthefog/formation/cmd/internal/api"
+	"github.com/formthefog/formation/crdt"
+	"github.com/formthefog/formation/crdt/stmt"
+	"github.com/formthefog/formation/wg"
+)
+
+func newNetConfig(a *app) *cobra.Command {
+	var name, peersOf string
+	c := &cobra.Command{
+		Use: "config", Short: "print a WireGuard configuration for a phone, a router, any machine",
+		Long: `Makes a new device of yours and prints its configuration as wg-quick and every
+WireGuard app take it: your replicas as they are now, each at its host. The private
+key is in it and nowhere else, so keep it like a key. The names of the mesh are not
+in it.
+
+When replicas have moved, --peers NAME prints the peers of a device anew, as
+wg syncconf and wg addconf take them. form key device rm KEY ends a device.`,
+		Example: `  form net config --device phone | qrencode -t ansiutf8
+  form net config --device router >/etc/wireguard/fog.conf && wg-quick up fog`,
+		Args: noArgs(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if peersOf != "" && name != "" {
+				return cli.Errorf(api.ExitUsage, "--device makes a device, and --peers is about one that there is")
+			}
+			return a.withAuthor(cmd.Context(), func(c *swarm.Conn, au *crdt.Author) error {
+				if peersOf != "" {
+					return a.runNetPeers(cmd.Context(), c, au, peersOf)
+				}
+				return a.runNetConfig(cmd.Context(), c, au, name)
+			})
+		},
+	}
+	c.Flags().StringVar(&name, "device", "", "a name for the device (a DNS label)")
+	c.Flags().StringVar(&peersOf, "peers", "", "print the peers of a device that there is: its name or key")
+	return c
+}
+
+// wgConfig is a device's configuration.
+type wgConfig struct {
+	Device     stmt.Key `json:"device"`
+	Name       string   `json:"name,omitempty"`
+	PrivateKey string   `json:"private_key,omitempty"`
+	Address    string   `json:"address"`
+	MTU        int      `json:"mtu"`
+	Peers      []wgPeer `json:"peers"` // never null
+}
+
+type wgPeer struct {
+	Name       string   `json:"name"` // the replica
+	PublicKey  string   `json:"public_key"`
+	AllowedIPs []string `json:"allowed_ips"`
+	Endpoint   string   `json:"endpoint,omitempty"`
+}
+
+func (a *app) runNetConfig(ctx context.Context, c *swarm.Conn, au *crdt.Author, name string) error {
+	// Only the public half of the device's own key is ever of use: it opens no session.
+	public, _, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		return fmt.Errorf("make a device: %w", err)
+	}
+	key, err := wgtypes.GeneratePrivateKey()
+	if err != nil {
+		return fmt.Errorf("make a device: %w", err)
+	}
+	d := crdt.Device{Key: stmt.Key(public), Name: name, MeshKey: stmt.Key(key.PublicKey())}
+	raws, err := au.SetDevice(d)
+	switch {
+	case errors.Is(err, crdt.ErrInvalid):
+		return cli.Errorf(api.ExitUsage, "%w", err)
+	case errors.Is(err, crdt.ErrQuota):
+		return cli.Errorf(api.ExitNotAllowed, "%w", err).Hint("remove one that is not used any more: form key device ls, form key device rm KEY")
+	case err != nil:
+		return cannotSign("make a device", "", err)
+	}
+	if _, err := c.API().Submit(ctx, raws); err != nil {
+		return err
+	}
+	v, err := a.wgConfig(ctx, c, au.Owner(), d)
+	if err != nil {
+		return err
+	}
+	v.PrivateKey = key.String()
+	a.p.Note("the private key is in this configuration and nowhere else; form key device rm %s ends it", d.Key)
+	return a.p.Answer(v, func(w io.Writer) { fmt.Fprint(w, v) })
+}
+
+func (a *app) runNetPeers(ctx context.Context, c *swarm.Conn, au *crdt.Author, device string) error {
+	devices := au.Devices()
+	i := slices.IndexFunc(devices, func(d crdt.Device) bool { return d.Key.String() == device || d.Name == device })
+	if i < 0 {
+		return cli.Errorf(api.ExitNotFound, "no device %q", device).Hint("which there are: form key device ls")
+	}
+	v, err := a.wgConfig(ctx, c, au.Owner(), devices[i])
+	if err != nil {
+		return err
+	}
+	return a.p.Answer(v, func(w io.Writer) { fmt.Fprint(w, v.peers()) })
+}
+
+// wgConfig is the configuration of a device that is listed, without its key. Who
+// its peers are is proved here; where they are is what the nodes say.
+func (a *app) wgConfig(ctx context.Context, c *swarm.Conn, owner stmt.Key, d crdt.Device) (wgConfig, error) {
+	network, err := c.Network(ctx)
+	if err != nil {
+		return wgConfig{}, err
+	}
+	space, err := wg.NewSpace(network, netip.Prefix{})
+	if err != nil {
+		return wgConfig{}, err
+	}
+	t, err := swarm.Testimony(ctx, c.API(), owner)
+	if err != nil {
+		return wgConfig{}, err
+	}
+	id := agent.Identity{Network: network, Owner: owner, Device: d.Key}
+	known, err := agent.Judge(id, wg.Key(d.MeshKey), space, t)
+	if err != nil {
+		return wgConfig{}, err
+	}
+	nodes, err := c.API().Nodes(ctx)
+	if err != nil {
+		return wgConfig{}, err
+	}
+	v := wgConfig{Device: d.Key, Name: d.Name, Address: id.Address(space).String() + "/128", MTU: agent.MTU, Peers: []wgPeer{}}
+	for _, p := range known.Peers {
+		peer := wgPeer{Name: fmt.Sprintf("%s/%d", p.Name, p.Slot), PublicKey: wg.Key(p.Key).String(), AllowedIPs: []string{p.Address6.String() + "/128"}}
+		if peer.Endpoint = endpoint(p, nodes); peer.Endpoint == "" {
+			a.p.Warn("%s: its host %s says no UDP address, so it is not reached before it reaches out", peer.Name, short(p.Node))
+		}
+		v.Peers = append(v.Peers, peer)
+	}
+	if len(v.Peers) == 0 {
+		a.p.Warn("no replica is on the mesh yet\nhint: later: form net config --peers %s", d.Key)
+	}
+	return v, nil
+}
+
+// endpoint is where a replica's host takes the datagrams for it: where its claim
+// says, else where the node is. Either may say anything at all, and the answer is
+// text in a file that programs obey.
+func endpoint(p agent.Peer, nodes []api.Node) string {
+	if at, err := netip.ParseAddrPort(p.Endpoint); err == nil && usable(at) {
+		return at.String()
+	}
+	i := slices.IndexFunc(nodes, func(n api.Node) bool { return n.Key == p.Node })
+	if i < 0 {
+		return ""
+	}
+	for _, at := range swarm.UDPAddrs(nodes[i].Addrs) {
+		if usable(at) {
+			return at.String()
+		}
+	}
+	return ""
+}
+
+func usable(at netip.AddrPort) bool {
+	a := at.Addr()
+	return at.Port() != 0 && a.Zone() == "" && !a.IsUnspecified() && !a.IsMulticast()
+}
+
+// String is the configuration as wg-quick reads it.
+func (v wgConfig) String() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "# Formation device %s %s\n[Interface]\nPrivateKey = %s\nAddress = %s\nMTU = %d\n", v.Name, v.Device, v.PrivateKey, v.Address, v.MTU)
+	return b.String() + v.peers()
+}
+
+func (v wgConfig) peers() string {
+	var b strings.Builder
+	for _, p := range v.Peers {
+		fmt.Fprintf(&b, "\n# %s\n[Peer]\nPublicKey = %s\nAllowedIPs = %s\n", p.Name, p.PublicKey, strings.Join(p.AllowedIPs, ", "))
+		if p.Endpoint != "" {
+			fmt.Fprintf(&b, "Endpoint = %s\n", p.Endpoint)
+		}
+		b.WriteString("PersistentKeepalive = 25\n")
+	}
+	return b.String()
+}

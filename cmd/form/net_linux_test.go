@@ -1,0 +1,280 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/formthefog/formation/cmd/form/internal/kit"
+	"github.com/formthefog/formation/cmd/internal/api"
+	"github.com/formthefog/formation/crdt"
+	"github.com/formthefog/formation/crdt/names"
+	"github.com/formthefog/formation/crdt/stmt"
+	"github.com/formthefog/formation/wg/wgtest"
+)
+
+// testNode is what a node in a namespace of its own tells of itself.
+type testNode struct {
+	Peer    string     // its multiaddr
+	Guest   netip.Addr // which answers HTTP on port 80
+	Owner   stmt.Key
+	KeyFile string
+}
+
+// TestHelperNode is no test: it is a node at an address, for tests in namespaces,
+// until its standard input ends.
+func TestHelperNode(t *testing.T) {
+	ip := os.Getenv("FORM_TEST_NODE")
+	if ip == "" {
+		t.Skip("started by other tests")
+	}
+	h := newHome(t)
+	h.daemon.ip = ip
+	g := h.hosts(h.ships(crdt.Spec{Name: "hello", Replicas: 1}))
+	l, err := g.Net.ListenTCPAddrPort(netip.AddrPortFrom(g.address, 80))
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = io.WriteString(w, "hello over the mesh") // the other end judges
+	})}
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		_ = srv.Serve(l) // ends with Close
+	}()
+	b, err := json.Marshal(testNode{Peer: h.daemon.addrs[0], Guest: g.address, Owner: stmt.KeyOf(h.owner), KeyFile: os.Getenv("FORM_KEY_FILE")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	fmt.Printf("node %s\n", b)
+	if _, err := io.Copy(io.Discard, os.Stdin); err != nil {
+		t.Error(err)
+	}
+	_ = srv.Close()
+	<-ended
+}
+
+// laptop is a machine in a namespace of its own, one cable away from a node with a
+// guest on the mesh.
+type laptop struct {
+	t    *testing.T
+	ns   *wgtest.Namespace
+	node testNode
+	env  []string
+}
+
+func newLaptop(t *testing.T) *laptop {
+	far, near := wgtest.NewNamespace(t, "node"), wgtest.NewNamespace(t, "laptop")
+	wgtest.Link(far, "eth0", "10.9.0.1/24", near, "eth0", "10.9.0.2/24")
+	l := &laptop{t: t, ns: near}
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := far.Command(context.Background(), self, "-test.run", "^TestHelperNode$")
+	cmd.Env = append(os.Environ(), "FORM_TEST_NODE=10.9.0.1")
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd.Stderr = os.Stderr
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		in.Close()
+		if err := cmd.Wait(); err != nil {
+			t.Error("the node: ", err)
+		}
+	})
+	r := bufio.NewReader(out)
+	line, err := r.ReadString('\n')
+	text, ok := strings.CutPrefix(line, "node ")
+	if err == nil && ok {
+		err = json.Unmarshal([]byte(text), &l.node)
+	}
+	if err != nil || !ok {
+		t.Fatalf("the node says %q, %v", line, err)
+	}
+	go func() { _, _ = io.Copy(io.Discard, r) }() // go test's own words
+	home := t.TempDir()
+	if err := kit.Save(kit.Dir{Config: filepath.Join(home, ".config", "form")}, kit.Config{Owner: l.node.Owner.String(), KeyFile: l.node.KeyFile}); err != nil {
+		t.Fatal(err)
+	}
+	l.env = append(slices.DeleteFunc(os.Environ(), func(kv string) bool {
+		return strings.HasPrefix(kv, "FORM_") || strings.HasPrefix(kv, "XDG_") || strings.HasPrefix(kv, "HOME=")
+	}), "FORM_TEST_MAIN=1", "HOME="+home, "FORM_PEER="+l.node.Peer)
+	return l
+}
+
+// form is a run of form on the laptop.
+func (l *laptop) form(ctx context.Context, args ...string) *exec.Cmd {
+	l.t.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	cmd := l.ns.Command(ctx, append([]string{self}, args...)...)
+	cmd.Env = l.env
+	return cmd
+}
+
+// must is what form answers.
+func (l *laptop) must(args ...string) string {
+	l.t.Helper()
+	var talk strings.Builder
+	cmd := l.form(l.t.Context(), args...)
+	cmd.Stderr = &talk
+	out, err := cmd.Output()
+	if err != nil {
+		l.t.Fatalf("form %v: %v\n%s", args, err, &talk)
+	}
+	return string(out)
+}
+
+// fetches asks the guest for its page by a URL.
+func (l *laptop) fetches(host string) {
+	l.t.Helper()
+	if got := l.ns.Run("curl", "-gsS", "--max-time", "20", "http://"+host+"/"); got != "hello over the mesh" {
+		l.t.Errorf("curl %s: %q", host, got)
+	}
+}
+
+// What form net config prints is all that wg-quick and a standard WireGuard need,
+// here the reference one in user space.
+func TestNetConfigForStandardClients(t *testing.T) {
+	l := newLaptop(t)
+	for _, tool := range []string{"wg-quick", "wg", "curl"} {
+		if _, err := exec.LookPath(tool); err != nil {
+			t.Skip("not installed: ", tool)
+		}
+	}
+	dir := t.TempDir()
+	userspace := filepath.Join(dir, "wireguard-go")
+	if out, err := exec.CommandContext(t.Context(), "go", "build", "-o", userspace, "golang.zx2c4.com/wireguard").CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	text := l.must("net", "config", "--device", "phone")
+	name := fmt.Sprintf("fc%d", os.Getpid())
+	conf := filepath.Join(dir, name+".conf")
+	if err := os.WriteFile(conf, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	quick := func(verb string) {
+		cmd := l.ns.Command(t.Context(), "wg-quick", verb, conf)
+		cmd.Env = append(os.Environ(), "WG_QUICK_USERSPACE_IMPLEMENTATION="+userspace)
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("wg-quick %s: %v\n%s\n%s", verb, err, out, text)
+		}
+	}
+	quick("up")
+	l.fetches("[" + l.node.Guest.String() + "]")
+	if shown := l.ns.Run("wg", "show", name, "latest-handshakes"); strings.HasSuffix(strings.TrimSpace(shown), "\t0") {
+		t.Errorf("no handshake: %s", shown)
+	}
+	quick("down")
+	peers := l.must("net", "config", "--peers", "phone")
+	if !strings.HasSuffix(text, peers) || strings.Contains(peers, "PrivateKey") || !strings.HasPrefix(peers, "\n# hello/0\n[Peer]\n") {
+		t.Errorf("the peers of the device:\n%s\nits configuration:\n%s", peers, text)
+	}
+	var devices []device
+	if err := json.Unmarshal([]byte(l.must("key", "device", "ls", "--json")), &devices); err != nil || len(devices) != 1 || devices[0].Name != "phone" || devices[0].This {
+		t.Errorf("devices %+v, %v", devices, err)
+	}
+}
+
+// form net join gives every program the mesh, by address and by name, and form net
+// leave leaves nothing.
+func TestNetJoin(t *testing.T) {
+	l := newLaptop(t)
+	for _, detach := range []bool{false, true} {
+		name := fmt.Sprintf("fj%d", os.Getpid())
+		args := []string{"net", "join", "--interface", name, "--no-dns"}
+		ended := make(chan error, 1)
+		if detach {
+			if out := l.must(append(args, "--detach")...); !strings.Contains(out, "joined: interface "+name) {
+				t.Errorf("join says %q", out)
+			}
+			close(ended)
+		} else {
+			l.joins(args, ended)
+		}
+		l.fetches("[" + l.node.Guest.String() + "]")
+		if shown := l.ns.Run("wg", "show", name, "latest-handshakes"); strings.HasSuffix(strings.TrimSpace(shown), "\t0") {
+			t.Errorf("no handshake: %s", shown)
+		}
+		own := strings.Fields(l.ns.Run("ip", "-6", "-brief", "address", "show", "dev", name))
+		if len(own) < 3 {
+			t.Fatalf("the interface has no address: %v", own)
+		}
+		server, _, _ := strings.Cut(own[2], "/")
+		for _, host := range []string{"hello", "0.hello", "hello." + names.Label(l.node.Owner)} {
+			got := l.ns.Run("dig", "+short", "+time=5", "@"+server, host+"."+names.Zone, "AAAA")
+			if strings.TrimSpace(got) != l.node.Guest.String() {
+				t.Errorf("%s is %q, want %s", host, got, l.node.Guest)
+			}
+			if got := l.ns.Run("dig", "+short", "+time=5", "@"+server, host+"."+names.Zone, "A"); strings.TrimSpace(got) != "" {
+				t.Errorf("%s has the IPv4 address %q, which this device cannot reach", host, got)
+			}
+		}
+		if out := l.must("net", "leave"); out != "left\n" {
+			t.Errorf("leave says %q", out)
+		}
+		if err := <-ended; err != nil {
+			t.Errorf("join ends with %v", err)
+		}
+		if links := l.ns.Run("ip", "-brief", "link"); strings.Contains(links, name) {
+			t.Errorf("it leaves an interface: %s", links)
+		}
+		if routes := l.ns.Run("ip", "-6", "route"); strings.Contains(routes, name) {
+			t.Errorf("it leaves routes: %s", routes)
+		}
+	}
+	cmd := l.form(t.Context(), "net", "leave")
+	if err := cmd.Run(); cmd.ProcessState.ExitCode() != api.ExitNotFound {
+		t.Errorf("leaving again: %v", err)
+	}
+}
+
+// joins runs form net join until it says that it has; ended gets its end.
+func (l *laptop) joins(args []string, ended chan<- error) {
+	l.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	l.t.Cleanup(cancel)
+	cmd := l.form(ctx, args...)
+	var talk strings.Builder
+	cmd.Stderr = &talk
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		l.t.Fatal(err)
+	}
+	r := bufio.NewReader(out)
+	line, err := r.ReadString('\n')
+	if err != nil || !strings.HasPrefix(line, "joined: ") {
+		_ = cmd.Wait()
+		l.t.Fatalf("join says %q, %v\n%s", line, err, &talk)
+	}
+	go func() {
+		_, _ = io.Copy(io.Discard, r)
+		ended <- cmd.Wait()
+	}()
+}
