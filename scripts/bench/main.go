@@ -79,7 +79,7 @@ var measurements []measurement
 func register(m measurement) { measurements = append(measurements, m) }
 
 func main() {
-	if peerMain() || stateMain() { // a child process of fetch's or the state's measurements
+	if peerMain() || stateMain() || meshMain() { // a child process of a measurement
 		return
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)

@@ -42,10 +42,11 @@ const (
 // Ways to carry a mesh.
 const (
 	meshProgram = "program" // wireguard-go, a process at each end
-	meshAlone   = "alone"   // ours, with wireguard-go's own socket
-	meshShared  = "shared"  // with the socket that QUIC shares
-	meshStream  = "stream"  // over a stream of TCP
-	meshRelay   = "relay"   // over a stream of libp2p through a third host
+	meshOurs    = "ours"    // our device, a process at each end
+	meshAlone   = "alone"   // our devices, both in this process
+	meshShared  = "shared"  // they with the socket that QUIC shares
+	meshStream  = "stream"  // they over a stream of TCP
+	meshRelay   = "relay"   // they over a stream of libp2p through a third host
 )
 
 // measureMesh sends over WireGuard between two network namespaces, with one TCP
@@ -55,7 +56,7 @@ func measureMesh(ctx context.Context, e *env) (map[string]float64, error) {
 		return nil, errors.New("network namespaces need root")
 	}
 	rates := map[string]float64{}
-	for _, way := range []string{meshProgram, meshAlone, meshShared, meshStream, meshRelay} {
+	for _, way := range []string{meshProgram, meshOurs, meshAlone, meshShared, meshStream, meshRelay} {
 		r, err := meshRate(ctx, e, way)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", way, err)
@@ -64,7 +65,7 @@ func measureMesh(ctx context.Context, e *env) (map[string]float64, error) {
 		rates[way] = r
 	}
 	return map[string]float64{
-		"mesh-userspace-ratio": rates[meshAlone] / rates[meshProgram], "mesh-shared-ratio": rates[meshShared] / rates[meshAlone],
+		"mesh-userspace-ratio": rates[meshOurs] / rates[meshProgram], "mesh-shared-ratio": rates[meshShared] / rates[meshAlone],
 		"mesh-stream-ratio": rates[meshStream] / rates[meshAlone], "mesh-relay-ratio": rates[meshRelay] / rates[meshAlone],
 	}, nil
 }
@@ -117,8 +118,8 @@ func meshRate(ctx context.Context, e *env, way string) (rate float64, err error)
 	for i, v := range ends {
 		defer v.close()
 		open := func() error { return v.open(ctx, way, ends[1-i]) }
-		if way == meshProgram {
-			open = func() error { return v.openProgram(ctx, e, fmt.Sprint("formb", i)) }
+		if way == meshProgram || way == meshOurs {
+			open = func() error { return v.openProcess(ctx, e, way, fmt.Sprint("formb", i)) }
 		}
 		if err := v.ns.Do(open); err != nil {
 			return 0, err
@@ -127,7 +128,7 @@ func meshRate(ctx context.Context, e *env, way string) (rate float64, err error)
 	for i, v := range ends {
 		o := ends[1-i]
 		at := netip.AddrPortFrom(o.home, meshPort)
-		if way != meshAlone && way != meshProgram {
+		if way != meshAlone && way != meshProgram && way != meshOurs {
 			at = carrier.Address(o.id())
 		}
 		if err := v.device.Configure([]wgtypes.PeerConfig{{PublicKey: o.key.PublicKey(), Endpoint: net.UDPAddrFromAddrPort(at), AllowedIPs: wgtest.Routes(o.address)}}); err != nil {

@@ -7,7 +7,9 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
+	"syscall"
 	"time"
 
 	"github.com/libp2p/go-libp2p"
@@ -18,28 +20,84 @@ import (
 	"github.com/libp2p/go-libp2p/p2p/protocol/circuitv2/client"
 	"github.com/libp2p/go-libp2p/p2p/protocol/circuitv2/relay"
 	ma "github.com/multiformats/go-multiaddr"
+	"golang.zx2c4.com/wireguard/conn"
+	"golang.zx2c4.com/wireguard/tun"
 	"golang.zx2c4.com/wireguard/wgctrl"
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+
+	"github.com/formthefog/formation/wg/embedded"
 )
 
-// openProgram runs wireguard-go, as its authors build it, in the end's namespace;
-// it is called there. A name is one device's in all namespaces, because of the
-// socket by which it is configured.
-func (v *meshEnd) openProgram(ctx context.Context, e *env, name string) error {
+// meshEnv tells a child process of bench that it is a device, and of what name.
+const meshEnv = "FORMATION_BENCH_MESH"
+
+// meshMain is the child: our device with wireguard-go's own socket, configured by
+// the socket of every WireGuard device.
+func meshMain() bool {
+	name := os.Getenv(meshEnv)
+	if name == "" {
+		return false
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := serveDevice(ctx, name); err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+	return true
+}
+
+func serveDevice(ctx context.Context, name string) error {
+	key, err := wgtypes.GeneratePrivateKey()
+	if err != nil {
+		return err
+	}
+	dev, err := tun.CreateTUN(name, 1420)
+	if err != nil {
+		return err
+	}
+	d, err := embedded.Open(embedded.Config{TUN: dev, Bind: conn.NewStdNetBind(), Key: key})
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return d.Serve(ctx)
+}
+
+// command is a device of that name as a process: wireguard-go as its authors
+// build it, or ours.
+func (v *meshEnd) command(ctx context.Context, e *env, way, name string) (*exec.Cmd, error) {
+	if way == meshOurs {
+		self, err := os.Executable()
+		if err != nil {
+			return nil, err
+		}
+		cmd := v.ns.Command(context.WithoutCancel(ctx), self)
+		cmd.Env = append(os.Environ(), meshEnv+"="+name)
+		return cmd, nil
+	}
 	program := filepath.Join(e.Dir, "wireguard-go")
 	if _, err := os.Stat(program); err != nil {
 		if out, err := exec.CommandContext(ctx, "go", "build", "-o", program, "golang.zx2c4.com/wireguard").CombinedOutput(); err != nil {
-			return fmt.Errorf("build wireguard-go: %w: %s", err, out)
+			return nil, fmt.Errorf("build wireguard-go: %w: %s", err, out)
 		}
 	}
-	cmd := v.ns.Command(context.WithoutCancel(ctx), program, "--foreground", name)
-	cmd.Env = append(os.Environ(), "WG_PROCESS_FOREGROUND=1")
+	return v.ns.Command(context.WithoutCancel(ctx), program, "--foreground", name), nil
+}
+
+// openProcess runs a device in the end's namespace; it is called there. A name is
+// one device's in all namespaces, because of the socket by which it is configured.
+func (v *meshEnd) openProcess(ctx context.Context, e *env, way, name string) error {
+	cmd, err := v.command(ctx, e, way, name)
+	if err != nil {
+		return err
+	}
 	if err := cmd.Start(); err != nil {
 		return err
 	}
 	v.end = append(v.end, func() {
-		_ = cmd.Process.Kill() // it may have ended
-		_ = cmd.Wait()         // it was killed
+		_ = cmd.Process.Signal(syscall.SIGTERM) // it may have ended
+		_ = cmd.Wait()                          // by the signal
 	})
 	client, err := wgctrl.New()
 	if err != nil {
@@ -53,7 +111,7 @@ func (v *meshEnd) openProgram(ctx context.Context, e *env, name string) error {
 			break
 		}
 		if time.Now().After(until) {
-			return fmt.Errorf("wireguard-go does not answer: %w", err)
+			return fmt.Errorf("the device does not answer: %w", err)
 		}
 		if err := pause(ctx, 20*time.Millisecond); err != nil {
 			return err
