@@ -25,9 +25,11 @@ type Streams interface {
 	OpenStream(ctx context.Context, host peer.ID) (io.ReadWriteCloser, error)
 }
 
-// Config is what a [Carrier] needs; all but Addresses, Seen, Inner, Witnesses and Log must be set.
+// Config is what a [Carrier] needs; all but Self, Addresses, Seen, Inner, Witnesses and Log must be set.
 type Config struct {
-	Socket  *Socket
+	Socket *Socket
+	// Self is this host: what stations send there is for each other.
+	Self    peer.ID
 	Streams Streams
 	// Addresses returns this node's own, best first; where a NAT has it, the
 	// carrier finds out.
@@ -62,6 +64,7 @@ type Carrier struct {
 	table *forward.Table
 	wake  chan struct{} // capacity 1
 
+	self     netip.AddrPort // the address of Config.Self; zero: none
 	injected chan injected
 	stations atomic.Pointer[map[string]Station] // never nil
 	sources  atomic.Pointer[map[netip.AddrPort]netip.AddrPort]
@@ -104,6 +107,9 @@ func New(cfg Config) (*Carrier, error) {
 	}
 	c := &Carrier{cfg: cfg, table: forward.New(cfg.Now), wake: make(chan struct{}, 1), injected: make(chan injected, maxInjected),
 		names: map[netip.AddrPort]peer.ID{}, hosts: map[netip.AddrPort]*host{}, sessions: map[uint64]*host{}}
+	if cfg.Self != "" {
+		c.self = Address(cfg.Self)
+	}
 	c.stations.Store(&map[string]Station{})
 	c.sources.Store(&map[netip.AddrPort]netip.AddrPort{})
 	cfg.Socket.handler.Store(&handler{probe: c.probed, datagram: c.arrived})
@@ -156,6 +162,14 @@ func (c *Carrier) send(bufs [][]byte, to *endpoint) error {
 			std = &conn.StdNetEndpoint{AddrPort: to.to}
 		}
 		return c.cfg.Socket.send(bufs, std)
+	}
+	if to.to == c.self {
+		for _, b := range bufs {
+			if c.deliver(b, c.self) {
+				c.inject(b, c.self)
+			}
+		}
+		return nil
 	}
 	h := c.hostAt(to.to)
 	if h == nil {

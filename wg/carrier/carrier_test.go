@@ -79,7 +79,7 @@ func (w *world) join(n byte, socket *Socket, home netip.Addr) *node {
 		v.tells = []netip.AddrPort{netip.AddrPortFrom(home, v.socket.Port())}
 	}
 	var err error
-	if v.carrier, err = New(Config{Socket: v.socket, Streams: v, Addresses: func() []netip.AddrPort { return v.tells }, Witnesses: w.witnesses,
+	if v.carrier, err = New(Config{Self: v.id, Socket: v.socket, Streams: v, Addresses: func() []netip.AddrPort { return v.tells }, Witnesses: w.witnesses,
 		Now: func() time.Duration { return time.Since(w.began) }}); err != nil {
 		t.Fatal(err)
 	}
@@ -265,6 +265,37 @@ func TestPlainClientAndGuest(t *testing.T) {
 	phone.Knows(t, node, port)
 	node.Knows(t, phone)
 	phone.Echo(t, node)
+}
+
+// Guests of one host, and the host's device, reach each other by its address, and
+// without a socket.
+func TestStationsOfOneHost(t *testing.T) {
+	w := newWorld(t)
+	a := w.add(0, true)
+	stations, guests := map[string]Station{}, []*wgtest.Station{}
+	for i, name := range []string{"one", "two"} {
+		wire := wgtest.NewWire(func(b []byte, _, to netip.AddrPort) bool {
+			a.carrier.Send(name, b, to)
+			return false
+		})
+		g := wgtest.NewStation(t, wire, byte(77+i), name)
+		stations[name] = Station{Public: g.Public, Deliver: func(b []byte, from netip.AddrPort) { wire.Deliver(b, from, g.At) }}
+		guests = append(guests, g)
+	}
+	a.carrier.Stations(a.public, stations)
+	one, two := guests[0], guests[1]
+	node := &wgtest.Station{Device: a.device, Net: a.net, Public: a.public, Address: a.address}
+	one.Knows(t, two, Address(a.id))
+	two.Knows(t, one, Address(a.id))
+	one.Echo(t, two)
+	two.Echo(t, one)
+	node.Knows(t, one, Address(a.id))
+	one.Knows(t, node, Address(a.id))
+	node.Echo(t, one)
+	one.Echo(t, node)
+	if n := len(a.carrier.Paths()); n != 0 {
+		t.Errorf("%d sessions with hosts", n)
+	}
 }
 
 // A device that is closed leaves the socket to QUIC and the guests; another one
