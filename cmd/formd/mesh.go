@@ -68,7 +68,7 @@ func (d *formd) openCarrier() (err error) {
 	m := d.mesh
 	m.places, m.hosts, m.log = fair.New(maxMesh, maxMeshOfOne), map[string][]peer.ID{}, d.log.With("part", "mesh")
 	m.carrier, err = carrier.New(carrier.Config{
-		Socket: m.socket, Streams: meshStreams{d.node}, Now: boottime.Now, Log: m.log,
+		Self: peer.ID(d.id.self().PeerID()), Socket: m.socket, Streams: meshStreams{d.node}, Now: boottime.Now, Log: m.log,
 		Inner: m.prefixes(), Witnesses: func() []peer.ID { return witnesses(d.node.PeerInfo()) },
 		Addresses: func() []netip.AddrPort { return udpAddrs(d.node.Addrs()) },
 		Seen:      func(host peer.ID) []netip.AddrPort { return seenAt(d.node.PeerInfo(), host) },

@@ -340,7 +340,7 @@ func (d *formd) openReconciler() error {
 	})
 	d.rec, err = reconcile.New(reconcile.Config{
 		Self: d.id.self(), State: d.state, Loaded: d.state.View(), Content: d.store, Keeper: d.store, VMs: d.vms, Liveness: d.prober, Vault: d.vault, Leases: d.leases,
-		Dir: d.path("reconcile"), Node: d.register, Addrs: d.node.Addrs, Mesh: d.mesh.published, Accepts: d.accept.accepts,
+		Dir: d.path("reconcile"), Node: d.register, Addrs: d.node.Addrs, Mesh: d.mesh.published, GuestMesh: d.guestMesh(), Accepts: d.accept.accepts,
 		AcceptLabel: d.accept.label, TakeoverDelay: time.Duration(d.cfg.TakeoverDelay),
 		Hysteresis: hysteresis(d.cfg), Woke: d.node.Recheck,
 		Logger: d.log.With("part", "reconcile"),
@@ -442,6 +442,7 @@ func (d *formd) serve(ctx context.Context) error {
 	below.Go(func() error {
 		return named("mesh", d.mesh.runDevice(baseCtx, d.state.Watch(baseCtx), d.id.self(), d.prober.Dead, d.rec.Kick))
 	})
+	below.Go(func() error { d.stations().run(baseCtx); return nil })
 	below.Go(func() error { return named("state", d.state.Run(baseCtx)) })
 	below.Go(func() error { return named("machines", d.vms.Run(baseCtx)) })
 	below.Go(func() error {

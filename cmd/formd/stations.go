@@ -18,6 +18,7 @@ import (
 	"github.com/formthefog/formation/crdt/policy"
 	"github.com/formthefog/formation/crdt/stmt"
 	"github.com/formthefog/formation/fogvm"
+	"github.com/formthefog/formation/fogvm/reconcile"
 	"github.com/formthefog/formation/fogvm/reconcile/plan"
 	"github.com/formthefog/formation/wg/carrier"
 )
@@ -42,12 +43,51 @@ type stations struct {
 	set  func(map[string]carrier.Station, []peer.ID)
 	send func(station string, b []byte, to netip.AddrPort)
 	log  *slog.Logger
+
+	problems map[string]string // by VM, as last logged; of run alone
+}
+
+// stations makes those of this node.
+func (d *formd) stations() *stations {
+	return &stations{self: d.id.self(), vms: d.vms, watch: d.state.Watch, statements: d.state.MeshStatements,
+		set: d.mesh.setGuests, send: d.mesh.carrier.Send, log: d.mesh.log}
+}
+
+// guestMesh is what reconciling needs to know of the mesh.
+func (d *formd) guestMesh() *reconcile.GuestMesh {
+	return &reconcile.GuestMesh{Network: d.id.Name, Root: d.id.Root, Space: d.mesh.space,
+		Endpoint: func() netip.AddrPort { return bestEndpoint(udpAddrs(d.node.Addrs())) }}
+}
+
+// bestEndpoint is the address, of several of this node's, that is most likely to be
+// reached from elsewhere: a public one before one of a private network, and that
+// before loopback; the first of equal ones.
+func bestEndpoint(all []netip.AddrPort) netip.AddrPort {
+	class := func(a netip.AddrPort) int {
+		switch ip := a.Addr(); {
+		case ip.IsLoopback():
+			return 2
+		case ip.IsPrivate() || ip.IsLinkLocalUnicast():
+			return 1
+		}
+		return 0
+	}
+	var best netip.AddrPort
+	for _, a := range all {
+		if a.Addr().IsUnspecified() {
+			continue
+		}
+		if !best.IsValid() || class(a) < class(best) {
+			best = a
+		}
+	}
+	return best
 }
 
 // When guests are looked at: not more often than, and at least.
 const (
 	stationsPace    = 300 * time.Millisecond
-	stationsRefresh = 5 * time.Second
+	stationsRefresh = 2 * time.Second
 )
 
 // run works until ctx ends; then nobody is behind the port.
@@ -101,13 +141,21 @@ func (s *stations) guests(v *crdt.View) map[string]guestOf {
 		claims[plan.VMID(c.Instance, c.Slot)] = c
 	}
 	out := map[string]guestOf{}
+	problems := map[string]string{}
 	for _, vm := range s.vms.List() {
+		if vm.MeshProblem != "" {
+			problems[vm.ID] = vm.MeshProblem
+		}
+		if vm.MeshProblem != s.problems[vm.ID] {
+			s.log.Warn("mesh: a guest's report", "vm", vm.ID, "problem", vm.MeshProblem)
+		}
 		c, claimed := claims[vm.ID]
 		key, err := wgtypes.ParseKey(vm.MeshKey)
 		if claimed && err == nil && vm.ShimPID != 0 {
 			out[vm.ID] = guestOf{c, key}
 		}
 	}
+	s.problems = problems
 	return out
 }
 
@@ -125,13 +173,10 @@ func (s *stations) look(ctx context.Context, v *crdt.View, links map[string]*gue
 	told := map[stmt.Key][][]byte{}
 	for _, id := range slices.Sorted(maps.Keys(guests)) {
 		g := guests[id]
-		l := links[id]
-		if l == nil {
+		l, known := links[id]
+		if !known {
 			l = newGuestLink(id, g.key, s)
 			links[id] = l
-			linked, end := context.WithCancel(ctx)
-			l.end = end
-			running.Go(func() { l.run(linked) })
 		}
 		if _, ok := told[g.claim.Owner]; !ok {
 			told[g.claim.Owner] = s.statements(g.claim.Owner)
@@ -142,6 +187,11 @@ func (s *stations) look(ctx context.Context, v *crdt.View, links map[string]*gue
 			hosts[p.host] = true
 		}
 		l.locate(where)
+		if !known {
+			linked, end := context.WithCancel(ctx)
+			l.end = end
+			running.Go(func() { l.run(linked) })
+		}
 		behind[id] = carrier.Station{Public: g.key, Deliver: l.deliver}
 	}
 	var ids []peer.ID
