@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/host"
@@ -63,13 +64,20 @@ func (h *guardedHost) Connect(ctx context.Context, pi peer.AddrInfo) error {
 }
 
 func (h *guardedHost) connect(ctx context.Context, pi peer.AddrInfo, limited bool) (network.Conn, error) {
-	if h.find != nil && len(pi.Addrs) == 0 && len(h.Peerstore().Addrs(pi.ID)) == 0 && len(h.Network().ConnsToPeer(pi.ID)) == 0 {
-		found, err := h.find(ctx, pi.ID)
-		if err != nil {
+	circuits := through(h.Host, h.gate, pi.ID)
+	if h.find != nil && len(pi.Addrs) == 0 && !slices.ContainsFunc(h.Peerstore().Addrs(pi.ID), isWhole) && len(h.Network().ConnsToPeer(pi.ID)) == 0 {
+		finding, cancel := ctx, func() {}
+		if len(circuits) > 0 {
+			finding, cancel = context.WithTimeout(ctx, findTimeout)
+		}
+		found, err := h.find(finding, pi.ID)
+		cancel()
+		if err != nil && len(circuits) == 0 {
 			return nil, fmt.Errorf("find addresses of %s: %w", pi.ID, err)
 		}
 		pi.Addrs = found.Addrs
 	}
+	pi.Addrs = append(slices.Clip(pi.Addrs), circuits...)
 	h.gate.ref(pi.ID)
 	defer h.gate.unref(pi.ID)
 	if err := h.Host.Connect(ctx, pi); err != nil {

@@ -95,7 +95,6 @@ func newHost(cfg *Config, p parsed, o hostOptions) (host.Host, error) {
 		opts = append(opts,
 			libp2p.EnableNATService(),
 			libp2p.EnableHolePunching(),
-			libp2p.EnableRelayService(relay.WithResources(relayResources()), relay.WithACL(relayACL{o.gate})),
 			libp2p.EnableAutoRelayWithPeerSource(o.relays, autorelay.WithMinCandidates(1), autorelay.WithNumRelays(2), autorelay.WithBootDelay(10*time.Second)),
 		)
 		if cfg.Portmap {

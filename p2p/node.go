@@ -20,6 +20,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/core/protocol"
 	"github.com/libp2p/go-libp2p/p2p/discovery/mdns"
+	"github.com/libp2p/go-libp2p/p2p/protocol/circuitv2/relay"
 	"golang.org/x/sync/errgroup"
 )
 
@@ -47,6 +48,8 @@ type Node struct {
 	gossip         *gossip            // nil on a client
 	blocks         *exchange.Exchange // nil without Blocks
 	redial         *redialer
+	relay          *relay.Relay  // nil on a client
+	joined         chan struct{} // capacity 1: a peer was admitted
 }
 
 const (
@@ -81,7 +84,7 @@ func New(cfg Config) (*Node, error) {
 	}
 	n := &Node{
 		cfg: cfg, tune: cfg.tune.withDefaults(), log: cfg.Logger,
-		ready: make(chan struct{}), tasks: newTasks(), gate: newGate(), penalties: newPenalties(time.Now), tellAt: make(map[peer.ID]time.Time), bytes: metrics.NewBandwidthCounter(),
+		ready: make(chan struct{}), joined: make(chan struct{}, 1), tasks: newTasks(), gate: newGate(), penalties: newPenalties(time.Now), tellAt: make(map[peer.ID]time.Time), bytes: metrics.NewBandwidthCounter(),
 	}
 	n.ctx, n.cancel = context.WithCancel(context.Background())
 	n.inner, err = newHost(&cfg, parsed, hostOptions{
@@ -127,6 +130,9 @@ func (n *Node) assemble(p parsed) (err error) {
 		return fmt.Errorf("p2p: start DHT: %w", err)
 	}
 	if !n.cfg.ClientOnly {
+		if err := n.startRelay(); err != nil {
+			return err
+		}
 		if n.gossip, err = newGossip(n.ctx, n.newGossipHost(), n.cfg.Network, time.Now, n.Offence); err != nil {
 			return err
 		}
@@ -167,6 +173,9 @@ func (n *Node) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return n.redial.run(ctx) })
 	g.Go(func() error { return n.watchIdentify(ctx) })
+	if !n.cfg.ClientOnly {
+		g.Go(func() error { return n.watchNAT(ctx) })
+	}
 	if n.blocks != nil {
 		g.Go(func() error { return n.blocks.Run(ctx) })
 	}
@@ -186,6 +195,9 @@ func (n *Node) shut() error {
 	var errs []error
 	if n.dht != nil {
 		errs = append(errs, n.dht.Close())
+	}
+	if n.relay != nil {
+		errs = append(errs, n.relay.Close())
 	}
 	errs = append(errs, n.inner.Close())
 	n.tasks.wait()
@@ -314,22 +326,6 @@ func (n *Node) Subscribe(ctx context.Context, topic string, validate func(ctx co
 // findPeer asks the DHT for the addresses of a peer.
 func (n *Node) findPeer(ctx context.Context, p peer.ID) (peer.AddrInfo, error) {
 	return n.dht.FindPeer(ctx, p)
-}
-
-// relayCandidates offers admitted members that relay, for a node that finds
-// itself behind a NAT.
-func (n *Node) relayCandidates(ctx context.Context, want int) <-chan peer.AddrInfo {
-	out := make(chan peer.AddrInfo, max(want, 0))
-	defer close(out)
-	for _, p := range n.Peers() {
-		if len(out) == cap(out) {
-			break
-		}
-		if supportsRelay(n.inner, p) {
-			out <- n.inner.Peerstore().PeerInfo(p)
-		}
-	}
-	return out
 }
 
 // runMDNS announces and looks for nodes of this network on the LAN.

@@ -207,6 +207,10 @@ func (n *Node) peerUp(p peer.ID) {
 	if client || n.cfg.ClientOnly {
 		return
 	}
+	select {
+	case n.joined <- struct{}{}:
+	default:
+	}
 	pi := peer.AddrInfo{ID: p, Addrs: worthKeeping(n.inner.Peerstore().Addrs(p))}
 	n.redial.with(func(b *book, now time.Time) { b.up(pi, now) })
 	if n.gate.conn(p, true) == nil { // it left before it was noted
