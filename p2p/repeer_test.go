@@ -178,7 +178,7 @@ func TestOnlyGivenAddressesAreDialled(t *testing.T) {
 	fw.mu.Lock()
 	defer fw.mu.Unlock()
 	for d := range fw.dialled {
-		if !slices.Contains(ours, d) {
+		if through := strings.HasPrefix(d, "/p2p/") && strings.HasSuffix(d, "/p2p-circuit"); !through && !slices.Contains(ours, d) {
 			t.Errorf("dialled %s, which is none of %v", d, ours)
 		}
 	}

@@ -36,6 +36,7 @@ type daemon struct {
 	root         stmt.Key // it says the network has
 	ip           string   // where it listens; "": loopback
 	addrs        []string // of its libp2p node, if it has one
+	mesh         api.Mesh // what it says of it
 	handler      http.Handler
 	invite       func(api.InviteRequest) (api.Invite, error)
 	forgot       []stmt.Key // nodes
@@ -55,6 +56,7 @@ func (d *daemon) at() string {
 
 func (d *daemon) Live(stmt.Key) string                     { return "alive" }
 func (d *daemon) List(context.Context) ([]api.Pack, error) { return nil, nil }
+func (d *daemon) Mesh() api.Mesh                           { return d.mesh }
 func (d *daemon) Peers() []api.Peer                        { return []api.Peer{} }
 func (d *daemon) Doctor(context.Context) []api.Check       { return []api.Check{} }
 func (d *daemon) Capacity() api.Capacity                   { return api.Capacity{} }
@@ -146,7 +148,7 @@ func newHome(t *testing.T) *home {
 		t.Fatal(err)
 	}
 	d := h.daemon
-	handler := api.NewHandler(api.Config{State: d, Signed: d, Placement: d, Packs: d, Host: d, Guests: d, Operator: d, Now: time.Now})
+	handler := api.NewHandler(api.Config{State: d, Signed: d, Placement: d, Packs: d, Host: d, Guests: d, Operator: d, Mesh: d.Mesh, Now: time.Now})
 	d.handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		handler.ServeHTTP(w, r.WithContext(api.WithCaller(r.Context(), api.Caller{Local: true})))
 	})

@@ -162,14 +162,18 @@ func newNetStatus(a *app) *cobra.Command {
 			if err != nil {
 				return err
 			}
+			mesh, err := c.API().Mesh(cmd.Context())
+			if err != nil {
+				return err
+			}
 			v := struct {
 				Network api.Network `json:"network"`
 				Self    stmt.Key    `json:"self"`
 				HasRoot bool        `json:"has_root"`
 				Addrs   []string    `json:"addrs"`
 				Peers   int         `json:"peers"`
-				Formnet any         `json:"formnet"`
-			}{self.Network, self.Node.Key, self.HasRoot, self.Node.Addrs, len(peers), nil}
+				Formnet api.Mesh    `json:"formnet"`
+			}{self.Network, self.Node.Key, self.HasRoot, self.Node.Addrs, len(peers), mesh}
 			return a.p.Answer(v, func(w io.Writer) {
 				root := self.Network.Root.String()
 				if self.Network.Open {
@@ -177,7 +181,8 @@ func newNetStatus(a *app) *cobra.Command {
 				}
 				cli.Pairs(w, [2]string{"network", self.Network.Name}, [2]string{"id", self.Network.ID}, [2]string{"root", root},
 					[2]string{"node", self.Node.Key.String()}, [2]string{"peers", fmt.Sprint(len(peers))},
-					[2]string{"addresses", strings.Join(self.Node.Addrs, "\n            ")}, [2]string{"formnet", "not in this version"})
+					[2]string{"addresses", strings.Join(self.Node.Addrs, "\n            ")}, [2]string{"formnet", meshText(mesh)})
+				showMesh(w, mesh)
 			})
 		},
 	}

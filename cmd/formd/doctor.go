@@ -65,6 +65,7 @@ func (h *hostInfo) Doctor(ctx context.Context) []api.Check {
 	if h.rec.Deciding() {
 		out = append(out, swarmChecks(h.rec.WorldOf(h.state.View()), h.state.ClosedOwners())...)
 	}
+	out = append(out, h.mesh.check())
 	out = append(out, diskChecks(h.cfg.Data)...)
 	if h.mesh.names != nil {
 		out = append(out, h.mesh.names.doctor())

@@ -34,9 +34,9 @@ type hostInfo struct {
 	id       *identity
 	accept   *acceptance
 	node     *p2p.Node
+	mesh     *mesh
 	rec      *reconcile.Reconciler
 	prober   *reconcile.Prober
-	mesh     *mesh
 	state    *crdt.Replica
 	owner    func(peer.ID) stmt.Key
 	register crdt.Node // as published, without what changes

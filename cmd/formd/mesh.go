@@ -48,6 +48,7 @@ type mesh struct {
 	host    *hostDevice // nil: there is none
 	none    string      // why
 	names   *meshNames  // nil without host
+	wanted  bool        // it was tried
 
 	address6 netip.Addr // of the node
 

@@ -63,6 +63,7 @@ func (d *formd) openDevice() error {
 		m.none = "--mesh off: this machine itself has no interface on the mesh"
 		return nil
 	}
+	m.wanted = true
 	dev, err := d.userspaceDevice()
 	switch {
 	case err == nil:

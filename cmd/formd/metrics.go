@@ -18,6 +18,7 @@ import (
 // collector reads the node's figures when it is scraped.
 type collector struct {
 	node      *p2p.Node
+	mesh      *mesh
 	state     *crdt.Replica
 	placement api.Placement
 	guests    guests
@@ -27,8 +28,8 @@ type collector struct {
 	descs     map[string]*prometheus.Desc
 }
 
-func newCollector(node *p2p.Node, state *crdt.Replica, placement api.Placement, g guests, leases func() reconcile.LeaseStats, refused, requests func() map[string]uint64) *collector {
-	c := &collector{node: node, state: state, placement: placement, guests: g, leases: leases, refused: refused, requests: requests, descs: map[string]*prometheus.Desc{}}
+func newCollector(node *p2p.Node, m *mesh, state *crdt.Replica, placement api.Placement, g guests, leases func() reconcile.LeaseStats, refused, requests func() map[string]uint64) *collector {
+	c := &collector{node: node, mesh: m, state: state, placement: placement, guests: g, leases: leases, refused: refused, requests: requests, descs: map[string]*prometheus.Desc{}}
 	for name, d := range map[string]struct {
 		help   string
 		labels []string
@@ -56,6 +57,10 @@ func newCollector(node *p2p.Node, state *crdt.Replica, placement api.Placement, 
 		"state_log_bytes":              {"Size of the state log.", nil},
 		"network_received_bytes_total": {"Bytes received from peers.", nil},
 		"network_sent_bytes_total":     {"Bytes sent to peers.", nil},
+		"mesh_peers":                   {"Peers of this machine's own interface on the mesh.", nil},
+		"mesh_hosts":                   {"Hosts and devices with which datagrams of the mesh were exchanged lately, by path.", []string{"path"}},
+		"mesh_received_bytes":          {"Bytes received by this machine's own interface on the mesh, from the peers it has.", nil},
+		"mesh_sent_bytes":              {"Bytes sent by this machine's own interface on the mesh, to the peers it has.", nil},
 	} {
 		c.descs[name] = prometheus.NewDesc("formd_"+name, d.help, d.labels, nil)
 	}
@@ -93,6 +98,18 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	}
 	count("network_received_bytes_total", float64(net.Total.In))
 	count("network_sent_bytes_total", float64(net.Total.Out))
+
+	for path, n := range c.mesh.pathCounts() {
+		gauge("mesh_hosts", float64(n), path)
+	}
+	own := c.mesh.status()
+	var received, sent int64
+	for _, p := range own.Peers {
+		received, sent = received+p.Received, sent+p.Sent
+	}
+	gauge("mesh_peers", float64(len(own.Peers)))
+	gauge("mesh_received_bytes", float64(received))
+	gauge("mesh_sent_bytes", float64(sent))
 
 	s := c.state.Stats()
 	gauge("statements_held", float64(s.Held))

@@ -374,12 +374,13 @@ func (d *formd) openAPI() error {
 	place := &placement{self: d.id.self(), rec: d.rec, prober: d.prober}
 	vms := guests{d.vms}
 	refused := newRefusals(d.log.With("part", "api"), d.now)
-	metrics := metricsHandler(newCollector(d.node, d.state, place, vms, d.leases.Stats, d.admission.refusals, refused.counts))
+	metrics := metricsHandler(newCollector(d.node, d.mesh, d.state, place, vms, d.leases.Stats, d.admission.refusals, refused.counts))
 	h := api.NewHandler(api.Config{
 		State:     &submitter{Replica: d.state, id: d.id, accept: d.accept, now: d.now, log: d.log},
 		Signed:    d.state,
 		Placement: place, Packs: &content{d.store, d.rec, d.accept}, Host: host, Guests: vms,
 		Operator: &operator{d.id, d.node.Addrs, d.state, d.store, d.rec, d.now},
+		Mesh:     d.mesh.status,
 		Version:  versionText(), OpenAPI: docs.OpenAPI, Metrics: metrics, Pprof: pprofHandler(), Now: d.now,
 		Publishers: d.id.publishers(), Logger: d.log.With("part", "api"),
 		Refused: func(ctx context.Context, err error) {

@@ -115,6 +115,7 @@ func serve(t *testing.T, c Caller) (*fake, *Client, string) {
 	}
 	h := NewHandler(Config{
 		State: f, Signed: f, Placement: f, Packs: f, Host: f, Guests: f, Operator: f, Version: "v", OpenAPI: doc, Now: time.Now,
+		Mesh: func() Mesh { return Mesh{} },
 	})
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		h.ServeHTTP(w, r.WithContext(WithCaller(r.Context(), c)))

@@ -65,6 +65,9 @@ func (c *Client) Nodes(ctx context.Context) ([]Node, error) {
 	return get[[]Node](ctx, c, "/v1/nodes")
 }
 
+// Mesh is the answering node's part in formnet.
+func (c *Client) Mesh(ctx context.Context) (Mesh, error) { return get[Mesh](ctx, c, "/v1/mesh") }
+
 // Peers lists the answering node's connections.
 func (c *Client) Peers(ctx context.Context) ([]Peer, error) {
 	return get[[]Peer](ctx, c, "/v1/peers")

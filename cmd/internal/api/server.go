@@ -90,6 +90,7 @@ type Config struct {
 	Host      Host
 	Guests    Guests
 	Operator  Operator
+	Mesh      func() Mesh // the node's part in it
 	Version   string
 	// Publishers are the keys whose base names this node trusts.
 	Publishers []stmt.Key
@@ -173,6 +174,7 @@ func (s *server) routes() []route {
 		{"GET", "/v1/nodes", public, s.nodes},
 		{"POST", "/v1/nodes/{key}/forget", local, s.forget},
 		{"GET", "/v1/peers", member, s.peers},
+		{"GET", "/v1/mesh", member, s.mesh},
 		{"GET", "/v1/doctor", member, s.doctor},
 		{"GET", "/v1/instances", public, s.instances},
 		{"GET", "/v1/instances/{id}", public, s.instance},
