@@ -31,6 +31,8 @@ type joinOptions struct {
 	name   string
 	detach bool
 	noDNS  bool
+
+	incoming bool
 }
 
 func newNetJoin(a *app) *cobra.Command {
@@ -38,8 +40,9 @@ func newNetJoin(a *app) *cobra.Command {
 	c := &cobra.Command{
 		Use: "join", Short: "give this machine an interface on the mesh",
 		Long: `Makes an interface whose peers are your replicas, so that every program on this
-machine reaches them, by address and by name (NAME.dev.formation.cloud). It stays
-in the foreground, as a service manager wants it, and takes back everything when it
+machine reaches them, by address and by name (NAME.dev.formation.cloud). They open
+no connection to this machine, unless --incoming lets them. It stays in the
+foreground, as a service manager wants it, and takes back everything when it
 ends; --detach leaves it in the background, until form net leave.
 
 It needs root. Without, it makes this machine's device, which takes your key, and
@@ -59,7 +62,19 @@ prints the command for root, which does not.`,
 
 func (o *joinOptions) addFlags(c *cobra.Command) {
 	c.Flags().StringVar(&o.name, "interface", o.name, "name of the interface")
+	c.Flags().BoolVar(&o.incoming, "incoming", false, "let your replicas, and who runs their hosts, open connections to this machine")
 	c.Flags().BoolVar(&o.noDNS, "no-dns", false, "leave this machine's resolver alone")
+}
+
+// more is the flags that have no value.
+func (o joinOptions) more() (flags []string) {
+	if o.incoming {
+		flags = append(flags, "--incoming")
+	}
+	if o.noDNS {
+		flags = append(flags, "--no-dns")
+	}
+	return flags
 }
 
 func checkInterface(name string) error {
@@ -170,10 +185,7 @@ func (a *app) runNetJoin(ctx context.Context, o joinOptions) error {
 		if o.name != "form0" {
 			more = append(more, "--interface", o.name)
 		}
-		if o.noDNS {
-			more = append(more, "--no-dns")
-		}
-		return a.asRoot("join", more...)
+		return a.asRoot("join", append(more, o.more()...)...)
 	}
 	if !o.detach {
 		return a.join(ctx, l, o, func(j joined) error { return a.answerJoined(j) })
@@ -186,10 +198,7 @@ func (a *app) runNetJoin(ctx context.Context, o joinOptions) error {
 	if err != nil {
 		return err
 	}
-	argv := []string{self, "--config", config, "net", "joined", "--interface", o.name}
-	if o.noDNS {
-		argv = append(argv, "--no-dns")
-	}
+	argv := append([]string{self, "--config", config, "net", "joined", "--interface", o.name}, o.more()...)
 	if err := os.MkdirAll(joinDir, 0o700); err != nil {
 		return err
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/formthefog/formation/cmd/form/internal/agent"
 	"github.com/formthefog/formation/crdt/names"
 	"github.com/formthefog/formation/wg/dns"
+	"github.com/formthefog/formation/wg/embedded"
 	"github.com/formthefog/formation/wg/link"
 	"github.com/formthefog/formation/wg/splitdns"
 )
@@ -45,7 +46,7 @@ func (a *app) join(ctx context.Context, l launch, o joinOptions, ready func(join
 	if err != nil {
 		return err
 	}
-	cfg.TUN = func(netip.Addr) (tun.Device, error) { return tun.CreateTUN(o.name, agent.MTU) }
+	cfg.TUN = o.open
 	m, err := agent.New(cfg)
 	if err != nil {
 		return errors.Join(err, socket.Close())
@@ -69,6 +70,21 @@ func (a *app) join(ctx context.Context, l launch, o joinOptions, ready func(join
 		return n.follow(ctx)
 	})
 	return errors.Join(g.Wait(), device.Close())
+}
+
+// open makes the interface. Peers reach what is for its address alone, and ask for
+// nothing there unless they may: who runs a replica's host can be the replica.
+func (o joinOptions) open(own netip.Addr) (tun.Device, error) {
+	d, err := tun.CreateTUN(o.name, agent.MTU)
+	if err != nil {
+		return nil, err
+	}
+	only := &embedded.Only{Device: d}
+	only.Set([]netip.Addr{own})
+	if o.incoming {
+		return only, nil
+	}
+	return embedded.NewAnswers(only, agent.Boottime), nil
 }
 
 // up gives the interface its address and routes, and answers names there.

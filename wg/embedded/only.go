@@ -30,23 +30,28 @@ func (o *Only) Write(bufs [][]byte, offset int) (int, error) {
 	if p := o.own.Load(); p != nil {
 		own = *p
 	}
+	return writeKept(o.Device, bufs, offset, func(b []byte) bool { return own[destination(b)] })
+}
+
+// writeKept writes the packets that are to be kept, and says that all are written.
+func writeKept(to tun.Device, bufs [][]byte, offset int, keep func(packet []byte) bool) (int, error) {
 	for i, b := range bufs {
-		if own[destination(b[offset:])] {
+		if keep(b[offset:]) {
 			continue
 		}
 		kept := append(make([][]byte, 0, len(bufs)-1), bufs[:i]...)
 		for _, b := range bufs[i+1:] {
-			if own[destination(b[offset:])] {
+			if keep(b[offset:]) {
 				kept = append(kept, b)
 			}
 		}
 		if len(kept) == 0 {
 			return len(bufs), nil
 		}
-		_, err := o.Device.Write(kept, offset)
+		_, err := to.Write(kept, offset)
 		return len(bufs), err
 	}
-	return o.Device.Write(bufs, offset)
+	return to.Write(bufs, offset)
 }
 
 // destination is where an IP packet goes; the zero Addr: it is none.
