@@ -50,6 +50,7 @@ type Config struct {
 // Bounds of a carrier.
 const (
 	maxHosts    = 4096 // with a session
+	maxOthers   = 1024 // of them, who came by themselves and may not be sent to
 	maxObserved = 4    // addresses at which others have seen us
 	maxTunnels  = 2    // with one host: both sides may have opened one
 	tickEvery   = 250 * time.Millisecond
@@ -322,6 +323,9 @@ func (c *Carrier) begin(id peer.ID, at netip.AddrPort) *host {
 	if len(c.hosts) >= maxHosts {
 		return nil
 	}
+	if _, wanted := c.names[at]; !wanted && c.others() >= maxOthers {
+		return nil
+	}
 	var s secret
 	rand.Read(s.key[:])
 	var n [8]byte
@@ -331,6 +335,19 @@ func (c *Carrier) begin(id peer.ID, at netip.AddrPort) *host {
 	c.hosts[at], c.sessions[s.session] = h, h
 	c.nudge()
 	return h
+}
+
+// others counts the sessions with hosts that may not be sent to; c.mu is held.
+func (c *Carrier) others() (n int) {
+	if len(c.hosts) < maxOthers {
+		return 0
+	}
+	for at := range c.hosts { // any order: it is counted
+		if _, wanted := c.names[at]; !wanted {
+			n++
+		}
+	}
+	return n
 }
 
 func (c *Carrier) nudge() {

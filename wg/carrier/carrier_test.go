@@ -445,3 +445,18 @@ func mustTUN(t *testing.T) tun.Device {
 	}
 	return dev
 }
+
+// Those who come by themselves leave room for those who are wanted.
+func TestStrangersLeaveRoom(t *testing.T) {
+	w := newWorld(t)
+	a := w.add(0, true)
+	a.carrier.Hosts([]peer.ID{"wanted"})
+	for i := range maxOthers + 1 {
+		if h := a.carrier.session(peer.ID(fmt.Sprint("stranger", i))); (h != nil) != (i < maxOthers) {
+			t.Fatalf("stranger %d has a session: %v", i, h != nil)
+		}
+	}
+	if a.carrier.hostAt(Address("wanted")) == nil || a.carrier.hostAt(Address("other")) != nil {
+		t.Error("the wanted host has no place, or another has one")
+	}
+}
