@@ -27,7 +27,7 @@ import (
 type Config struct {
 	Name      string
 	MTU       int
-	Addresses []netip.Addr   // its own
+	Addresses []netip.Addr   // its own; what is sent has the first of its kind as its source
 	Prefixes  []netip.Prefix // where peers are
 	Peers     []netip.Addr   // known ones, for where a prefix cannot be routed whole
 }
@@ -54,7 +54,7 @@ func Set(c Config) (inTheWay []netip.Prefix, err error) {
 	if err := netlink.LinkSetUp(dev); err != nil {
 		return inTheWay, fmt.Errorf("link: bring up %s: %w", c.Name, err)
 	}
-	if err := setRoutes(dev, routes); err != nil {
+	if err := setRoutes(dev, routes, c.Addresses); err != nil {
 		return inTheWay, fmt.Errorf("link: routes of %s: %w", c.Name, err)
 	}
 	return inTheWay, nil
@@ -87,7 +87,7 @@ func setAddresses(dev netlink.Link, want []netip.Addr) error {
 	return nil
 }
 
-func setRoutes(dev netlink.Link, want []netip.Prefix) error {
+func setRoutes(dev netlink.Link, want []netip.Prefix, own []netip.Addr) error {
 	have, err := netlink.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{LinkIndex: dev.Attrs().Index, Protocol: protocol},
 		netlink.RT_FILTER_OIF|netlink.RT_FILTER_PROTOCOL)
 	if err != nil {
@@ -96,15 +96,26 @@ func setRoutes(dev netlink.Link, want []netip.Prefix) error {
 	missing := slices.Clone(want)
 	for _, r := range have {
 		p, ok := prefixOf(r.Dst)
-		if i := slices.Index(missing, p); ok && i >= 0 {
+		if i := slices.Index(missing, p); ok && i >= 0 && r.Src.Equal(sourceOf(p, own)) {
 			missing = slices.Delete(missing, i, i+1)
 		} else if err := netlink.RouteDel(&r); err != nil && !errors.Is(err, unix.ESRCH) {
 			return err
 		}
 	}
 	for _, p := range missing {
-		if err := netlink.RouteReplace(&netlink.Route{LinkIndex: dev.Attrs().Index, Dst: ipnet(p), Protocol: protocol, Scope: netlink.SCOPE_LINK}); err != nil {
+		if err := netlink.RouteReplace(&netlink.Route{LinkIndex: dev.Attrs().Index, Dst: ipnet(p), Protocol: protocol, Scope: netlink.SCOPE_LINK, Src: sourceOf(p, own)}); err != nil {
 			return fmt.Errorf("%s: %w", p, err)
+		}
+	}
+	return nil
+}
+
+// sourceOf is what packets to p have as their source: of several addresses the
+// kernel would choose one by when each was added.
+func sourceOf(p netip.Prefix, own []netip.Addr) net.IP {
+	for _, a := range own {
+		if a.BitLen() == p.Addr().BitLen() {
+			return a.AsSlice()
 		}
 	}
 	return nil

@@ -81,6 +81,19 @@ func TestSet(t *testing.T) {
 			t.Errorf("got  %s\nwant %s", got, want)
 		}
 	}
+	source := func(want string) {
+		t.Helper()
+		for range 2 { // the order in which they were added says nothing
+			set()
+			if got := n.Run("ip", "route", "get", "10.128.1.1"); !strings.Contains(got, " src "+want+" ") {
+				t.Errorf("the source is %s, want %s", got, want)
+			}
+		}
+	}
+	c.Addresses = addrs("10.128.0.53")
+	source("10.128.0.53")
+	c.Addresses = addrs("10.128.9.9 10.128.0.53")
+	source("10.128.9.9")
 	n.Run("ip", "link", "del", "lan")
 	n.Run("ip", "address", "add", "192.0.2.1/32", "dev", "form0")
 	c.Addresses = addrs("10.128.9.8")
