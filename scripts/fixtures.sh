@@ -2,8 +2,9 @@
 # Prepares what tests on real parts need, in DIR:
 #
 #   DIR/store             a store that holds the debian:12 base
-#   DIR/vm                vmlinuz, modules.cpio, rootfs.sqfs, and layer-N.sqfs
-#                         (topmost first) of the example pack, which has python3
+#   DIR/vm                vmlinuz, modules.cpio, modules.sqfs, rootfs.sqfs, and
+#                         layer-N.sqfs (topmost first) of the example pack, which
+#                         has python3
 #
 #   scripts/fixtures.sh DIR
 . "$(dirname "$0")/env.sh"
@@ -28,6 +29,7 @@ while read -r kind root; do
 	case $kind in
 	kernel) place "$root" vmlinuz ;;
 	initrd) place "$root" modules.cpio ;;
+	modules) place "$root" modules.sqfs ;;
 	rootfs) place "$root" rootfs.sqfs ;;
 	esac
 done < <(entries "$base")
@@ -37,6 +39,6 @@ while read -r kind root; do
 	place "$root" "layer-$n.sqfs"
 	n=$((n + 1))
 done < <(entries "$pack")
-for file in vmlinuz modules.cpio rootfs.sqfs layer-0.sqfs; do
+for file in vmlinuz modules.cpio modules.sqfs rootfs.sqfs layer-0.sqfs; do
 	[ -s "$dir/vm/$file" ] || die "the fixtures lack $file"
 done
