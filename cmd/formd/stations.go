@@ -38,6 +38,7 @@ type stations struct {
 	vms        meshVMs
 	watch      func(context.Context) <-chan *crdt.View
 	statements func(owner stmt.Key) [][]byte
+	dead       func() map[stmt.Key]time.Duration // nodes that do not answer
 	// set says who is behind the port and with which hosts they talk; send is a
 	// datagram of one of them.
 	set  func(map[string]carrier.Station, []peer.ID)
@@ -50,7 +51,7 @@ type stations struct {
 // stations makes those of this node.
 func (d *formd) stations() *stations {
 	return &stations{self: d.id.self(), vms: d.vms, watch: d.state.Watch, statements: d.state.MeshStatements,
-		set: d.mesh.setGuests, send: d.mesh.carrier.Send, log: d.mesh.log}
+		dead: d.prober.Dead, set: d.mesh.setGuests, send: d.mesh.carrier.Send, log: d.mesh.log}
 }
 
 // guestMesh is what reconciling needs to know of the mesh.
@@ -171,6 +172,7 @@ func (s *stations) look(ctx context.Context, v *crdt.View, links map[string]*gue
 	behind := make(map[string]carrier.Station, len(guests))
 	hosts := map[stmt.Key]bool{}
 	told := map[stmt.Key][][]byte{}
+	dead := s.dead()
 	for _, id := range slices.Sorted(maps.Keys(guests)) {
 		g := guests[id]
 		l, known := links[id]
@@ -186,7 +188,9 @@ func (s *stations) look(ctx context.Context, v *crdt.View, links map[string]*gue
 		for _, p := range where {
 			hosts[p.host] = true
 		}
-		l.locate(where)
+		// Whom it is told no way to the guest does not name (fogvm/guest/mesh); that a
+		// datagram can come from there holds all the same.
+		l.locate(slices.DeleteFunc(where, func(p placeOf) bool { _, is := dead[p.host]; return is }))
 		if !known {
 			linked, end := context.WithCancel(ctx)
 			l.end = end

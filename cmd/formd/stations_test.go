@@ -155,7 +155,7 @@ func (h *hosted) elsewhere(n byte, slot int, key wgtypes.Key) stmt.Key {
 
 func (h *hosted) start() {
 	s := &stations{self: stmt.KeyOf(seedKey(1)), vms: h.vms, watch: h.state.Watch, statements: h.state.MeshStatements,
-		log: slog.New(slog.DiscardHandler),
+		log: slog.New(slog.DiscardHandler), dead: func() map[stmt.Key]time.Duration { return nil },
 		set: func(behind map[string]carrier.Station, hosts []peer.ID) {
 			h.mu.Lock()
 			defer h.mu.Unlock()
@@ -234,6 +234,48 @@ func TestGuestsAreStations(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+// A guest is told no way to a host that does not answer, so that it does not name
+// whom it cannot reach; the host's datagrams are taken as before.
+func TestDeadHostsAreNotLocated(t *testing.T) {
+	h := newHosted(t)
+	vm := plan.VMID(h.id, 0)
+	far := h.elsewhere(2, 1, wgtypes.Key{2})
+	h.claim(0)
+	within(t, 20*time.Second, "the guest has a key", func() error {
+		for _, v := range h.vms.List() {
+			if v.ID == vm && v.MeshKey != "" {
+				return nil
+			}
+		}
+		return errors.New("not yet")
+	})
+	c := crdt.Claim{Instance: h.id, Owner: stmt.KeyOf(seedKey(9)), Slot: 0, Phase: crdt.ClaimRunning,
+		MeshKey: base64.StdEncoding.EncodeToString(h.guest[vm].Public[:])}
+	if err := h.state.SetClaims(context.Background(), []crdt.Claim{c}); err != nil {
+		t.Fatal(err)
+	}
+	dead := map[stmt.Key]time.Duration{}
+	var hosts []peer.ID
+	s := &stations{self: stmt.KeyOf(seedKey(1)), vms: h.vms, statements: h.state.MeshStatements, log: slog.New(slog.DiscardHandler),
+		dead: func() map[stmt.Key]time.Duration { return dead },
+		set:  func(_ map[string]carrier.Station, ids []peer.ID) { hosts = ids }}
+	links := map[string]*guestLink{}
+	ctx, cancel := context.WithCancel(context.Background())
+	var running sync.WaitGroup
+	defer running.Wait()
+	defer cancel()
+	for _, want := range []int{1, 0, 1} {
+		clear(dead)
+		if want == 0 {
+			dead[far] = time.Second
+		}
+		s.look(ctx, h.state.View(), links, &running)
+		if got := len(links[vm].locations()); got != want || len(hosts) != 1 {
+			t.Errorf("%d dead: %d locations, want %d; hosts %v", len(dead), got, want, hosts)
+		}
+	}
 }
 
 func TestBestEndpoint(t *testing.T) {
