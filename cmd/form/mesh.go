@@ -288,11 +288,13 @@ func (a *app) dialReplica(ctx context.Context, c *swarm.Conn, i api.Instance, r 
 		return conn, nil
 	case ctx.Err() != nil:
 		return nil, ctx.Err()
-	case errors.Is(err, agent.ErrRefused):
-		return nil, cli.Errorf(api.ExitFailed, "nothing listens on port %d of %s/%d", port, i.Name, r.Slot)
+	case errors.Is(err, agent.ErrRefused) && a.via == viaMesh:
+		return nil, cli.Errorf(api.ExitFailed, "nothing listens on port %d of %s/%d", port, i.Name, r.Slot).
+			Hint("the mesh reaches what listens on IPv6 too (::); by its host: --via stream")
 	case a.via == viaMesh:
 		return nil, meshError(i, r, err)
 	}
+	// Refused as well: a program may listen on IPv4 alone, where streams end.
 	a.logger().Debug("no mesh: by a stream", "err", err)
 	return stream()
 }

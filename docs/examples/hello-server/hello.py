@@ -14,4 +14,8 @@ class Hello(http.server.BaseHTTPRequestHandler):
         self.wfile.write(body)
 
 
-http.server.ThreadingHTTPServer(("0.0.0.0", 8080), Hello).serve_forever()
+class Server(http.server.ThreadingHTTPServer):
+    address_family = socket.AF_INET6  # and IPv4: the mesh reaches it by both
+
+
+Server(("::", 8080), Hello).serve_forever()
