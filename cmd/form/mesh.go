@@ -26,14 +26,16 @@ import (
 	"github.com/formthefog/formation/wg"
 )
 
-const (
-	// meshWait is for how long a new connection waits for the mesh, and meshGrace
-	// for how long when the stream is there already.
+// meshWait is for how long a new connection waits for the mesh, and meshGrace for
+// how long when the way to the host is there already. Tests on slow machines change
+// them.
+var (
 	meshWait  = 3 * time.Second
 	meshGrace = time.Second
-	// meshPatience is for how long --via mesh waits.
-	meshPatience = 30 * time.Second
 )
+
+// meshPatience is for how long --via mesh waits.
+const meshPatience = 30 * time.Second
 
 // via is by which way a connection to a guest goes.
 type via string

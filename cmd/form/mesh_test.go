@@ -203,6 +203,13 @@ func (h *home) kit() {
 	h.t.Setenv("FORM_KEY_FILE", "")
 }
 
+// patient has new connections wait for the mesh as long as it takes.
+func patient(t *testing.T) {
+	wait, grace := meshWait, meshGrace
+	meshWait, meshGrace = time.Minute, time.Minute
+	t.Cleanup(func() { meshWait, meshGrace = wait, grace })
+}
+
 // A new connection takes the mesh where it answers, and the stream where not; never
 // is it an error that there is no mesh.
 func TestWays(t *testing.T) {
@@ -247,6 +254,8 @@ func TestWays(t *testing.T) {
 			h.runtimeDir()
 			if c.change != nil {
 				c.change(t, h, g, id)
+			} else {
+				patient(t)
 			}
 			code, out, talk := h.form(append([]string{"proxy", "hello", "8080"}, c.args...)...)
 			if code != c.exit || out != c.out {

@@ -16,8 +16,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/formthefog/formation/cmd/form/internal/agent"
 	"github.com/formthefog/formation/cmd/form/internal/kit"
 	"github.com/formthefog/formation/cmd/internal/api"
+	"github.com/formthefog/formation/cmd/internal/keystore"
 	"github.com/formthefog/formation/crdt"
 	"github.com/formthefog/formation/crdt/names"
 	"github.com/formthefog/formation/crdt/stmt"
@@ -154,6 +156,73 @@ func (l *laptop) fetches(host string) {
 	if got := l.ns.Run("curl", "-gsS", "--max-time", "20", "http://"+host+"/"); got != "hello over the mesh" {
 		l.t.Errorf("curl %s: %q", host, got)
 	}
+}
+
+// A user without any rights, on a machine without a daemon, reaches a guest over the
+// mesh.
+func TestMeshWithoutRights(t *testing.T) {
+	l := newLaptop(t)
+	if _, err := exec.LookPath("setpriv"); err != nil {
+		t.Skip("not installed: setpriv")
+	}
+	dir := shortDir(t)
+	program, home := filepath.Join(dir, "form"), filepath.Join(dir, "home")
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.ns.Run("cp", self, program)
+	key, err := keystore.Load(l.node.KeyFile, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	config := kit.Dir{Config: filepath.Join(home, ".config", "form")}
+	if err := kit.Save(config, kit.Config{Owner: l.node.Owner.String(), KeyFile: "key.pem"}); err != nil {
+		t.Fatal(err)
+	}
+	if err := keystore.Save(filepath.Join(config.Config, "key.pem"), key, nil); err != nil {
+		t.Fatal(err)
+	}
+	l.ns.Run("chown", "-R", "65534:65534", home)
+	form := func(args ...string) string {
+		cmd := l.ns.Command(t.Context(), append([]string{"setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--no-new-privs", "--bounding-set=-all", program}, args...)...)
+		cmd.Env = append(slices.Clone(l.env), "HOME="+home, "XDG_RUNTIME_DIR="+filepath.Join(home, "run"))
+		cmd.Stdin = strings.NewReader("GET / HTTP/1.0\r\n\r\n")
+		var talk strings.Builder
+		cmd.Stderr = &talk
+		out, err := cmd.Output()
+		if err != nil {
+			t.Fatalf("form %v: %v\n%s", args, err, &talk)
+		}
+		return string(out)
+	}
+	for range 2 {
+		begun := time.Now()
+		if out := form("proxy", "--via", "mesh", "hello.dev.formation.cloud", "80"); !strings.HasSuffix(out, "hello over the mesh") {
+			t.Errorf("the guest says %q", out)
+		}
+		t.Logf("a connection, the first with the agent's start: %s", time.Since(begun))
+	}
+	var s agent.Status
+	if err := json.Unmarshal([]byte(form("net", "agent", "status", "--json")), &s); err != nil || len(s.Peers) != 1 || s.Peers[0].Handshake == nil {
+		t.Fatalf("status %+v, %v", s, err)
+	}
+	t.Logf("the agent has %s resident", resident(t, s.PID))
+	form("net", "agent", "stop")
+}
+
+// shortDir is a folder that others may enter, with a path that a socket's may begin
+// with.
+func shortDir(t *testing.T) string {
+	dir, err := os.MkdirTemp("", "form-")
+	if err == nil {
+		err = os.Chmod(dir, 0o755)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	return dir
 }
 
 // What form net config prints is all that wg-quick and a standard WireGuard need,
