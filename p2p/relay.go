@@ -77,29 +77,38 @@ func (n *Node) seemsBehindNAT() bool {
 	})
 }
 
-// relayCandidates offers admitted members that this node has reached without help,
-// those at public addresses first, for a node that finds itself behind a NAT.
-func (n *Node) relayCandidates(ctx context.Context, want int) <-chan peer.AddrInfo {
+// Outside returns the admitted nodes that this one has reached without help, those
+// at public addresses first: whoever is behind a NAT is seen by them from outside,
+// and may be reached through them.
+func (n *Node) Outside() []peer.ID {
 	var far, near []peer.ID
 	for _, a := range n.gate.admitted() {
 		i := slices.IndexFunc(a.conns, func(c network.Conn) bool {
 			return c.Stat().Direction == network.DirOutbound && !isRelayed(c)
 		})
 		switch {
-		case i < 0 || a.client || !supportsRelay(n.inner, a.id):
+		case i < 0 || a.client:
 		case manet.IsPublicAddr(a.conns[i].RemoteMultiaddr()):
 			far = append(far, a.id)
 		default:
 			near = append(near, a.id)
 		}
 	}
+	return append(far, near...)
+}
+
+// relayCandidates offers those of Outside that relay, for a node that finds itself
+// behind a NAT.
+func (n *Node) relayCandidates(ctx context.Context, want int) <-chan peer.AddrInfo {
 	out := make(chan peer.AddrInfo, max(want, 0))
 	defer close(out)
-	for _, p := range append(far, near...) {
+	for _, p := range n.Outside() {
 		if len(out) == cap(out) {
 			break
 		}
-		out <- n.inner.Peerstore().PeerInfo(p)
+		if supportsRelay(n.inner, p) {
+			out <- n.inner.Peerstore().PeerInfo(p)
+		}
 	}
 	return out
 }

@@ -70,6 +70,14 @@ func TestReachedThroughAMember(t *testing.T) {
 	if r, ok := c.(interface{ Relayed() bool }); !ok || !r.Relayed() {
 		t.Error("the stream goes straight")
 	}
+	for _, n := range []*Node{a, b} {
+		if got := n.Outside(); len(got) != 1 || got[0] != relay.ID() {
+			t.Errorf("outside of it are %v", got)
+		}
+	}
+	if got := relay.Outside(); len(got) != 0 {
+		t.Errorf("the relay has dialled nobody, and has %v outside", got)
+	}
 }
 
 func pubKey(t *testing.T, key ed25519.PrivateKey) crypto.PubKey {

@@ -7,13 +7,10 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
-	"slices"
 	"strings"
 	"sync"
 
 	"github.com/libp2p/go-libp2p/core/peer"
-	ma "github.com/multiformats/go-multiaddr"
-	manet "github.com/multiformats/go-multiaddr/net"
 
 	meshview "github.com/formthefog/formation/cmd/internal/mesh"
 	"github.com/formthefog/formation/fogvm/boottime"
@@ -70,7 +67,7 @@ func (d *formd) openCarrier() (err error) {
 	m.places, m.hosts, m.log = fair.New(maxMesh, maxMeshOfOne), map[string][]peer.ID{}, d.log.With("part", "mesh")
 	m.carrier, err = carrier.New(carrier.Config{
 		Self: peer.ID(d.id.self().PeerID()), Socket: m.socket, Streams: meshStreams{d.node}, Now: boottime.Now, Log: m.log,
-		Inner: m.prefixes(), Witnesses: func() []peer.ID { return witnesses(d.node.PeerInfo()) },
+		Inner: m.prefixes(), Witnesses: d.node.Outside,
 		Addresses: func() []netip.AddrPort { return udpAddrs(d.node.Addrs()) },
 		Seen:      func(host peer.ID) []netip.AddrPort { return seenAt(d.node.PeerInfo(), host) },
 	})
@@ -140,26 +137,6 @@ func udpAddrs(addrs []string) []netip.AddrPort {
 		if at, err := netip.ParseAddrPort(net.JoinHostPort(parts[2], parts[4])); err == nil {
 			out = append(out, at)
 		}
-	}
-	return out
-}
-
-// witnesses are the nodes that this one reaches without help, those first that it
-// has dialled at public addresses: they see it from outside of its NAT.
-func witnesses(peers []p2p.PeerInfo) []peer.ID {
-	rank := func(p p2p.PeerInfo) int {
-		for _, a := range p.Addrs {
-			if m, err := ma.NewMultiaddr(a); err == nil && !p.Inbound && manet.IsPublicAddr(m) {
-				return 0
-			}
-		}
-		return 1
-	}
-	peers = slices.DeleteFunc(slices.Clone(peers), func(p p2p.PeerInfo) bool { return p.Client || !p.Direct })
-	slices.SortStableFunc(peers, func(a, b p2p.PeerInfo) int { return rank(a) - rank(b) })
-	out := make([]peer.ID, len(peers))
-	for i, p := range peers {
-		out[i] = p.ID
 	}
 	return out
 }

@@ -32,6 +32,8 @@ type Swarm interface {
 	OpenStream(ctx context.Context, host peer.ID) (io.ReadWriteCloser, error)
 	// Seen is at which UDP addresses a host is connected.
 	Seen(host peer.ID) []netip.AddrPort
+	// Outside are nodes that see the device from outside of its NAT, best first.
+	Outside() []peer.ID
 }
 
 // Config is what a [Mesh] needs; all but TUN and Log must be set.
@@ -116,7 +118,7 @@ func (i Identity) Address(space wg.Space) netip.Addr { return space.Address6(i.b
 
 func (m *Mesh) open() (err error) {
 	m.carrier, err = carrier.New(carrier.Config{
-		Socket: m.socket, Streams: m.cfg.Swarm, Addresses: m.own, Seen: m.cfg.Swarm.Seen, Now: m.cfg.Now, Log: m.cfg.Log,
+		Socket: m.socket, Streams: m.cfg.Swarm, Addresses: m.own, Seen: m.cfg.Swarm.Seen, Witnesses: m.cfg.Swarm.Outside, Now: m.cfg.Now, Log: m.cfg.Log,
 	})
 	if err != nil {
 		return err

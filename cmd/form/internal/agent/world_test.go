@@ -270,6 +270,7 @@ func (s *swarm) OpenStream(_ context.Context, host peer.ID) (io.ReadWriteCloser,
 }
 
 func (s *swarm) Seen(peer.ID) []netip.AddrPort { return nil }
+func (s *swarm) Outside() []peer.ID            { return nil }
 
 // mesh starts the laptop's device.
 func (w *world) mesh(s Swarm) *Mesh {

@@ -16,6 +16,7 @@ import (
 	"github.com/formthefog/formation/cmd/form/internal/agent"
 	"github.com/formthefog/formation/cmd/internal/api"
 	"github.com/formthefog/formation/crdt/stmt"
+	"github.com/formthefog/formation/p2p"
 )
 
 // protoMesh carries WireGuard datagrams where no straight path does (docs/wire.md).
@@ -136,13 +137,7 @@ func (d *Device) OpenStream(ctx context.Context, host peer.ID) (io.ReadWriteClos
 
 // Seen implements [agent.Swarm].
 func (d *Device) Seen(host peer.ID) []netip.AddrPort {
-	c := d.now()
-	if c == nil {
-		return nil
-	}
-	c.mu.Lock()
-	n := c.node
-	c.mu.Unlock()
+	n := d.node()
 	if n == nil {
 		return nil
 	}
@@ -152,6 +147,25 @@ func (d *Device) Seen(host peer.ID) []netip.AddrPort {
 		}
 	}
 	return nil
+}
+
+// Outside implements [agent.Swarm].
+func (d *Device) Outside() []peer.ID {
+	if n := d.node(); n != nil {
+		return n.Outside()
+	}
+	return nil
+}
+
+// node is the present way's libp2p node; nil: there is none.
+func (d *Device) node() *p2p.Node {
+	c := d.now()
+	if c == nil {
+		return nil
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.node
 }
 
 // UDPAddrs are the UDP addresses among multiaddrs at which QUIC listens with no relay
