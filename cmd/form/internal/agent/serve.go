@@ -105,6 +105,12 @@ func (s *server) count(by int) int {
 	return s.conns
 }
 
+func (s *server) idle() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.conns == 0
+}
+
 // watch stops the agent when it has had no connection for idle.
 func (s *server) watch(ctx context.Context, idle time.Duration) {
 	timer := time.NewTimer(idle)
@@ -114,7 +120,7 @@ func (s *server) watch(ctx context.Context, idle time.Duration) {
 		case <-ctx.Done():
 			return
 		case <-s.busy:
-			if timer.Stop(); s.count(0) == 0 {
+			if timer.Stop(); s.idle() {
 				timer.Reset(idle)
 			}
 		case <-timer.C:
