@@ -209,7 +209,7 @@ func writeInstance(w io.Writer, i api.Instance) {
 		[2]string{"generation", strconv.FormatUint(i.Generation, 10)},
 		[2]string{"wanted", fmt.Sprintf("%d replicas, %s", i.Desired.Replicas, i.Desired.Phase)},
 		[2]string{"vcpu", vcpu}, [2]string{"memory", size(i.Spec.MemoryBytes)}, [2]string{"disk", size(i.Spec.DiskBytes)},
-		[2]string{"expose", strings.Join(i.Spec.Expose, " ")}, [2]string{"region", i.Spec.Region},
+		[2]string{"expose", strings.Join(i.Spec.Expose, ", ")}, [2]string{"region", i.Spec.Region},
 		[2]string{"labels", strings.Join(labels, " ")}, [2]string{"partition", i.Spec.Partition},
 		[2]string{"voters", strings.Join(voters, " ")})
 	for _, o := range i.Omitted {

@@ -21,6 +21,7 @@ import (
 	"github.com/formthefog/formation/cmd/internal/api"
 	"github.com/formthefog/formation/cmd/internal/config"
 	"github.com/formthefog/formation/crdt"
+	"github.com/formthefog/formation/crdt/policy"
 	"github.com/formthefog/formation/crdt/stmt"
 	"github.com/formthefog/formation/store"
 )
@@ -227,7 +228,7 @@ func (w wishes) apply(s *crdt.Spec, id cid.Cid, root *store.Root, update bool) {
 	s.Partition = root.Run.Partition
 	s.Expose = nil
 	for _, p := range root.Run.Expose {
-		s.Expose = append(s.Expose, fmt.Sprintf("%d/%s", p.Port, p.Proto))
+		s.Expose = append(s.Expose, policy.Port{Number: p.Port, Proto: p.Proto, Public: p.Public}.String())
 	}
 	var gpus []string
 	for _, g := range root.Run.GPU {

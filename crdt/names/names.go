@@ -23,7 +23,6 @@ import (
 	"net/netip"
 	"slices"
 	"strconv"
-	"strings"
 
 	"github.com/formthefog/formation/crdt"
 	"github.com/formthefog/formation/crdt/policy"
@@ -180,18 +179,16 @@ func ofInstance(s State, cfg Config, spec *crdt.Spec, name string) []Name {
 	return out
 }
 
-// ports is SSH, and what the instance exposes ("8080/tcp"); what is not of that
-// form is left out.
+// ports is SSH, and what the instance exposes; what is not of that form is left
+// out.
 func ports(expose []string) []Port {
 	out := []Port{{"_ssh._tcp", 22}}
 	for _, e := range expose[:min(len(expose), maxPorts)] {
-		number, proto, _ := strings.Cut(e, "/")
-		n, err := strconv.ParseUint(number, 10, 16)
-		p := Port{"_" + number + "._" + proto, uint16(n)}
-		if err != nil || n == 0 || number[0] == '0' || proto != "tcp" && proto != "udp" || slices.Contains(out, p) {
-			continue
+		x, ok := policy.ParsePort(e)
+		p := Port{"_" + strconv.Itoa(x.Number) + "._" + x.Proto, uint16(x.Number)}
+		if ok && !slices.Contains(out, p) {
+			out = append(out, p)
 		}
-		out = append(out, p)
 	}
 	return out
 }

@@ -148,6 +148,21 @@ func parties(s State, owner stmt.Key) []Party {
 // Replicas returns those of an instance whose claims count, by slot, of a slot
 // that with the highest generation first. Two may say that they have one key.
 func Replicas(s Claims, spec crdt.Spec) []Party {
+	claims := counting(s, spec)
+	out := make([]Party, 0, len(claims))
+	for _, c := range claims {
+		key, ok := parseKey(c.MeshKey)
+		if !ok {
+			continue
+		}
+		out = append(out, Party{Key: key, Owner: spec.Owner, Name: spec.Name, Instance: spec.ID, Slot: c.Slot, Node: c.Node,
+			Address4: parseAddr(c.Address), Ready: c.Ready})
+	}
+	return out
+}
+
+// counting returns the claims of an instance that count, in the order of Replicas.
+func counting(s Claims, spec crdt.Spec) []*crdt.Claim {
 	all := s.Claims(spec.ID)
 	claims := make([]*crdt.Claim, 0, len(all))
 	for i := range all {
@@ -158,7 +173,7 @@ func Replicas(s Claims, spec crdt.Spec) []Party {
 	slices.SortFunc(claims, func(a, b *crdt.Claim) int {
 		return cmp.Or(cmp.Compare(a.Slot, b.Slot), cmp.Compare(b.Generation, a.Generation), bytes.Compare(b.Node[:], a.Node[:]))
 	})
-	out := make([]Party, 0, len(claims))
+	out := claims[:0]
 	slot, counted := -1, 0
 	lowest := map[stmt.Key]int{}
 	for _, c := range claims {
@@ -169,15 +184,9 @@ func Replicas(s Claims, spec crdt.Spec) []Party {
 		if c.Slot != slot {
 			slot, counted = c.Slot, 0
 		}
-		if counted++; counted > perSlot {
-			continue
+		if counted++; counted <= perSlot {
+			out = append(out, c)
 		}
-		key, ok := parseKey(c.MeshKey)
-		if !ok {
-			continue
-		}
-		out = append(out, Party{Key: key, Owner: spec.Owner, Name: spec.Name, Instance: spec.ID, Slot: c.Slot, Node: c.Node,
-			Address4: parseAddr(c.Address), Ready: c.Ready})
 	}
 	return out
 }

@@ -19,6 +19,7 @@ import (
 
 	"github.com/formthefog/formation/crdt"
 	"github.com/formthefog/formation/crdt/place"
+	"github.com/formthefog/formation/crdt/policy"
 	"github.com/formthefog/formation/fogvm"
 	"github.com/formthefog/formation/fogvm/guest"
 	"github.com/formthefog/formation/fogvm/reconcile/plan"
@@ -204,24 +205,22 @@ func guestConfig(s *crdt.Spec, root *store.Root, slot int) guest.Config {
 	return g
 }
 
-// ports joins the pack's ports with those the owner added ("8080/tcp").
+// ports joins the pack's ports with those the owner added. What is not of a port's
+// form is of another version's: the owner's CLI checks its own.
 func ports(pack []store.Port, owner []string) []guest.Port {
 	var out []guest.Port
 	for _, p := range pack {
 		out = append(out, guest.Port{Port: p.Port, Proto: p.Proto, Public: p.Public})
 	}
 	for _, word := range owner {
-		number, proto, ok := strings.Cut(word, "/")
-		n, err := strconv.Atoi(number)
-		if err != nil || n < 1 || n > 65535 {
-			continue // a statement of another version; the owner's CLI checks its own
+		if !strings.Contains(word, "/") {
+			word += "/tcp"
 		}
-		if !ok {
-			proto = "tcp"
+		x, ok := policy.ParsePort(word)
+		if !ok || slices.ContainsFunc(out, func(p guest.Port) bool { return p.Port == x.Number && p.Proto == x.Proto }) {
+			continue
 		}
-		if !slices.ContainsFunc(out, func(p guest.Port) bool { return p.Port == n && p.Proto == proto }) {
-			out = append(out, guest.Port{Port: n, Proto: proto})
-		}
+		out = append(out, guest.Port{Port: x.Number, Proto: x.Proto, Public: x.Public})
 	}
 	return out
 }
