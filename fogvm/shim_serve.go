@@ -58,6 +58,8 @@ func (s *shim) answer(ctx context.Context, c *lineConn) {
 		s.serveStatus(ctx, c)
 	case opDial:
 		s.serveRelay(c, func() (net.Conn, error) { return s.dial(ctx, req.Port) }, relay)
+	case opDialUDP:
+		s.serveRelay(c, func() (net.Conn, error) { return s.dialUDP(req.Port) }, relayDatagrams)
 	case opExec:
 		s.serveRelay(c, func() (net.Conn, error) { return s.exec(req.Exec) }, relayExec)
 	case opStop:
@@ -121,6 +123,16 @@ func (s *shim) dial(ctx context.Context, port int) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
 	return n.dial(ctx, port)
+}
+
+func (s *shim) dialUDP(port int) (net.Conn, error) {
+	s.mu.Lock()
+	n := s.net
+	s.mu.Unlock()
+	if n == nil {
+		return nil, ErrNotRunning
+	}
+	return n.dialUDP(port)
 }
 
 func (s *shim) connected() (*guest.Conn, error) {

@@ -81,6 +81,7 @@ type shimRequest struct {
 const (
 	opStatus    = "status"    // a line of JSON Status now and at each change
 	opDial      = "dial"      // the bytes of a TCP connection to guest port Port
+	opDialUDP   = "udp"       // datagrams to and from guest port Port, see relayDatagrams
 	opExec      = "exec"      // exec frames
 	opStop      = "stop"      // the connection closes when the shim has ended
 	opReboot    = "reboot"    // as stop, for the guest; the shim boots it again
@@ -144,7 +145,7 @@ var shimTimeout = 5 * time.Second
 // timeout bounds the wait for the reply; what follows it takes its time.
 func (r shimRequest) timeout() time.Duration {
 	switch r.Op {
-	case opDial, opExec, opReboot, opAuthorize, opSecrets, opMeshNews:
+	case opDial, opDialUDP, opExec, opReboot, opAuthorize, opSecrets, opMeshNews:
 		return shimTimeout + 25*time.Second // the guest's part
 	}
 	return shimTimeout

@@ -93,6 +93,13 @@ func (a *acceptance) accepts(owner stmt.Key) bool {
 	return a.policy.Operator && slices.Contains(a.operators, owner)
 }
 
+// operatorsNow are those that are known now.
+func (a *acceptance) operatorsNow() []stmt.Key {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return slices.Clone(a.operators)
+}
+
 // label tells the other nodes.
 func (a *acceptance) label() string {
 	a.mu.Lock()

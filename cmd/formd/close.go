@@ -39,6 +39,7 @@ func (d *formd) close() error {
 			errs = append(errs, d.state.Close())
 		}
 	}
+	errs = append(errs, d.sites.close())
 	if d.mesh.socket != nil {
 		errs = append(errs, d.mesh.socket.Close())
 	}

@@ -35,6 +35,7 @@ import (
 	"github.com/formthefog/formation/fogvm/reconcile"
 	"github.com/formthefog/formation/fogvm/reconcile/plan"
 	"github.com/formthefog/formation/p2p"
+	"github.com/formthefog/formation/p2p/fair"
 	"github.com/formthefog/formation/store"
 	"github.com/formthefog/formation/wg"
 )
@@ -124,6 +125,9 @@ type formd struct {
 	register  crdt.Node
 	warnings  []string
 
+	public *publicPorts
+	sites  *publicSites // nil: this node is no ingress
+
 	servers []server // HTTP, with their listeners
 	peers   *peerListener
 	ready   bool // run has begun: the parts close themselves
@@ -143,6 +147,7 @@ func (d *formd) open() error {
 		{"machines", d.openVMs},
 		{"reconciler", d.openReconciler},
 		{"api", d.openAPI},
+		{"ingress", d.openIngress},
 	}
 	for _, s := range steps {
 		if err := s.do(); err != nil {
@@ -312,6 +317,9 @@ func (d *formd) openReconciler() error {
 	d.register = crdt.Node{
 		Key: d.id.self(), Total: total, Labels: labels, Region: d.cfg.Region, Version: versionText(), Accel: accel,
 	}
+	if d.cfg.Ingress {
+		d.register.Labels[labelIngress] = labelOfIngress(d.cfg)
+	}
 	if d.register.Operators, err = d.id.named(d.cfg.Operator); err != nil {
 		return err
 	}
@@ -426,6 +434,8 @@ func (d *formd) openAPI() error {
 	d.node.Handle(api.Proto, d.peers.handle)
 	d.node.Handle(api.ProtoProxy, streams.proxy)
 	d.node.Handle(api.ProtoExec, streams.exec)
+	d.public = &publicPorts{vms: d.vms, view: d.state.View, streams: streams, places: fair.New(maxPublic, maxPublicOfOne)}
+	d.node.Handle(api.ProtoPublic, d.public.serve)
 	d.node.Handle(protoMesh, d.mesh.handler(func(p peer.ID) bool { return d.admission.stays(d.state.View(), p) }, refused.refuse))
 	return nil
 }
@@ -459,6 +469,9 @@ func (d *formd) serve(ctx context.Context) error {
 	above.Go(func() error { d.age(workCtx); return nil })
 	for _, s := range d.servers {
 		above.Go(func() error { return s.serve(workCtx) })
+	}
+	if d.sites != nil {
+		above.Go(func() error { return named("ingress", d.sites.run(workCtx, d.state.Watch(workCtx))) })
 	}
 	above.Go(func() error { return d.announce(workCtx) })
 	above.Go(func() error { // what runs below must not end before

@@ -63,6 +63,7 @@ var rules = []rule{
 	{"cmd/internal/spell", nil, "words only"},
 	{"cmd/internal/tree", []string{"cmd/internal/api", "cmd/internal/spell"}, "what was typed wrong, the same for form and formd"},
 	{"cmd/internal/config", []string{"crdt/stmt", "cmd/internal/spell"}, "parsing happens before anything is opened"},
+	{"cmd/internal/routes", []string{"crdt/...", "cmd/internal/ingress"}, "what is known, as an ingress takes it; touches nothing"},
 	{"cmd/internal/ingress", nil, "serves what it is told to; what that is replicas of, and how they are reached, is said by the caller"},
 	{"cmd/form-guest", []string{"fogvm/guest", "fogvm/guest/mesh"}, "the guest's binary is loaded into memory by every VM"},
 	{"docs", nil, "text that programs embed"},

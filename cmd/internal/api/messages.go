@@ -22,6 +22,9 @@ import (
 const (
 	// Proto is the bare libp2p protocol name the API is served on.
 	Proto = "api/1"
+	// ProtoPublic carries what strangers send to a public port of a guest
+	// (PublicRequest first), from the node where they came in.
+	ProtoPublic = "public/1"
 	// ProtoProxy carries raw bytes to a guest's TCP port (ProxyRequest first).
 	ProtoProxy = "proxy/1"
 	// ProtoExec carries a command's standard streams (ExecRequest first).

@@ -18,6 +18,18 @@ type ProxyRequest struct {
 	Port     int    `json:"port"` // guest TCP port, 1–65535
 }
 
+// PublicRequest opens a ProtoPublic stream on the replica's host, which takes it
+// from nodes of the network, for ports that the instance offers to everybody.
+// After a StreamReply with OK set both sides are raw bytes for TCP, with
+// half-close; for UDP datagrams, each with its length in two bytes, big endian,
+// before it.
+type PublicRequest struct {
+	Instance string `json:"instance"`
+	Slot     int    `json:"slot"`
+	Port     int    `json:"port"`
+	Proto    string `json:"proto"` // "tcp" or "udp"
+}
+
 // ExecRequest opens a ProtoExec stream on the replica's host. After a
 // StreamReply with OK set the bytes are the framed standard streams of package
 // fogvm/guest.
@@ -27,7 +39,7 @@ type ExecRequest struct {
 	Exec     json.RawMessage `json:"exec"` // a guest.ExecRequest
 }
 
-// StreamReply answers a ProxyRequest or ExecRequest.
+// StreamReply answers a ProxyRequest, PublicRequest or ExecRequest.
 type StreamReply struct {
 	OK    bool   `json:"ok"`
 	Error string `json:"error,omitempty"`

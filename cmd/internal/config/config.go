@@ -51,15 +51,23 @@ type Config struct {
 	Bridge    string   `toml:"bridge"`    // bridge of vm-net=bridge
 	// AllowEgress are networks that guests reach beside the public internet.
 	AllowEgress []string `toml:"allow-egress"`
-	Mesh        string   `toml:"mesh"`      // this machine's own interface on formnet: auto, kernel, userspace or off
-	MeshPort    int      `toml:"mesh-port"` // 0: as Listen's UDP port
-	CPUs        int      `toml:"cpus"`      // offered cores; 0: all of the machine
-	Memory      Size     `toml:"memory"`    // offered bytes; 0: what the machine can spare
-	Disk        Size     `toml:"disk"`      // offered bytes; 0: what the data directory's disk can spare
-	Label       []string `toml:"label"`     // K=V
-	Region      string   `toml:"region"`
-	Accept      []string `toml:"accept"`   // whose instances may run here; empty: operator, or members after a join
-	Operator    []string `toml:"operator"` // owner keys of whoever runs this node
+	// Ingress serves public sites and ports of instances to everybody.
+	Ingress       bool     `toml:"ingress"`
+	IngressHTTP   string   `toml:"ingress-http"`   // host:port, or off
+	IngressHTTPS  string   `toml:"ingress-https"`  // host:port, or off
+	IngressDomain []string `toml:"ingress-domain"` // DNS names under which sites are served
+	IngressACME   string   `toml:"ingress-acme"`   // directory URL of an ACME authority, or internal
+	IngressEmail  string   `toml:"ingress-email"`  // for that authority
+	IngressPorts  string   `toml:"ingress-ports"`  // LOW-HIGH of plain ports; empty: none
+	Mesh          string   `toml:"mesh"`           // this machine's own interface on formnet: auto, kernel, userspace or off
+	MeshPort      int      `toml:"mesh-port"`      // 0: as Listen's UDP port
+	CPUs          int      `toml:"cpus"`           // offered cores; 0: all of the machine
+	Memory        Size     `toml:"memory"`         // offered bytes; 0: what the machine can spare
+	Disk          Size     `toml:"disk"`           // offered bytes; 0: what the data directory's disk can spare
+	Label         []string `toml:"label"`          // K=V
+	Region        string   `toml:"region"`
+	Accept        []string `toml:"accept"`   // whose instances may run here; empty: operator, or members after a join
+	Operator      []string `toml:"operator"` // owner keys of whoever runs this node
 
 	TakeoverDelay Duration `toml:"takeover-delay"` // how long a dead node's slot waits; 0: 10 s
 	// RebalanceAfter is how long another node must be preferred before a replica
@@ -75,6 +83,13 @@ type Config struct {
 // DefaultPort is where libp2p listens unless told otherwise, TCP and UDP, as
 // the seed's documentation has it.
 const DefaultPort = 51820
+
+// LetsEncrypt is the ACME directory that certificates come from unless told
+// otherwise; Internal is an authority of the node's own.
+const (
+	LetsEncrypt = "https://acme-v02.api.letsencrypt.org/directory"
+	Internal    = "internal"
+)
 
 // DefaultWeb is the read-only HTTP API's address, as the seed has it.
 const DefaultWeb = "127.0.0.1:3002"
@@ -100,6 +115,9 @@ func Default(env Env) Config {
 		Bridge:         "br0",
 		Mesh:           "auto",
 		RebalanceAfter: Duration(5 * time.Minute),
+		IngressHTTP:    "0.0.0.0:80",
+		IngressHTTPS:   "0.0.0.0:443",
+		IngressACME:    LetsEncrypt,
 		LogFormat:      "text",
 		LogLevel:       "info",
 	}
@@ -256,6 +274,7 @@ func (c Config) Validate() error {
 			bad(key, "%v", err)
 		}
 	}
+	c.validateIngress(bad)
 	oneOf("accel", c.Accel, "auto", "kvm", "tcg")
 	oneOf("vm-driver", c.VMDriver, "qemu", "fake")
 	// What this version does not do yet is refused here, before anything is made.

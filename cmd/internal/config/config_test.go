@@ -223,7 +223,7 @@ func TestEncodeLoads(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, p := range []*[]string{&got.Listen, &got.Bootstrap, &got.Accept, &got.AllowEgress, &got.Operator} {
+	for _, p := range []*[]string{&got.Listen, &got.Bootstrap, &got.Accept, &got.AllowEgress, &got.IngressDomain, &got.Operator} {
 		if len(*p) == 0 {
 			*p = nil
 		}
