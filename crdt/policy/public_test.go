@@ -4,8 +4,6 @@ import (
 	"fmt"
 	"testing"
 
-	"pgregory.net/rapid"
-
 	"github.com/formthefog/formation/crdt"
 )
 
@@ -82,10 +80,13 @@ func TestServing(t *testing.T) {
 }
 
 // What is read is written the same, and nothing else is read.
-func TestPortText(t *testing.T) {
-	rapid.Check(t, func(t *rapid.T) {
-		word := rapid.StringMatching(`[0-9]{0,6}/?(tcp|udp|sctp)?( public)?.?`).Draw(t, "word")
-		if p, ok := ParsePort(word); ok && p.String() != word {
+func FuzzParsePort(f *testing.F) {
+	for _, word := range []string{"8080/tcp", "53/udp public", "08/tcp", "80/tcp  public", "65536/udp", "+1/tcp"} {
+		f.Add(word)
+	}
+	f.Fuzz(func(t *testing.T, word string) {
+		p, ok := ParsePort(word)
+		if ok && (p.String() != word || p.Number < 1 || p.Number > 65535 || p.Proto != "tcp" && p.Proto != "udp") {
 			t.Fatalf("%q is read as %q", word, p)
 		}
 	})

@@ -197,3 +197,25 @@ func TestDatagrams(t *testing.T) {
 		t.Error("a datagram that is too long")
 	}
 }
+
+// Whatever comes is datagrams that are written as they came, and then an end.
+func FuzzDatagrams(f *testing.F) {
+	f.Add([]byte("\x00\x01a\x00\x00\x00\x02bc"))
+	f.Add([]byte("\xff\xffabc"))
+	f.Fuzz(func(t *testing.T, stream []byte) {
+		r, buf := bytes.NewReader(stream), make([]byte, MaxDatagram)
+		var again bytes.Buffer
+		for {
+			n, err := ReadDatagram(r, buf)
+			if err != nil {
+				break
+			}
+			if err := WriteDatagram(&again, buf[:n]); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if !bytes.HasPrefix(stream, again.Bytes()) {
+			t.Fatalf("%x is written as %x", stream, again.Bytes())
+		}
+	})
+}
