@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -50,6 +51,7 @@ type proc struct {
 	stderr *lockedBuffer
 	local  *api.Client       // over its unix socket
 	ns     *wgtest.Namespace // in which it runs; nil: this one
+	wrap   []string          // what starts it there
 }
 
 type lockedBuffer struct {
@@ -104,7 +106,7 @@ func (p *proc) start() *proc {
 	p.t.Helper()
 	p.cmd = exec.Command(os.Args[0], p.args...)
 	if p.ns != nil { // ip becomes what it runs: the process is formd's
-		p.cmd = p.ns.Command(context.Background(), append([]string{os.Args[0]}, p.args...)...)
+		p.cmd = p.ns.Command(context.Background(), slices.Concat(p.wrap, []string{os.Args[0]}, p.args)...)
 	}
 	p.cmd.Env = append(os.Environ(), "FORMD_TEST_MAIN=1", "HOME="+p.dir, "XDG_CONFIG_HOME="+p.dir, "GOCOVERDIR="+p.dir)
 	p.stderr = &lockedBuffer{}

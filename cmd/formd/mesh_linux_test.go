@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -103,5 +104,33 @@ func TestNodesOnTheMesh(t *testing.T) {
 		if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
 			t.Errorf("left behind: %s (%v)", path, err)
 		}
+	}
+}
+
+// Without the right to make an interface the machine has none, and says so once;
+// who insists on one is refused.
+func TestWithoutTheRightToAnInterface(t *testing.T) {
+	ns := wgtest.NewNamespace(t, "plain")
+	bare := []string{"setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin"}
+	p := newProcIn(t, ns, "--mesh", "auto")
+	p.wrap = bare
+	p.start()
+	m, err := p.local.Mesh(t.Context())
+	if err != nil || m.Interface != "" || !strings.Contains(m.Reason, "not permitted") || m.Port != 4001 {
+		t.Errorf("%+v, %v", m, err)
+	}
+	checks, err := p.local.Doctor(t.Context())
+	if i := slices.IndexFunc(checks, func(c api.Check) bool { return c.Name == "mesh" }); err != nil || i < 0 || checks[i].State != "ok" || !strings.Contains(checks[i].Fix, "CAP_NET_ADMIN") {
+		t.Errorf("doctor says %+v, %v", checks, err)
+	}
+	if code := p.terminate(); code != api.ExitOK {
+		t.Errorf("exit %d", code)
+	}
+	q := newProcIn(t, ns)
+	cmd := ns.Command(t.Context(), slices.Concat(bare, []string{os.Args[0]}, q.args)...)
+	cmd.Env = append(os.Environ(), "FORMD_TEST_MAIN=1", "HOME="+q.dir)
+	out, _ := cmd.CombinedOutput() // the exit code is looked at
+	if code := cmd.ProcessState.ExitCode(); code != api.ExitNotAllowed || !strings.Contains(string(out), "hint: run formd as root") {
+		t.Errorf("exit %d: %s", code, out)
 	}
 }
