@@ -8,7 +8,6 @@ import (
 	"maps"
 	"net"
 	"net/netip"
-	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -213,14 +212,10 @@ func (n *meshNames) follow(ctx context.Context, dead func() map[stmt.Key]time.Du
 // ask has this machine ask here about the mesh's names, until ctx ends.
 func (n *meshNames) ask(ctx context.Context) {
 	want := splitdns.Want{Interface: n.iface, Servers: []netip.Addr{n.local}, Domains: append([]string{names.Zone}, reverseDomains(n.space)...)}
-	if !sameNetworkAsInit() {
-		n.say("ok", fmt.Sprintf("answered at %s; the machine's resolver is of another network namespace and was left alone", n.local), "")
-		return
-	}
 	by, err := n.resolver.Set(ctx, want)
 	switch {
 	case errors.Is(err, splitdns.ErrUnsupported):
-		n.say("ok", fmt.Sprintf("answered at %s; this machine does not ask there: %v", n.local, splitdns.ErrUnsupported), splitdns.Manual(want))
+		n.say("ok", fmt.Sprintf("answered at %s; this machine does not ask there: %v", n.local, err), splitdns.Manual(want))
 		return
 	case err != nil:
 		n.log.Warn("this machine does not ask the mesh about its names", "err", err)
@@ -294,12 +289,4 @@ func reverseDomains(space wg.Space) []string {
 		out = append(out, strings.Join(slices.Delete(labels, 0, (p.Addr().BitLen()-p.Bits())/label), "."))
 	}
 	return out
-}
-
-// sameNetworkAsInit says whether the machine's resolver serves the network that
-// this process is in. Where that cannot be seen it is taken for granted.
-func sameNetworkAsInit() bool {
-	mine, err1 := os.Readlink("/proc/self/ns/net")
-	init, err2 := os.Readlink("/proc/1/ns/net")
-	return err1 != nil || err2 != nil || mine == init
 }

@@ -93,9 +93,6 @@ func (p *proc) doctor() []api.Check {
 
 // The machine asks as long as formd runs, and no longer.
 func TestMachineAsks(t *testing.T) {
-	if !sameNetworkAsInit() {
-		t.Skip("in a network namespace of its own")
-	}
 	dir := t.TempDir()
 	calls := filepath.Join(dir, "calls")
 	script := fmt.Sprintf("#!/bin/sh\nwhile read -r l; do in=\"$in <$l>\"; done\necho \"$*$in\" >>%s\necho 'nameserver 10.128.0.53' >%s/resolv.conf\n", calls, dir)
@@ -120,7 +117,11 @@ func TestMachineAsks(t *testing.T) {
 	done := make(chan struct{})
 	go func() { n.ask(ctx); close(done) }()
 	within(t, 10*time.Second, "resolvconf is told", func() error {
-		if c := n.doctor(); c.State != "ok" || !strings.Contains(c.Detail, "resolvconf asks 10.128.0.53 about dev.formation.cloud") {
+		c := n.doctor()
+		if strings.Contains(c.Detail, "another network namespace") {
+			t.Skip(c.Detail)
+		}
+		if c.State != "ok" || !strings.Contains(c.Detail, "resolvconf asks 10.128.0.53 about dev.formation.cloud") {
 			return fmt.Errorf("%+v", c)
 		}
 		return nil

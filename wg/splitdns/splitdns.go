@@ -5,7 +5,8 @@
 // resolvconf (openresolv or Debian's). Where there is neither nothing is done, and
 // [Manual] says what somebody can do.
 //
-// Guarantees: /etc/resolv.conf is never written here; what is set is in a file
+// Guarantees: /etc/resolv.conf is never written here; the machine's resolver is
+// left alone by a process in a network namespace that is not init's; what is set is in a file
 // before it is set, so that [Resolver.Undo] takes it back, also what a process set
 // that was killed; what turns out to have no effect is taken back at once.
 //
@@ -87,9 +88,14 @@ func New(cfg Config) (*Resolver, error) {
 	return &Resolver{cfg}, nil
 }
 
-// ErrUnsupported says that nobody here can ask two servers about two kinds of
-// names.
-var ErrUnsupported = errors.New("neither systemd-resolved nor resolvconf looks after this machine's resolver")
+// ErrUnsupported says that nobody here can be told to ask two servers about two
+// kinds of names, or nobody of this network.
+var ErrUnsupported = errors.New("this machine's resolver cannot be told")
+
+var (
+	errNobody    = fmt.Errorf("%w: neither systemd-resolved nor resolvconf looks after it", ErrUnsupported)
+	errElsewhere = fmt.Errorf("%w: it serves another network namespace than this process's", ErrUnsupported)
+)
 
 // Manual is what somebody can do where [ErrUnsupported] is the answer.
 func Manual(w Want) string {
@@ -110,6 +116,9 @@ func (r *Resolver) Set(ctx context.Context, w Want) (by string, err error) {
 	if err := r.Undo(ctx); err != nil {
 		return "", err
 	}
+	if !sameNetworkAsInit() {
+		return "", fmt.Errorf("splitdns: %w", errElsewhere)
+	}
 	var failed []error
 	for _, m := range methods {
 		if !m.there(ctx, r.cfg.Etc) {
@@ -122,7 +131,7 @@ func (r *Resolver) Set(ctx context.Context, w Want) (by string, err error) {
 		failed = append(failed, fmt.Errorf("splitdns: %s: %w", m.name, err))
 	}
 	if len(failed) == 0 {
-		failed = append(failed, fmt.Errorf("splitdns: %w", ErrUnsupported))
+		failed = append(failed, fmt.Errorf("splitdns: %w", errNobody))
 	}
 	return "", errors.Join(failed...)
 }
@@ -266,4 +275,25 @@ func nameservers(etc string) []string {
 		}
 	}
 	return out
+}
+
+// sameNetworkAsInit says whether the machine's resolver serves the network that
+// this process is in: init's, or where that cannot be seen none that has a name.
+func sameNetworkAsInit() bool {
+	const own = "/proc/thread-self/ns/net"
+	mine, err1 := os.Readlink(own)
+	init, err2 := os.Readlink("/proc/1/ns/net")
+	if err1 == nil && err2 == nil {
+		return mine == init
+	}
+	self, err := os.Stat(own)
+	if err != nil {
+		return true // there are no namespaces
+	}
+	// What cannot be listed names none.
+	named, _ := filepath.Glob("/run/netns/*")
+	return !slices.ContainsFunc(named, func(path string) bool {
+		other, err := os.Stat(path)
+		return err == nil && os.SameFile(self, other)
+	})
 }

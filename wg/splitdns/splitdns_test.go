@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/formthefog/formation/wg/wgtest"
 )
 
 // machine is a folder of fake commands that write down how they are called, and
@@ -109,7 +111,7 @@ func TestSet(t *testing.T) {
 		{name: "resolved before resolvconf", commands: map[string]string{"resolvectl": "", "resolvconf": first}, etc: map[string]string{"resolv.conf": "nameserver 127.0.0.53\n"},
 			by: "systemd-resolved", calls: resolved, undo: "resolvectl revert lo"},
 		{name: "resolved that nobody asks", commands: map[string]string{"resolvectl": ""}, etc: map[string]string{"resolv.conf": "nameserver 192.0.2.1\n", "nsswitch.conf": "hosts: files dns\n#hosts: resolve\n"},
-			err: "splitdns: " + ErrUnsupported.Error(), calls: strings.TrimSpace(asked)},
+			err: "splitdns: " + errNobody.Error(), calls: strings.TrimSpace(asked)},
 		{name: "resolved that does not run", commands: map[string]string{"resolvectl": "exit 1", "resolvconf": first}, etc: map[string]string{"resolv.conf": "nameserver 127.0.0.53\n"},
 			by: "resolvconf", calls: asked + added, undo: "resolvconf -d tun0.lo"},
 		{name: "resolved that refuses", commands: map[string]string{"resolvectl": `case "$1" in domain) echo denied; exit 1;; esac`, "resolvconf": first}, etc: map[string]string{"resolv.conf": "nameserver 127.0.0.53\n"},
@@ -119,7 +121,7 @@ func TestSet(t *testing.T) {
 			err: "splitdns: resolvconf: it puts other servers before 10.128.0.53: 192.0.2.1", calls: added + "\nresolvconf -d tun0.lo"},
 		{name: "resolvconf that fails", commands: map[string]string{"resolvconf": `case "$1" in -a) echo broken; exit 3;; esac`},
 			err: "splitdns: resolvconf: resolvconf -a tun0.lo: exit status 3: broken", calls: added + "\nresolvconf -d tun0.lo"},
-		{name: "nobody", err: "splitdns: " + ErrUnsupported.Error()},
+		{name: "nobody", err: "splitdns: " + errNobody.Error()},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			m := newMachine(t, tt.commands)
@@ -183,6 +185,23 @@ func TestRecordsThatCannotBe(t *testing.T) {
 		if _, err := m.set(); err == nil || m.calls() != "" || !m.remembers() {
 			t.Errorf("%.60q: %v", text, err)
 		}
+	}
+}
+
+// A process in a network of its own leaves the machine's resolver alone.
+func TestInANamespace(t *testing.T) {
+	if os.Getenv("FORMATION_SPLITDNS_INSIDE") != "" {
+		m := newMachine(t, map[string]string{"resolvconf": first})
+		if by, err := m.set(); !errors.Is(err, ErrUnsupported) || by != "" || m.calls() != "" || m.remembers() {
+			t.Errorf("set by %q: %v", by, err)
+		}
+		return
+	}
+	ns := wgtest.NewNamespace(t, "splitdns")
+	cmd := ns.Command(t.Context(), os.Args[0], "-test.run=^TestInANamespace$")
+	cmd.Env = append(os.Environ(), "FORMATION_SPLITDNS_INSIDE=1")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Errorf("%v: %s", err, out)
 	}
 }
 
