@@ -62,6 +62,11 @@ func TestE2ELine(t *testing.T) {
 			guestFacts(t, me)
 		}
 	})
+	step("a guest knows its owner's names", func(t *testing.T) {
+		if virtual(t) {
+			f.namesInGuests(t, me)
+		}
+	})
 	step("a secret reaches the replicas", func(t *testing.T) {
 		me.with(secretValue+"\n").must("secret", "set", "hello-server", "DB_PASSWORD", "--env")
 		if out := me.must("secret", "ls", "hello-server", "--json"); !strings.Contains(out, `"DB_PASSWORD"`) || strings.Contains(out, secretValue) {
@@ -148,6 +153,32 @@ func (f *fleet) bothAnswer(t *testing.T, u user, not *member) {
 	})
 	for slot := range 2 {
 		f.eventually(30*time.Second, fmt.Sprintf("replica %d to answer", slot), func() error { return f.answers(u, slot) })
+	}
+}
+
+// namesInGuests resolves names by the C library of both guests.
+func (f *fleet) namesInGuests(t *testing.T, u user) {
+	const name = "hello-server.dev.formation.cloud"
+	for slot := range 2 {
+		f.eventually(2*time.Minute, "names in the guest", func() error {
+			var want []string
+			for _, r := range u.instance("hello-server").Replicas {
+				if r.Address == nil || r.Address6 == nil {
+					return fmt.Errorf("replica %d has no address", r.Slot)
+				}
+				want = append(want, *r.Address, *r.Address6)
+			}
+			out, talk, code := u.run("ssh", fmt.Sprintf("bigdog@hello-server/%d", slot), "--",
+				"getent ahosts "+name+" | cut -d' ' -f1 | sort -u; getent hosts "+want[0])
+			lines := strings.Split(strings.TrimSpace(out), "\n")
+			got := lines[:len(lines)-1]
+			slices.Sort(got)
+			slices.Sort(want)
+			if code != 0 || !slices.Equal(got, want) || !strings.HasSuffix(lines[len(lines)-1], "."+name) {
+				return fmt.Errorf("exit %d, %q, want %q\n%s", code, out, want, talk)
+			}
+			return nil
+		})
 	}
 }
 
