@@ -291,12 +291,12 @@ func (a *app) dialReplica(ctx context.Context, c *swarm.Conn, i api.Instance, r 
 	case ctx.Err() != nil:
 		return nil, ctx.Err()
 	case errors.Is(err, agent.ErrRefused) && a.via == viaMesh:
-		return nil, cli.Errorf(api.ExitFailed, "nothing listens on port %d of %s/%d", port, i.Name, r.Slot).
-			Hint("the mesh reaches what listens on IPv6 too (::); by its host: --via stream")
+		return nil, cli.Errorf(api.ExitFailed, "nothing listens on port %d of %s/%d on the mesh", port, i.Name, r.Slot).
+			Hint("what listens on another address is reached by its host: --via stream")
 	case a.via == viaMesh:
 		return nil, meshError(i, r, err)
 	}
-	// Refused as well: a program may listen on IPv4 alone, where streams end.
+	// Refused as well: a program may listen where streams end, and not on the mesh.
 	a.logger().Debug("no mesh: by a stream", "err", err)
 	return stream()
 }

@@ -74,7 +74,7 @@ func (h *home) hosts(id string) *meshGuest {
 	if err != nil {
 		t.Fatal(err)
 	}
-	g.Guest = wgtest.NewGuest(t, key, []netip.Addr{g.address}, func(b []byte, to netip.AddrPort) { c.Send("guest", b, to) })
+	g.Guest = wgtest.NewGuest(t, key, []netip.Addr{g.address, g.address4}, func(b []byte, to netip.AddrPort) { c.Send("guest", b, to) })
 	c.Stations([32]byte{}, map[string]carrier.Station{"guest": {Public: public, Deliver: g.Deliver}})
 	g.cut = func() { c.Stations([32]byte{}, nil) }
 	ctx, cancel := context.WithCancel(context.Background())
@@ -111,7 +111,8 @@ func (h *home) hosts(id string) *meshGuest {
 func (g *meshGuest) follow(space wg.Space, parties []policy.Party) error {
 	var changes []wgtypes.PeerConfig
 	for _, p := range parties {
-		changes = append(changes, wgtypes.PeerConfig{PublicKey: wg.Key(p.Key), ReplaceAllowedIPs: true, AllowedIPs: wgtest.Routes(space.Address6(p.Identity()))})
+		own := []netip.Addr{space.Address6(p.Identity()), space.Candidate4(p.Identity(), 0)}
+		changes = append(changes, wgtypes.PeerConfig{PublicKey: wg.Key(p.Key), ReplaceAllowedIPs: true, AllowedIPs: wgtest.Routes(own...)})
 	}
 	return g.Configure(changes)
 }

@@ -59,7 +59,7 @@ type wgConfig struct {
 	Device     stmt.Key `json:"device"`
 	Name       string   `json:"name,omitempty"`
 	PrivateKey string   `json:"private_key,omitempty"`
-	Address    string   `json:"address"`
+	Addresses  []string `json:"addresses"`
 	MTU        int      `json:"mtu"`
 	Peers      []wgPeer `json:"peers"` // never null
 }
@@ -140,9 +140,12 @@ func (a *app) wgConfig(ctx context.Context, c *swarm.Conn, owner stmt.Key, d crd
 	if err != nil {
 		return wgConfig{}, err
 	}
-	v := wgConfig{Device: d.Key, Name: d.Name, Address: id.Address(space).String() + "/128", MTU: agent.MTU, Peers: []wgPeer{}}
+	v := wgConfig{Device: d.Key, Name: d.Name, Addresses: []string{id.Address(space).String() + "/128", id.Address4(space).String() + "/32"}, MTU: agent.MTU, Peers: []wgPeer{}}
 	for _, p := range known.Peers {
 		peer := wgPeer{Name: fmt.Sprintf("%s/%d", p.Name, p.Slot), PublicKey: wg.Key(p.Key).String(), AllowedIPs: []string{p.Address6.String() + "/128"}}
+		if p.Address4.IsValid() {
+			peer.AllowedIPs = append(peer.AllowedIPs, p.Address4.String()+"/32")
+		}
 		if peer.Endpoint = endpoint(p, nodes); peer.Endpoint == "" {
 			a.p.Warn("%s: its host %s says no UDP address, so it is not reached before it reaches out", peer.Name, short(p.Node))
 		}
@@ -181,7 +184,7 @@ func usable(at netip.AddrPort) bool {
 // String is the configuration as wg-quick reads it.
 func (v wgConfig) String() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "# Formation device %s %s\n[Interface]\nPrivateKey = %s\nAddress = %s\nMTU = %d\n", v.Name, v.Device, v.PrivateKey, v.Address, v.MTU)
+	fmt.Fprintf(&b, "# Formation device %s %s\n[Interface]\nPrivateKey = %s\nAddress = %s\nMTU = %d\n", v.Name, v.Device, v.PrivateKey, strings.Join(v.Addresses, ", "), v.MTU)
 	return b.String() + v.peers()
 }
 

@@ -72,15 +72,15 @@ func (a *app) join(ctx context.Context, l launch, o joinOptions, ready func(join
 	return errors.Join(g.Wait(), device.Close())
 }
 
-// open makes the interface. Peers reach what is for its address alone, and ask for
+// open makes the interface. Peers reach what is for its addresses alone, and ask for
 // nothing there unless they may: who runs a replica's host can be the replica.
-func (o joinOptions) open(own netip.Addr) (tun.Device, error) {
+func (o joinOptions) open(own []netip.Addr) (tun.Device, error) {
 	d, err := tun.CreateTUN(o.name, agent.MTU)
 	if err != nil {
 		return nil, err
 	}
 	only := &embedded.Only{Device: d}
-	only.Set([]netip.Addr{own})
+	only.Set(own)
 	if o.incoming {
 		return only, nil
 	}
@@ -93,7 +93,7 @@ func (n *network) up(ctx context.Context, l launch, resolver bool, g *errgroup.G
 		return err
 	}
 	scope := names.Label(l.Owner)
-	n.names, err = dns.New(dns.Config{Zone: names.Zone, Reverse: []netip.Prefix{n.mesh.Space().Prefix6()}, Scope: func(netip.Addr) string { return scope }})
+	n.names, err = dns.New(dns.Config{Zone: names.Zone, Reverse: []netip.Prefix{n.mesh.Space().Prefix4(), n.mesh.Space().Prefix6()}, Scope: func(netip.Addr) string { return scope }})
 	if err != nil {
 		return err
 	}
@@ -171,9 +171,11 @@ func (n *network) follow(ctx context.Context) error {
 // apply gives the interface its address and the routes to the peers.
 func (n *network) apply() error {
 	peers, _ := n.mesh.Peers() // what is wrong with them is logged where it is found
-	c := link.Config{Name: n.name, MTU: agent.MTU, Addresses: []netip.Addr{n.mesh.Address()}, Prefixes: []netip.Prefix{n.mesh.Space().Prefix6()}}
+	c := link.Config{Name: n.name, MTU: agent.MTU, Addresses: n.mesh.Addresses(), Prefixes: []netip.Prefix{n.mesh.Space().Prefix6(), n.mesh.Space().Prefix4()}}
 	for _, p := range peers {
-		c.Peers = append(c.Peers, p.Address6)
+		if c.Peers = append(c.Peers, p.Address6); p.Address4.IsValid() {
+			c.Peers = append(c.Peers, p.Address4)
+		}
 	}
 	inTheWay, err := link.Set(c)
 	if err == nil && len(inTheWay) > 0 && !n.way {

@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -30,6 +31,7 @@ import (
 type testNode struct {
 	Peer    string     // its multiaddr
 	Guest   netip.Addr // which answers HTTP on port 80
+	Guest4  netip.Addr // the same
 	Owner   stmt.Key
 	KeyFile string
 }
@@ -44,19 +46,18 @@ func TestHelperNode(t *testing.T) {
 	h := newHome(t)
 	h.daemon.ip = ip
 	g := h.hosts(h.ships(crdt.Spec{Name: "hello", Replicas: 1}))
-	l, err := g.Net.ListenTCPAddrPort(netip.AddrPortFrom(g.address, 80))
-	if err != nil {
-		t.Fatal(err)
-	}
 	srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		_, _ = io.WriteString(w, "hello over the mesh") // the other end judges
 	})}
-	ended := make(chan struct{})
-	go func() {
-		defer close(ended)
-		_ = srv.Serve(l) // ends with Close
-	}()
-	b, err := json.Marshal(testNode{Peer: h.daemon.addrs[0], Guest: g.address, Owner: stmt.KeyOf(h.owner), KeyFile: os.Getenv("FORM_KEY_FILE")})
+	var serving sync.WaitGroup
+	for _, a := range []netip.Addr{g.address, g.address4} {
+		l, err := g.Net.ListenTCPAddrPort(netip.AddrPortFrom(a, 80))
+		if err != nil {
+			t.Fatal(err)
+		}
+		serving.Go(func() { _ = srv.Serve(l) }) // ends with Close
+	}
+	b, err := json.Marshal(testNode{Peer: h.daemon.addrs[0], Guest: g.address, Guest4: g.address4, Owner: stmt.KeyOf(h.owner), KeyFile: os.Getenv("FORM_KEY_FILE")})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -65,7 +66,7 @@ func TestHelperNode(t *testing.T) {
 		t.Error(err)
 	}
 	_ = srv.Close()
-	<-ended
+	serving.Wait()
 }
 
 // laptop is a machine in a namespace of its own, one cable away from a node with a
@@ -254,6 +255,7 @@ func TestNetConfigForStandardClients(t *testing.T) {
 	}
 	quick("up")
 	l.fetches("[" + l.node.Guest.String() + "]")
+	l.fetches(l.node.Guest4.String())
 	if shown := l.ns.Run("wg", "show", name, "latest-handshakes"); strings.HasSuffix(strings.TrimSpace(shown), "\t0") {
 		t.Errorf("no handshake: %s", shown)
 	}
@@ -285,6 +287,7 @@ func TestNetJoin(t *testing.T) {
 			l.joins(args, ended)
 		}
 		l.fetches("[" + l.node.Guest.String() + "]")
+		l.fetches(l.node.Guest4.String())
 		if shown := l.ns.Run("wg", "show", name, "latest-handshakes"); strings.HasSuffix(strings.TrimSpace(shown), "\t0") {
 			t.Errorf("no handshake: %s", shown)
 		}
@@ -298,8 +301,8 @@ func TestNetJoin(t *testing.T) {
 			if strings.TrimSpace(got) != l.node.Guest.String() {
 				t.Errorf("%s is %q, want %s", host, got, l.node.Guest)
 			}
-			if got := l.ns.Run("dig", "+short", "+time=5", "@"+server, host+"."+names.Zone, "A"); strings.TrimSpace(got) != "" {
-				t.Errorf("%s has the IPv4 address %q, which this device cannot reach", host, got)
+			if got := l.ns.Run("dig", "+short", "+time=5", "@"+server, host+"."+names.Zone, "A"); strings.TrimSpace(got) != l.node.Guest4.String() {
+				t.Errorf("%s has the IPv4 address %q, want %s", host, got, l.node.Guest4)
 			}
 		}
 		if out := l.must("net", "leave"); out != "left\n" {

@@ -154,7 +154,7 @@ func TestJoin(t *testing.T) {
 	}
 	lines := []string{
 		fmt.Sprintf("%s [%s %s] at 198.18.0.7:51820\n", text(meshKey("guest-two"))[:6], space.Candidate4(two, 1), space.Address6(two)),
-		fmt.Sprintf("%s [%s]\n", text(meshKey("laptop"))[:6], space.Address6(laptop)),
+		fmt.Sprintf("%s [%s %s]\n", text(meshKey("laptop"))[:6], space.Candidate4(laptop, 0), space.Address6(laptop)),
 	}
 	slices.Sort(lines)
 	b.device(strings.Join(lines, ""))

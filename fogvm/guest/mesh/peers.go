@@ -1,6 +1,7 @@
 package mesh
 
 import (
+	"math"
 	"net/netip"
 
 	"github.com/formthefog/formation/crdt"
@@ -16,7 +17,8 @@ func (p Pin) identity() []byte {
 
 // addresses are those of the guest and of its peers: the IPv6 address that is
 // somebody's own, and of IPv4 what was claimed by who may, each one's once. rank
-// orders nodes by when the network admitted them.
+// orders nodes by when the network admitted them. Devices claim nothing: each has its
+// first candidate, unless somebody else does.
 func addresses(space wg.Space, pin Pin, own crdt.Claim, parties []policy.Party, rank func(stmt.Key) uint64) (self []netip.Addr, peers [][]netip.Addr) {
 	all := []policy.Party{{Instance: pin.Instance, Slot: pin.Slot, Node: pin.Node}}
 	if a, err := netip.ParseAddr(own.Address); err == nil {
@@ -26,6 +28,10 @@ func addresses(space wg.Space, pin Pin, own crdt.Claim, parties []policy.Party, 
 	claims := make([]wg.Claim, len(all))
 	for i, p := range all {
 		claims[i] = wg.Claim{Address: p.Address4, Identity: p.Identity(), Admitted: rank(p.Node)}
+		if !p.Device.IsZero() {
+			all[i].Address4 = space.Candidate4(p.Identity(), 0)
+			claims[i].Address, claims[i].Admitted = all[i].Address4, math.MaxUint64
+		}
 	}
 	won := space.Resolve(claims)
 	for i, p := range all {

@@ -183,7 +183,7 @@ func TestReachAndDial(t *testing.T) {
 	errs := make(chan error, forms)
 	for i := range forms {
 		go func() {
-			errs <- echo(ctx, socket, Target{Instance: w.id, Node: pub("one")}, strings.Repeat(fmt.Sprint(i), 100_000), " from one")
+			errs <- echo(ctx, socket, Target{Instance: w.id, Node: pub("one")}, 8080, strings.Repeat(fmt.Sprint(i), 100_000), " from one")
 		}()
 	}
 	for range forms {
@@ -192,6 +192,11 @@ func TestReachAndDial(t *testing.T) {
 		}
 	}
 	t.Logf("%d connections and 1.6 MB by a fresh agent in %s", forms, time.Since(begun))
+	// What listens on IPv4 alone is reached too.
+	host.serve(t, 8084, w.address4("one", 0), " by IPv4")
+	if err := echo(ctx, socket, Target{Instance: w.id}, 8084, "hello", " by IPv4"); err != nil {
+		t.Error(err)
+	}
 	p, err := Reach(ctx, socket, Target{Address: w.address("one", 0)})
 	if err != nil {
 		t.Fatal(err)
@@ -214,21 +219,21 @@ func TestReachAndDial(t *testing.T) {
 	}
 	// What a node says that proves nothing changes nothing.
 	s.set(nil, Testimony{Name: "mallory's", Root: pub("mallory")})
-	if err := echo(ctx, socket, Target{Instance: w.id}, "still", " from one"); err != nil {
+	if err := echo(ctx, socket, Target{Instance: w.id}, 8080, "still", " from one"); err != nil {
 		t.Error(err)
 	}
 	s.set(errors.New("no node answers"), Testimony{})
-	if err := echo(ctx, socket, Target{Instance: w.id}, "still", " from one"); err != nil {
+	if err := echo(ctx, socket, Target{Instance: w.id}, 8080, "still", " from one"); err != nil {
 		t.Error(err)
 	}
 }
 
-func echo(ctx context.Context, socket string, to Target, text, word string) error {
+func echo(ctx context.Context, socket string, to Target, port uint16, text, word string) error {
 	p, err := Reach(ctx, socket, to)
 	if err != nil {
 		return err
 	}
-	c, err := p.Dial(ctx, 8080)
+	c, err := p.Dial(ctx, port)
 	if err != nil {
 		return err
 	}

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.zx2c4.com/wireguard/tun"
 	"golang.zx2c4.com/wireguard/tun/netstack"
+	"gvisor.dev/gvisor/pkg/tcpip/adapters/gonet"
 
 	"github.com/formthefog/formation/cmd/internal/mesh"
 	"github.com/formthefog/formation/wg"
@@ -41,9 +42,9 @@ type Config struct {
 	Identity
 	Key   wg.Key // private
 	Swarm Swarm
-	// TUN makes the interface for a device with that address. nil: a network stack
+	// TUN makes the interface for a device with those addresses. nil: a network stack
 	// in this process, over which Dial and Reach go.
-	TUN func(address netip.Addr) (tun.Device, error)
+	TUN func(addresses []netip.Addr) (tun.Device, error)
 	Now func() time.Duration // since boot
 	Log *slog.Logger
 }
@@ -61,6 +62,8 @@ const (
 	// after minutes, NATs sooner.
 	keepalive = 25 * time.Second
 	pingEvery = 200 * time.Millisecond
+	// dial4Timeout bounds an attempt by IPv4.
+	dial4Timeout = 5 * time.Second
 )
 
 // ErrNoPeer: no replica of that kind is the device's peer.
@@ -70,7 +73,7 @@ var ErrNoPeer = errors.New("no such replica is on the mesh")
 type Mesh struct {
 	cfg     Config
 	space   wg.Space
-	address netip.Addr
+	address netip.Addr // IPv6
 	socket  *carrier.Socket
 	carrier *carrier.Carrier
 	device  *embedded.Device
@@ -116,6 +119,9 @@ func (i Identity) bytes() []byte {
 // Address is the device's in a mesh.
 func (i Identity) Address(space wg.Space) netip.Addr { return space.Address6(i.bytes()) }
 
+// Address4 is the device's IPv4 address in a mesh, unless a replica has it.
+func (i Identity) Address4(space wg.Space) netip.Addr { return space.Candidate4(i.bytes(), 0) }
+
 func (m *Mesh) open() (err error) {
 	m.carrier, err = carrier.New(carrier.Config{
 		Socket: m.socket, Streams: m.cfg.Swarm, Addresses: m.own, Seen: m.cfg.Swarm.Seen, Witnesses: m.cfg.Swarm.Outside, Now: m.cfg.Now, Log: m.cfg.Log,
@@ -125,9 +131,9 @@ func (m *Mesh) open() (err error) {
 	}
 	var dev tun.Device
 	if m.cfg.TUN != nil {
-		dev, err = m.cfg.TUN(m.address)
+		dev, err = m.cfg.TUN(m.Addresses())
 	} else {
-		dev, m.stack, err = netstack.CreateNetTUN([]netip.Addr{m.address}, nil, MTU)
+		dev, m.stack, err = netstack.CreateNetTUN(m.Addresses(), nil, MTU)
 	}
 	if err != nil {
 		return fmt.Errorf("mesh: interface: %w", err)
@@ -160,8 +166,13 @@ func (m *Mesh) own() []netip.AddrPort {
 	return out
 }
 
-// Address is the device's own.
+// Address is the device's own; it is IPv6.
 func (m *Mesh) Address() netip.Addr { return m.address }
+
+// Addresses are Address and the IPv4 address.
+func (m *Mesh) Addresses() []netip.Addr {
+	return []netip.Addr{m.address, m.cfg.Identity.Address4(m.space)}
+}
 
 // Space is the addresses of the mesh.
 func (m *Mesh) Space() wg.Space { return m.space }
@@ -264,7 +275,6 @@ func (m *Mesh) Peers() ([]Peer, error) {
 }
 
 // Names are those of the owner's replicas on the mesh, and what is wrong with some.
-// They have no IPv4 addresses: a device has none from which it could reach those.
 func (m *Mesh) Names() ([]dns.Name, []error) {
 	m.mu.Lock()
 	book := m.known.Book
@@ -272,13 +282,7 @@ func (m *Mesh) Names() ([]dns.Name, []error) {
 	if book == nil {
 		return nil, nil
 	}
-	all, problems := book.Names(nil)
-	for _, n := range all {
-		for i := range n.Targets {
-			n.Targets[i].Addr4 = netip.Addr{}
-		}
-	}
-	return all, problems
+	return book.Names(nil)
 }
 
 // use counts who needs the peer's path, until the function it returns is called.
@@ -358,13 +362,32 @@ func (r *Reached) Close() { r.done() }
 // Peer is who was reached.
 func (r *Reached) Peer() Peer { return r.peer }
 
-// Dial connects to a TCP port of the peer. The connection has CloseWrite.
+// Dial connects to a TCP port of the peer, by IPv6, and where nothing listens on
+// that by IPv4. The connection has CloseWrite. The error is ErrRefused when nothing
+// listens.
 func (r *Reached) Dial(ctx context.Context, port uint16) (net.Conn, error) {
 	c, err := r.m.stack.DialContextTCPAddrPort(ctx, netip.AddrPortFrom(r.peer.Address6, port))
+	if isRefused(err) {
+		err = fmt.Errorf("%w: %w", ErrRefused, err)
+		if by4, err4 := r.dial4(ctx, port); err4 == nil {
+			c, err = by4, nil
+		}
+	}
 	if err != nil {
 		return nil, fmt.Errorf("port %d of %s/%d: %w", port, r.peer.Name, r.peer.Slot, err)
 	}
 	return &using{halfCloser: c, done: r.m.use(wg.Key(r.peer.Key))}, nil
+}
+
+// dial4 connects by IPv4. It is not waited for long: a peer that has given the
+// address to somebody else does not answer.
+func (r *Reached) dial4(ctx context.Context, port uint16) (*gonet.TCPConn, error) {
+	if !r.peer.Address4.IsValid() {
+		return nil, ErrRefused
+	}
+	ctx, cancel := context.WithTimeout(ctx, dial4Timeout)
+	defer cancel()
+	return r.m.stack.DialContextTCPAddrPort(ctx, netip.AddrPortFrom(r.peer.Address4, port))
 }
 
 type halfCloser interface {

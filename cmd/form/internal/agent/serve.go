@@ -201,9 +201,6 @@ func (s *server) reach(ctx context.Context, c net.Conn, r request) error {
 	}
 	guest, err := to.Dial(ctx, dial.Port)
 	if err != nil {
-		if isRefused(err) {
-			err = fmt.Errorf("%w: %w", ErrRefused, err)
-		}
 		return writeLine(c, replyOf(err))
 	}
 	if err := writeLine(c, reply{Version: Version}); err != nil {

@@ -154,6 +154,10 @@ func (w *world) address(node string, slot int) netip.Addr {
 	return w.space.Address6(identity(node, w.id, slot))
 }
 
+func (w *world) address4(node string, slot int) netip.Addr {
+	return w.space.Candidate4(identity(node, w.id, slot), 0)
+}
+
 func (w *world) identity() Identity {
 	return Identity{Network: netID, Owner: pub("olga"), Device: pub("laptop")}
 }
@@ -184,9 +188,9 @@ func (w *world) machine(node string, slot int) *machine {
 	if err != nil {
 		t.Fatal(err)
 	}
-	guest := wgtest.NewGuest(t, w.guests[node], []netip.Addr{w.address(node, slot)}, func(b []byte, to netip.AddrPort) { m.carrier.Send("guest", b, to) })
-	laptop := w.space.Address6(w.identity().bytes())
-	if err := guest.Configure([]wgtypes.PeerConfig{{PublicKey: w.laptop.PublicKey(), ReplaceAllowedIPs: true, AllowedIPs: wgtest.Routes(laptop)}}); err != nil {
+	guest := wgtest.NewGuest(t, w.guests[node], []netip.Addr{w.address(node, slot), w.address4(node, slot)}, func(b []byte, to netip.AddrPort) { m.carrier.Send("guest", b, to) })
+	laptop := []netip.Addr{w.identity().Address(w.space), w.identity().Address4(w.space)}
+	if err := guest.Configure([]wgtypes.PeerConfig{{PublicKey: w.laptop.PublicKey(), ReplaceAllowedIPs: true, AllowedIPs: wgtest.Routes(laptop...)}}); err != nil {
 		t.Fatal(err)
 	}
 	m.guest = guest.Net
