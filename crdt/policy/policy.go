@@ -10,8 +10,8 @@
 //
 // Guarantees: the relation is symmetric, so that who is a peer of somebody has
 // that as a peer, as soon as both know the same; only claims of member nodes that
-// the owner lets run the instance count, and of each slot the two with the
-// highest generations; what a claim says that cannot be is not there.
+// the owner lets run the instance count, of each node one of an instance, and of
+// each slot the two with the highest generations; what a claim says that cannot be is not there.
 //
 // Not guaranteed: that a replica's host is honest. It can be the replica that it
 // runs, and no other; it cannot be a device.

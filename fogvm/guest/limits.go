@@ -1,6 +1,6 @@
 // Package guest is what runs inside a VM and how the host talks to it.
 //
-// The protocol half (this file, frame.go, wire.go, exec.go, host.go) builds everywhere; the
+// The protocol half (this file, frame.go, wire.go, exec.go, mesh.go, host.go) builds everywhere; the
 // agent half (Linux only) is process 1 of every guest.
 //
 // Guarantees: every frame and message is bounded before it is read; a Config
@@ -9,7 +9,7 @@
 // host takes to read a bounded buffer; what overflows is dropped and counted.
 //
 // Non-guarantees: the host is trusted by the guest (it owns its memory and
-// disk); exec streams are not resumable; log output that the guest produced
+// disk), but for who its peers on the mesh are (package mesh); exec streams are not resumable; log output that the guest produced
 // while no host listened is kept only up to LogBufferBytes.
 package guest
 
