@@ -14,11 +14,11 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/formthefog/formation/cmd/internal/config"
-	"github.com/formthefog/formation/cmd/internal/ingress"
 	"github.com/formthefog/formation/cmd/internal/routes"
 	"github.com/formthefog/formation/crdt"
 	"github.com/formthefog/formation/crdt/names"
 	"github.com/formthefog/formation/crdt/stmt"
+	"github.com/formthefog/formation/wg/ingress"
 )
 
 // labelIngress is the label of nodes that serve what instances offer to everybody;

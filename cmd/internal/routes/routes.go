@@ -23,11 +23,11 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/formthefog/formation/cmd/internal/ingress"
 	"github.com/formthefog/formation/crdt"
 	"github.com/formthefog/formation/crdt/names"
 	"github.com/formthefog/formation/crdt/policy"
 	"github.com/formthefog/formation/crdt/stmt"
+	"github.com/formthefog/formation/wg/ingress"
 )
 
 // Config is how a node serves. Names are in lower case.

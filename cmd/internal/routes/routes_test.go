@@ -7,11 +7,11 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/formthefog/formation/cmd/internal/ingress"
 	"github.com/formthefog/formation/crdt"
 	"github.com/formthefog/formation/crdt/names"
 	"github.com/formthefog/formation/crdt/policy"
 	"github.com/formthefog/formation/crdt/stmt"
+	"github.com/formthefog/formation/wg/ingress"
 )
 
 // world is a Swarm made by hand.

@@ -57,9 +57,10 @@ func unavailable(w http.ResponseWriter) {
 // newProxy is what carries requests to replicas.
 func (g *Ingress) newProxy() http.Handler {
 	return &httputil.ReverseProxy{
-		Rewrite:   rewrite,
-		Transport: roundTripper{g},
-		ErrorLog:  slog.NewLogLogger(g.log.Handler(), slog.LevelDebug),
+		Rewrite:    rewrite,
+		Transport:  roundTripper{g},
+		BufferPool: &buffers{},
+		ErrorLog:   slog.NewLogLogger(g.log.Handler(), slog.LevelDebug),
 		ErrorHandler: func(w http.ResponseWriter, r *http.Request, err error) {
 			if r.Context().Err() != nil {
 				return // the client is gone
@@ -75,6 +76,22 @@ func (g *Ingress) newProxy() http.Handler {
 		},
 	}
 }
+
+// buffers are what answers are copied through.
+type buffers struct{ pool sync.Pool }
+
+const bufferSize = 32 << 10
+
+// Get implements httputil.BufferPool.
+func (b *buffers) Get() []byte {
+	if p, ok := b.pool.Get().(*[bufferSize]byte); ok {
+		return p[:]
+	}
+	return make([]byte, bufferSize)
+}
+
+// Put implements httputil.BufferPool.
+func (b *buffers) Put(p []byte) { b.pool.Put((*[bufferSize]byte)(p)) }
 
 // rewrite makes the request that a replica gets. ReverseProxy has taken out what
 // concerns one hop only, and what the client says of Forwarded and X-Forwarded.
@@ -190,16 +207,15 @@ func harmless(r *http.Request) bool {
 // body is closed.
 func (g roundTripper) try(r *http.Request, b *backend, via http.RoundTripper, body *onceBody) (*http.Response, error) {
 	b.begin()
-	out := r.Clone(r.Context())
-	out.URL.Host = b.name
+	out, at := r.WithContext(r.Context()), *r.URL // what a transport changes is not its header
+	at.Host, out.URL = b.name, &at
 	if r.Body != nil {
 		out.Body = body
 	}
 	res, err := via.RoundTrip(out)
 	if err == nil && harmless(r) && r.Method != http.MethodHead && res.ContentLength > 0 && res.ContentLength <= repeatable {
-		var whole []byte
-		// A cut-off body is io.ErrUnexpectedEOF.
-		whole, err = io.ReadAll(res.Body)
+		whole := make([]byte, res.ContentLength)
+		_, err = io.ReadFull(res.Body, whole)
 		err = errors.Join(err, res.Body.Close())
 		res.Body = io.NopCloser(bytes.NewReader(whole))
 	}
