@@ -39,16 +39,16 @@ func (f fixed) ServeDNS(w dns.ResponseWriter, q *dns.Msg) {
 	_ = w.WriteMsg(m)
 }
 
-// measureDNS asks a zone of 10,000 names, and a handler with a fixed answer, in
+// measureDNS asks a zone of 10,000 names, in a scope, and a handler with a fixed answer, in
 // turns.
 func measureDNS(ctx context.Context, e *env) (map[string]float64, error) {
-	ours, err := meshdns.New(meshdns.Config{Zone: "dev.formation.cloud"})
+	ours, err := meshdns.New(meshdns.Config{Zone: "dev.formation.cloud", Scope: func(netip.Addr) string { return "owner" }})
 	if err != nil {
 		return nil, err
 	}
 	names := make([]meshdns.Name, dnsNames)
 	for i := range names {
-		names[i] = meshdns.Name{Name: fmt.Sprint("app", i), Targets: []meshdns.Target{
+		names[i] = meshdns.Name{Name: fmt.Sprint("app", i, ".owner"), Targets: []meshdns.Target{
 			{Addr4: netip.AddrFrom4([4]byte{10, 128 + byte(i>>16), byte(i >> 8), byte(i)})}}}
 	}
 	if err := ours.Set(names); err != nil {

@@ -216,8 +216,14 @@ func (s *Server) scope(asker net.Addr) string {
 	if s.cfg.Scope == nil {
 		return ""
 	}
-	at, err := netip.ParseAddrPort(asker.String())
-	if err != nil {
+	var at netip.AddrPort
+	switch a := asker.(type) {
+	case *net.UDPAddr:
+		at = a.AddrPort()
+	case *net.TCPAddr:
+		at = a.AddrPort()
+	}
+	if !at.IsValid() {
 		return ""
 	}
 	return s.cfg.Scope(at.Addr().Unmap().WithZone(""))
@@ -253,7 +259,7 @@ func (s *Server) answer(q *dns.Msg, scope string) *dns.Msg {
 // look fills in the answer to a question; turn picks who comes first.
 func (z *zone) look(m *dns.Msg, q dns.Question, scope string, turn uint32) {
 	name := dns.CanonicalName(q.Name)
-	if !dns.IsSubDomain(z.apex, name) {
+	if !z.contains(name) {
 		z.lookBack(m, name, q.Qtype, scope)
 		return
 	}
@@ -290,11 +296,28 @@ func (z *zone) look(m *dns.Msg, q dns.Question, scope string, turn uint32) {
 	}
 }
 
-// named is copies of records as those of another name.
+// contains says whether a canonical name is the zone's. A dot that is part of a
+// label ends none.
+func (z *zone) contains(name string) bool {
+	above, ok := strings.CutSuffix(name, z.apex)
+	return ok && (above == "" || strings.HasSuffix(above, ".") && !strings.HasSuffix(above, `\.`))
+}
+
+// named is copies of a name's records as those of another name; they share their
+// addresses.
 func named(rrs []dns.RR, name string) []dns.RR {
 	out := make([]dns.RR, len(rrs))
 	for i, rr := range rrs {
-		out[i] = dns.Copy(rr)
+		switch r := rr.(type) {
+		case *dns.A:
+			c := *r
+			out[i] = &c
+		case *dns.AAAA:
+			c := *r
+			out[i] = &c
+		default:
+			out[i] = dns.Copy(rr)
+		}
 		out[i].Header().Name = name
 	}
 	return out

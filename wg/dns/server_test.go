@@ -100,6 +100,7 @@ func TestAnswers(t *testing.T) {
 		{"example.com.", dns.TypeA, "REFUSED"},
 		{"formation.cloud.", dns.TypeA, "REFUSED"},
 		{"xdev.formation.cloud.", dns.TypeA, "REFUSED"},
+		{`x\.dev.formation.cloud.`, dns.TypeA, "REFUSED"},
 		{".", dns.TypeNS, "REFUSED"},
 	} {
 		if got := ask(s, tt.name, tt.kind); got != tt.want {
