@@ -67,6 +67,11 @@ func TestE2ELine(t *testing.T) {
 			f.namesInGuests(t, me)
 		}
 	})
+	step("over the mesh", func(t *testing.T) {
+		if virtual(t) {
+			f.overTheMesh(t, me)
+		}
+	})
 	step("a secret reaches the replicas", func(t *testing.T) {
 		me.with(secretValue+"\n").must("secret", "set", "hello-server", "DB_PASSWORD", "--env")
 		if out := me.must("secret", "ls", "hello-server", "--json"); !strings.Contains(out, `"DB_PASSWORD"`) || strings.Contains(out, secretValue) {
@@ -112,7 +117,7 @@ func example(t *testing.T) string {
 			t.Fatal(err)
 		}
 		if name == "Formfile" {
-			b = append(b, "\nENV GREETING=hallo\n"...)
+			b = append(b, "\nENV GREETING=hallo\nINSTALL rsync\n"...)
 		}
 		if err := os.WriteFile(filepath.Join(dir, name), b, 0o644); err != nil {
 			t.Fatal(err)
