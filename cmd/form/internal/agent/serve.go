@@ -62,7 +62,7 @@ func (s *server) accept(ctx context.Context, l net.Listener) error {
 		c, err := l.Accept()
 		if ctx.Err() != nil {
 			if err == nil {
-				err = c.Close()
+				return c.Close()
 			}
 			return nil
 		}
