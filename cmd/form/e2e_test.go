@@ -72,6 +72,11 @@ func TestE2ELine(t *testing.T) {
 			f.overTheMesh(t, me)
 		}
 	})
+	step("replicas and a plain client are peers, their hosts carry ciphertext", func(t *testing.T) {
+		if virtual(t) {
+			f.meshed(t, me)
+		}
+	})
 	step("a secret reaches the replicas", func(t *testing.T) {
 		me.with(secretValue+"\n").must("secret", "set", "hello-server", "DB_PASSWORD", "--env")
 		if out := me.must("secret", "ls", "hello-server", "--json"); !strings.Contains(out, `"DB_PASSWORD"`) || strings.Contains(out, secretValue) {
