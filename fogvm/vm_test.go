@@ -57,6 +57,9 @@ func TestInsideTheGuest(t *testing.T) {
 		{"secret in no other environment", `echo "$DB"; cat /etc/environment /etc/profile.d/00-formation.sh | grep -c DB; true`, "0"},
 		{"secret on no disk", "sync; grep -rl " + hunterValue[:8] + " /run/formation/disk/upper /etc /var | wc -l", "0"},
 		{"dns server", "cat /etc/resolv.conf", "nameserver 192.168.127.1"},
+		{"reaches nothing near the host", `python3 -c 'import socket
+for a in "192.168.127.1", "169.254.169.254", "192.168.1.1", "10.128.0.53":
+    s = socket.socket(); s.settimeout(30); print(s.connect_ex((a, 3002)), end=" ")'`, "111 111 111 111"}, // ECONNREFUSED
 		{"no zombies", "sh -c '(sleep 0.1 &) ; true'; sleep 0.5; grep -l '^State:.Z' /proc/[0-9]*/status 2>/dev/null | wc -l", "0"},
 		{"key is not in the root", "grep -rl 'PRIVATE KEY' /run/formation/disk/upper | wc -l", "0"},
 	} {
