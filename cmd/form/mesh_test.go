@@ -152,6 +152,7 @@ func (h *home) runtimeDir() {
 	h.t.Setenv("FORM_OWNER", "")
 	h.t.Setenv("FORM_TEST_MAIN", "1")
 	h.t.Setenv("FORM_AGENT", "")
+	h.t.Setenv("FORM_AGENT_IDLE", "20s") // for one that nobody has waited for
 	h.t.Cleanup(func() {
 		if code, _, talk := h.form("net", "agent", "stop"); code != 0 && code != api.ExitNotFound {
 			h.t.Errorf("stop the agent: exit %d: %s", code, talk)
@@ -311,6 +312,9 @@ func TestLentDevice(t *testing.T) {
 	}
 	if code, out, talk := as(); code != 0 || out != "by the mesh\n" {
 		t.Errorf("listed: exit %d, %q: %s", code, out, talk)
+	}
+	if code, _, talk := h.form("net", "agent", "stop"); code != 0 { // the lent device's
+		t.Error(talk)
 	}
 }
 
