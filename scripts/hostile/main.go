@@ -35,8 +35,12 @@ import (
 	"github.com/formthefog/formation/crdt/stmt"
 )
 
-// perAttack ends an attack on one node.
-const perAttack = 16 * time.Second
+// perAttack ends an attack on one node, and perOffence one that ends when it is cut
+// off: on a slow machine that takes the node a while.
+const (
+	perAttack  = 16 * time.Second
+	perOffence = time.Minute
+)
 
 // report is the line about one attack.
 type report struct {
@@ -171,7 +175,11 @@ func (a attack) run(ctx context.Context, t stmt.Ticket, p prey, targets []peer.A
 	var all sync.WaitGroup
 	for i, to := range targets {
 		all.Go(func() {
-			actx, cancel := context.WithTimeout(ctx, perAttack)
+			limit := perAttack
+			if a.offence {
+				limit = perOffence
+			}
+			actx, cancel := context.WithTimeout(ctx, limit)
 			defer cancel()
 			r.Targets[i] = a.on(actx, l, i, to)
 		})
