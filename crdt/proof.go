@@ -18,9 +18,10 @@ func (s *State) ClaimStatements(id DocID) [][]byte {
 
 // MeshStatements returns what proves to anybody who knows the network's root whom
 // an owner's devices and replicas may talk to: the admissions of the owner and of
-// the nodes with claims on its instances, what takes those out, what the owner
-// says of its instances and devices, and the claims, in an order in which they can
-// be applied. The byte slices are shared; do not modify them.
+// the nodes with claims on its instances, what takes those out, the revocations of
+// other nodes, of which somebody may tell old claims, up to [MaxRevocations], what
+// the owner says of its instances and devices, and the claims, in an order in which
+// they can be applied. The byte slices are shared; do not modify them.
 func (s *State) MeshStatements(owner stmt.Key) [][]byte {
 	var claims, specs [][]byte
 	who := []stmt.Key{owner}
@@ -39,9 +40,11 @@ func (s *State) MeshStatements(owner stmt.Key) [][]byte {
 		out = append(out, r.raw)
 	}
 	slices.SortFunc(who, stmt.Key.Compare)
-	for _, key := range slices.Compact(who) {
+	who = slices.Compact(who)
+	for _, key := range who {
 		out = append(out, s.members.about(key)...)
 	}
+	out = append(out, s.members.revocations(who)...)
 	if o := s.owners[owner]; o != nil {
 		for _, id := range slices.SortedFunc(maps.Keys(o.stmts), stmt.ID.Compare) {
 			out = append(out, o.stmts[id].raw)
@@ -63,6 +66,27 @@ func (m *memberState) about(key stmt.Key) [][]byte {
 	}
 	if r, ok := m.disowned[key]; ok {
 		out = append(out, r.raw)
+	}
+	return out
+}
+
+// MaxRevocations is how many revocations of nodes without claims there are among
+// MeshStatements.
+const MaxRevocations = 1024
+
+// revocations returns those of nodes, but of the keys told.
+func (m *memberState) revocations(told []stmt.Key) (out [][]byte) {
+	var keys []revokeKey
+	for k := range m.revokes {
+		if _, known := slices.BinarySearchFunc(told, k.key, stmt.Key.Compare); !known && (k.role == "" || k.role == stmt.RoleNode) {
+			keys = append(keys, k)
+		}
+	}
+	slices.SortFunc(keys, func(a, b revokeKey) int {
+		return cmp.Or(a.key.Compare(b.key), cmp.Compare(a.role, b.role))
+	})
+	for _, k := range keys[:min(len(keys), MaxRevocations)] {
+		out = append(out, m.revokes[k].raw)
 	}
 	return out
 }

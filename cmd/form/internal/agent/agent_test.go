@@ -130,6 +130,29 @@ func TestJudge(t *testing.T) {
 	}
 }
 
+// Who tells the past brings nobody back.
+func TestTheOldTestimony(t *testing.T) {
+	w := newWorld(t)
+	judge := func(s Testimony) (Roster, error) { return Judge(w.identity(), w.laptop.PublicKey(), w.space, s) }
+	old := w.testimony()
+	known, err := judge(old)
+	if err != nil || len(known.Peers) != 2 {
+		t.Fatal(known.Peers, err)
+	}
+	w.member(stmt.MemberBody{Key: pub("two"), Role: stmt.RoleNode, Revoked: true})
+	for _, s := range []Testimony{w.testimony(), old, old} {
+		if known, err = judge(s.After(known)); err != nil || len(known.Peers) != 1 || known.Peers[0].Node != pub("one") {
+			t.Fatalf("with a node taken out: %v, %v", known.Peers, err)
+		}
+	}
+	w.all(w.author().RemoveDevice(pub("laptop")))
+	for _, s := range []Testimony{w.testimony(), old} {
+		if known, err = judge(s.After(known)); !errors.Is(err, ErrUnlisted) || len(known.Peers) > 0 {
+			t.Fatalf("with the laptop removed: %v, %v", known.Peers, err)
+		}
+	}
+}
+
 var errAny = errors.New("any error")
 
 // A peer's address is what its identity makes it, whatever a claim says of it.

@@ -8,7 +8,6 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
-	"os"
 	"sync"
 	"time"
 
@@ -61,7 +60,9 @@ const (
 	// keepalive holds the path of a connection that says nothing: hosts forget one
 	// after minutes, NATs sooner.
 	keepalive = 25 * time.Second
+	// pingEvery is between the first two echoes, pingMost between later ones at most.
 	pingEvery = 200 * time.Millisecond
+	pingMost  = 2 * time.Second
 	// dial4Timeout bounds an attempt by IPv4.
 	dial4Timeout = 5 * time.Second
 )
@@ -228,9 +229,11 @@ func (m *Mesh) update(ctx context.Context) error {
 	actx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
 	t, err := m.cfg.Swarm.Testimony(actx)
-	var known Roster
+	m.mu.Lock()
+	known := m.known
+	m.mu.Unlock()
 	if err == nil {
-		known, err = Judge(m.cfg.Identity, m.cfg.Key.PublicKey(), m.space, t)
+		known, err = Judge(m.cfg.Identity, m.cfg.Key.PublicKey(), m.space, t.After(known))
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -406,25 +409,46 @@ func (u *using) Close() error {
 	return u.halfCloser.Close()
 }
 
-// ping returns when the address has answered an ICMPv6 echo.
+// ping returns when the address has answered an ICMPv6 echo. Each echo has a socket
+// of its own, as a netstack.PingConn whose answer is there before Read waits for it
+// never tells of one.
 func (m *Mesh) ping(ctx context.Context, at netip.Addr) error {
+	var asking sync.WaitGroup
+	defer asking.Wait()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	answered := make(chan error, 1)
+	for wait := pingEvery; ; wait = min(wait+wait/4, pingMost) {
+		asking.Go(func() {
+			err := m.echo(ctx, at)
+			select {
+			case answered <- err:
+			default: // one is enough
+			}
+		})
+		select {
+		case err := <-answered:
+			return err
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(wait):
+		}
+	}
+}
+
+// echo asks once, and waits for the answer as long as ctx lasts.
+func (m *Mesh) echo(ctx context.Context, at netip.Addr) error {
 	c, err := m.stack.DialPingAddr(m.address, at)
 	if err != nil {
 		return err
 	}
 	defer c.Close()
-	for ctx.Err() == nil {
-		if _, err := c.Write([]byte{icmp6Echo, 0, 0, 0, 0, 0, 0, 1, 'f', 'o', 'r', 'm'}); err != nil {
-			return err
-		}
-		if err := c.SetReadDeadline(time.Now().Add(pingEvery)); err != nil {
-			return err
-		}
-		if _, err := c.Read(make([]byte, MTU)); !errors.Is(err, os.ErrDeadlineExceeded) {
-			return err
-		}
+	defer context.AfterFunc(ctx, func() { c.Close() })() // which ends Read
+	if _, err := c.Write([]byte{icmp6Echo, 0, 0, 0, 0, 0, 0, 1, 'f', 'o', 'r', 'm'}); err != nil {
+		return err
 	}
-	return ctx.Err()
+	_, err = c.Read(make([]byte, MTU))
+	return errors.Join(ctx.Err(), err)
 }
 
 // icmp6Echo is the type of an echo request (RFC 4443).

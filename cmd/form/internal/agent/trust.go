@@ -51,6 +51,15 @@ type Peer struct {
 type Roster struct {
 	Peers []Peer
 	Book  *mesh.Book
+
+	lasting [][]byte
+}
+
+// After is t after what an earlier testimony has proved for good: whom owner or
+// network have taken out does not come back because somebody tells the past.
+func (t Testimony) After(r Roster) Testimony {
+	t.Statements = slices.Concat(r.lasting, t.Statements)
+	return t
 }
 
 // Judge is pure: the replicas that statements prove to be the device's peers.
@@ -66,18 +75,29 @@ func Judge(id Identity, key wg.Key, space wg.Space, t Testimony) (Roster, error)
 	for _, raw := range t.Statements {
 		_, _ = s.Apply(raw, time.Time{}) // what is forged, stale or of no use says nothing
 	}
-	v := s.View()
+	r, v := Roster{lasting: lasting(s)}, s.View()
 	listed := func(d crdt.Device) bool { return d.Key == id.Device && wg.Key(d.MeshKey) == key }
 	if !slices.ContainsFunc(v.Devices(id.Owner), listed) {
-		return Roster{}, ErrUnlisted
+		return r, ErrUnlisted
 	}
-	r := Roster{Book: mesh.NewBook(v, space)}
+	r.Book = mesh.NewBook(v, space)
 	for _, p := range r.Book.Peers(policy.OfDevice(v, id.Owner, id.Device)) {
 		if p.Instance != "" && p.Host != "" {
 			r.Peers = append(r.Peers, Peer{Peer: p, Endpoint: endpointOf(v, p.Party)})
 		}
 	}
 	return r, nil
+}
+
+// lasting is what s holds but for claims, which say what is and not what was
+// decided.
+func lasting(s *crdt.State) (out [][]byte) {
+	for _, raw := range s.Held() {
+		if st, err := stmt.Reread(raw); err == nil && st.Kind != stmt.KindClaim {
+			out = append(out, raw)
+		}
+	}
+	return out
 }
 
 func endpointOf(v *crdt.View, p policy.Party) string {
