@@ -107,6 +107,7 @@ func TestBrokenChannel(t *testing.T) {
 		}
 		if _, _, err := guest.ReadFrame(control); err == nil {
 			_ = guest.WriteFrame(control, guest.FrameJSON, []byte(`{"hello":{"version":1}}`))
+			_, _, _ = guest.ReadFrame(control) // what the host sends to whom it has heard
 			_, _ = session.Ping()
 		}
 	}()
