@@ -91,6 +91,17 @@ func (m *memberState) revocations(told []stmt.Key) (out [][]byte) {
 	return out
 }
 
+// Lasting is what the state holds but for claims, which say what is and not what
+// was decided: whoever keeps it is not made to believe the past.
+func (s *State) Lasting() (out [][]byte) {
+	for _, raw := range s.Held() {
+		if st, err := stmt.Reread(raw); err == nil && st.Kind != stmt.KindClaim {
+			out = append(out, raw)
+		}
+	}
+	return out
+}
+
 // Concerns says whether st can be one of owner's MeshStatements, by its kind and
 // by whose instances it is about. It does not say that it is true.
 func Concerns(st *stmt.Statement, owner stmt.Key) bool {

@@ -41,15 +41,7 @@ func newInternet(t *testing.T, masquerade string) *internet {
 		forwards(nat)
 		wgtest.Link(wan, fmt.Sprint("nat", i), fmt.Sprint(wanNet, 1+4*i, "/30"), nat, "wan0", fmt.Sprint(wanNet, 2+4*i, "/30"))
 		nat.Run("ip", "route", "add", "default", "via", fmt.Sprint(wanNet, 1+4*i))
-		nat.Run("nft", fmt.Sprintf(`
-			add table ip nat
-			add chain ip nat post { type nat hook postrouting priority 100; }
-			add rule ip nat post oifname "wan0" masquerade %s
-			add table ip filter
-			add chain ip filter in { type filter hook input priority 0; }
-			add rule ip filter in iifname "wan0" ct state new drop
-			add chain ip filter forward { type filter hook forward priority 0; }
-			add rule ip filter forward iifname "wan0" ct state new drop`, masquerade))
+		nat.NAT("wan0", masquerade)
 		wgtest.Link(nat, "lan0", fmt.Sprintf("172.20.%d.1/24", i), host, "eth0", fmt.Sprintf("172.20.%d.2/24", i))
 		host.Run("ip", "route", "add", "default", "via", fmt.Sprintf("172.20.%d.1", i))
 		hosts = append(hosts, host)

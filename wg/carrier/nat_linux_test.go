@@ -37,15 +37,7 @@ func newInternet(t *testing.T, masquerade string) *internet {
 		routes(nat)
 		wgtest.Link(wan, fmt.Sprint("nat", i), fmt.Sprintf("203.0.113.%d/30", 1+4*i), nat, "wan0", fmt.Sprintf("203.0.113.%d/30", 2+4*i))
 		nat.Run("ip", "route", "add", "default", "via", fmt.Sprintf("203.0.113.%d", 1+4*i))
-		nat.Run("nft", fmt.Sprintf(`
-			add table ip nat
-			add chain ip nat post { type nat hook postrouting priority 100; }
-			add rule ip nat post oifname "wan0" masquerade %s
-			add table ip filter
-			add chain ip filter in { type filter hook input priority 0; }
-			add rule ip filter in iifname "wan0" ct state new drop
-			add chain ip filter forward { type filter hook forward priority 0; }
-			add rule ip filter forward iifname "wan0" ct state new drop`, masquerade))
+		nat.NAT("wan0", masquerade)
 		host := wgtest.NewNamespace(t, fmt.Sprint("host", i))
 		wgtest.Link(nat, "lan0", fmt.Sprintf("10.%d.0.1/24", 1+i), host, "eth0", fmt.Sprintf("10.%d.0.2/24", 1+i))
 		host.Run("ip", "route", "add", "default", "via", fmt.Sprintf("10.%d.0.1", 1+i))

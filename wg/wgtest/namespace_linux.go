@@ -1,6 +1,7 @@
 package wgtest
 
 import (
+	"fmt"
 	"os"
 	"testing"
 )
@@ -45,4 +46,20 @@ func Link(a *Namespace, nameA, addressA string, b *Namespace, nameB, addressB st
 	if err := Connect(a.tb.Context(), a.NetNS, nameA, addressA, b.NetNS, nameB, addressB); err != nil {
 		a.tb.Fatal(err)
 	}
+}
+
+// NAT has the namespace translate what leaves by an interface, as masquerade says
+// ("" keeps ports where it can, "fully-random" gives each destination another), and let
+// nothing in there that nobody has asked for.
+func (n *Namespace) NAT(out, masquerade string) {
+	n.tb.Helper()
+	n.Run("nft", fmt.Sprintf(`
+		add table ip nat
+		add chain ip nat post { type nat hook postrouting priority 100; }
+		add rule ip nat post oifname "%[1]s" masquerade %[2]s
+		add table ip filter
+		add chain ip filter in { type filter hook input priority 0; }
+		add rule ip filter in iifname "%[1]s" ct state new drop
+		add chain ip filter forward { type filter hook forward priority 0; }
+		add rule ip filter forward iifname "%[1]s" ct state new drop`, out, masquerade))
 }

@@ -75,7 +75,7 @@ func Judge(id Identity, key wg.Key, space wg.Space, t Testimony) (Roster, error)
 	for _, raw := range t.Statements {
 		_, _ = s.Apply(raw, time.Time{}) // what is forged, stale or of no use says nothing
 	}
-	r, v := Roster{lasting: lasting(s)}, s.View()
+	r, v := Roster{lasting: s.Lasting()}, s.View()
 	listed := func(d crdt.Device) bool { return d.Key == id.Device && wg.Key(d.MeshKey) == key }
 	if !slices.ContainsFunc(v.Devices(id.Owner), listed) {
 		return r, ErrUnlisted
@@ -87,17 +87,6 @@ func Judge(id Identity, key wg.Key, space wg.Space, t Testimony) (Roster, error)
 		}
 	}
 	return r, nil
-}
-
-// lasting is what s holds but for claims, which say what is and not what was
-// decided.
-func lasting(s *crdt.State) (out [][]byte) {
-	for _, raw := range s.Held() {
-		if st, err := stmt.Reread(raw); err == nil && st.Kind != stmt.KindClaim {
-			out = append(out, raw)
-		}
-	}
-	return out
 }
 
 func endpointOf(v *crdt.View, p policy.Party) string {
