@@ -34,6 +34,7 @@ var pure = []struct {
 	{"cmd/internal/mesh", nil},
 	{"fogvm/reconcile/plan", nil},
 	{"sim/des", nil},
+	{"sim/regions", nil},
 }
 
 // impure are functions and packages that read the world. Methods of a *rand.Rand

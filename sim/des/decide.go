@@ -148,6 +148,7 @@ func (n *node) register() crdt.Node {
 	slices.Sort(holds)
 	return crdt.Node{
 		Total: n.sim.cfg.Node, Labels: n.sim.labels(n.i), Draining: n.draining, Version: "sim", Accel: "kvm", Holds: holds,
+		Region: n.sim.Region(int(n.i)),
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 
 	"github.com/formthefog/formation/crdt"
 	"github.com/formthefog/formation/fogvm/reconcile/plan"
+	"github.com/formthefog/formation/sim/regions"
 )
 
 // lossy is a network like a bad day of the real one.
@@ -74,6 +75,34 @@ func TestANodeMoreShiftsNoStream(t *testing.T) {
 			if a.net.way(i, o) != b.net.way(i, o) {
 				t.Errorf("the link %d-%d draws otherwise", i, o)
 			}
+		}
+	}
+}
+
+// Nodes are where the fleet's are, one node more moves nobody, and a message takes
+// half the round trip and up to a seventh more.
+func TestRegions(t *testing.T) {
+	cfg := Config{Seed: 5, Nodes: 2000, Net: NetConfig{Regions: true}}
+	s := New(cfg)
+	cfg.Nodes++
+	more := New(cfg)
+	in := map[string]int{}
+	for i := range s.Nodes() {
+		in[s.Region(i)]++
+		if s.Region(i) != more.Region(i) {
+			t.Fatalf("n%d is in %s, and in %s beside one more", i, s.Region(i), more.Region(i))
+		}
+	}
+	for r := range regions.Count {
+		where := regions.Of(r)
+		if want := 2000 * where.Weight / 4453; in[where.Name] < want*3/4-10 || in[where.Name] > want*5/4+10 {
+			t.Errorf("%d of 2000 nodes are in %s, want about %d", in[where.Name], where.Name, want)
+		}
+	}
+	for i := range int32(200) {
+		least := regions.RoundTrip(s.net.at[i], s.net.at[i+1]) / 2
+		if got := s.net.way(i, i+1); got < least || got > least+least*15/100 {
+			t.Errorf("a message from %s to %s takes %v, at least %v", s.Region(int(i)), s.Region(int(i+1)), got, least)
 		}
 	}
 }

@@ -3,11 +3,16 @@ package des
 import (
 	"slices"
 	"time"
+
+	"github.com/formthefog/formation/sim/regions"
 )
 
 // NetConfig is how the network behaves. Probabilities are per message.
 type NetConfig struct {
-	Delay     Range   // one way, drawn once per pair of nodes
+	Delay Range // one way, drawn once per pair of nodes
+	// Regions has nodes be where a fleet's are, by its weights, and messages take as
+	// long as from there to there (package regions), not Delay.
+	Regions   bool
 	Jitter    float64 // each message takes up to this share longer
 	Loss      float64
 	Duplicate float64
@@ -47,6 +52,7 @@ type network struct {
 	NetConfig
 	seed  uint64
 	sent  [][]uint32 // per sender and receiver: how many draws its link has made
+	at    []int      // the region of each node
 	side  []int32
 	sides int // of the partition
 	cut   map[pair]bool
@@ -63,6 +69,7 @@ func newNetwork(cfg NetConfig, seed uint64) *network {
 
 func (n *network) add() {
 	n.sent = append(n.sent, nil)
+	n.at = append(n.at, regions.Pick(unit(draw(n.seed, useRegion, uint64(len(n.at))))))
 	n.side = append(n.side, 0)
 	n.extra = append(n.extra, 0)
 }
@@ -124,10 +131,25 @@ func (n *network) roll(from, to int32) uint64 {
 	return draw(n.seed, useLink, uint64(from), uint64(to), uint64(n.sent[from][to]))
 }
 
+// least is how long a message takes when nothing holds it up.
+func (n *network) least(a, b int32) time.Duration {
+	if n.Regions {
+		return regions.RoundTrip(n.at[a], n.at[b]) / 2
+	}
+	return n.Delay.at(draw(n.seed, useDelay, uint64(min(a, b)), uint64(max(a, b))))
+}
+
+// Region is where a node is; empty when there are no regions.
+func (s *Sim) Region(i int) string {
+	if !s.net.Regions {
+		return ""
+	}
+	return regions.Of(s.net.at[i]).Name
+}
+
 // way is how long a message takes now.
 func (n *network) way(from, to int32) time.Duration {
-	lo, hi := min(from, to), max(from, to)
-	base := n.Delay.at(draw(n.seed, useDelay, uint64(lo), uint64(hi)))
+	base := n.least(from, to)
 	return base + time.Duration(n.Jitter*unit(n.roll(from, to))*float64(base)) + n.extra[to]
 }
 

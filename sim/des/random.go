@@ -25,6 +25,7 @@ const (
 	useAuthor
 	useClock
 	useVoters
+	useRegion
 )
 
 // draw is a number that seed and words give.

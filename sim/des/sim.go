@@ -10,6 +10,7 @@ import (
 	"github.com/formthefog/formation/crdt/live"
 	"github.com/formthefog/formation/crdt/stmt"
 	"github.com/formthefog/formation/fogvm/reconcile/plan"
+	"github.com/formthefog/formation/sim/regions"
 )
 
 // Config of a Sim; zero fields get the defaults.
@@ -47,6 +48,9 @@ func (c *Config) setDefaults() {
 	def(&c.Stop, 500*time.Millisecond, 2*time.Second)
 	if c.Net.Jitter == 0 {
 		c.Net.Jitter = 0.5
+		if c.Net.Regions {
+			c.Net.Jitter = regions.Jitter
+		}
 	}
 	if c.SyncInterval == 0 {
 		c.SyncInterval = 20 * time.Second

@@ -118,7 +118,7 @@ func (s *Sim) populate() {
 	view := h.state.View()
 	var cands []place.Candidate
 	for _, n := range s.nodes {
-		cands = append(cands, place.Candidate{Key: n.key, Total: s.cfg.Node, Labels: s.labels(n.i), Alive: true})
+		cands = append(cands, place.Candidate{Key: n.key, Total: s.cfg.Node, Labels: s.labels(n.i), Region: s.Region(int(n.i)), Alive: true})
 	}
 	claims := map[int32][]crdt.Claim{}
 	free := make([]crdt.Resources, len(s.nodes))
