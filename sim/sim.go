@@ -78,7 +78,9 @@ func runAs(sc Scenario, nodes int, seed uint64, mutant des.Mutant) Result {
 	r.res = Result{Scenario: sc.Name, Nodes: nodes, Seed: seed, Notes: []string{}, Bad: []string{}}
 	sc.run(r)
 	r.res.Events, r.res.Virtual, r.res.Hash = r.Events(), r.Now(), r.Hash()
-	r.res.Bad = append(r.res.Bad, r.Bad...)
+	for _, b := range r.Bad {
+		r.res.Bad = append(r.res.Bad, b.String())
+	}
 	return r.res
 }
 

@@ -98,14 +98,14 @@ func (s *Sim) checkPlan(n *node, in plan.Input, out plan.Output) {
 	c := &s.checks
 	if c.plans++; c.plans%planSample == 0 {
 		if again := plan.Plan(in); !samePlan(again, out) {
-			s.violate("%v: Plan is not a function of its input", n)
+			s.broke(PlanPure, "%v: Plan is not a function of its input", n)
 		}
 	}
 	if out.Wake != 0 && out.Wake <= in.Now {
-		s.violate("%v: wakes at %v, not after %v", n, out.Wake, in.Now)
+		s.broke(PlanPure, "%v: wakes at %v, not after %v", n, out.Wake, in.Now)
 	}
 	if r, t := need(in.World, out.Claims), s.cfg.Node; r.CPUs > t.CPUs*plan.CPUOvercommit || r.Memory > t.Memory || r.Disk > t.Disk {
-		s.violate("%v: promises %+v of %+v", n, r, t)
+		s.broke(PromisesFit, "%v: promises %+v of %+v", n, r, t)
 	}
 	held := map[plan.Slot]bool{}
 	for _, cl := range n.view().view.ClaimsBy(n.key) {
@@ -119,7 +119,7 @@ func (s *Sim) checkPlan(n *node, in plan.Input, out plan.Output) {
 			continue
 		}
 		if active[cl.Instance]++; active[cl.Instance] > 1 {
-			s.violate("%v: holds two replicas of %s", n, cl.Instance)
+			s.broke(OneReplica, "%v: holds two replicas of %s", n, cl.Instance)
 		}
 		if !held[slot] {
 			s.taken(n, in.World, cl)
@@ -130,7 +130,7 @@ func (s *Sim) checkPlan(n *node, in plan.Input, out plan.Output) {
 		}
 		knows.slot = slot
 		if o, other := c.keepers[knows]; other && o != n.i {
-			s.violate("%v and %v both keep %s/%d by equal views", n, s.nodes[o], cl.Instance, cl.Slot)
+			s.broke(OneKeeper, "%v and %v both keep %s/%d by equal views", n, s.nodes[o], cl.Instance, cl.Slot)
 		}
 		if c.keepers == nil || len(c.keepers) > 1<<18 {
 			c.keepers = map[keeping]int32{}
@@ -282,7 +282,7 @@ func (s *Sim) CheckEqualViews() {
 			want = got
 		}
 		if got != want {
-			s.violate("views of n%d and n%d differ", s.Honest()[0], i)
+			s.broke(ViewsEqual, "views of n%d and n%d differ", s.Honest()[0], i)
 			return
 		}
 	}
@@ -302,7 +302,7 @@ func (s *Sim) CheckAcknowledged() {
 		for _, v := range s.acked {
 			st := v.Statement()
 			if changed, err := again.ApplyVerified(v, time.Time{}); changed || err != nil && !crdt.Transient(err) {
-				s.violate("%v has lost the acknowledged %s statement %.8s of %.12s (%v)", n, st.Kind, st.ID, st.Author, err)
+				s.broke(AckedKept, "%v has lost the acknowledged %s statement %.8s of %.12s (%v)", n, st.Kind, st.ID, st.Author, err)
 			}
 		}
 	}

@@ -74,7 +74,7 @@ func (n *node) decide() {
 		Leases: n.tenant.Status(n.bootTime()),
 	}
 	if n.fresh < n.woke {
-		n.sim.violate("%v: decides by what it knew before it slept", n)
+		n.sim.broke(Resynced, "%v: decides by what it knew before it slept", n)
 	}
 	out := plan.Plan(in)
 	n.sim.checkPlan(n, in, out)

@@ -45,7 +45,7 @@ func (s *Sim) checkFences() {
 		}
 		if !s.checks.doubled[id] {
 			s.checks.doubled[id] = true
-			s.violate("%.8s, which is fenced, runs on %v at once", id, on)
+			s.broke(FencedOnce, "%.8s, which is fenced, runs on %v at once", id, on)
 		}
 	}
 }

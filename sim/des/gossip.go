@@ -68,7 +68,7 @@ func (n *node) gossip(e *event) {
 			continue
 		}
 		if err != nil && !crdt.Transient(err) {
-			n.sim.violate("%v: an honest statement is refused: %v", n, err)
+			n.sim.broke(Believed, "%v: an honest statement is refused: %v", n, err)
 			return
 		}
 	}
@@ -85,7 +85,7 @@ func (n *node) spoilt(d damaged) {
 	bit := d.bit % uint64(8*len(raw))
 	raw[bit/8] ^= 1 << (bit % 8)
 	if v, err := stmt.Check(raw, n.sim.network); err == nil {
-		n.sim.violate("%v: believes a damaged %s statement", n, v.Statement().Kind)
+		n.sim.broke(Refused, "%v: believes a damaged %s statement", n, v.Statement().Kind)
 	}
 	n.sim.Seen["a damaged message was refused"]++
 }

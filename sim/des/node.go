@@ -258,7 +258,7 @@ func (n *node) commit(vs []stmt.Verified, then func()) {
 	out := n.merge(newBatch(vs))
 	for i, err := range out.errs {
 		if err != nil && !crdt.Transient(err) {
-			n.sim.violate("%v: its own %s statement is refused: %v", n, vs[i].Statement().Kind, err)
+			n.sim.broke(Believed, "%v: its own %s statement is refused: %v", n, vs[i].Statement().Kind, err)
 		}
 	}
 	n.disk.epoch = max(n.disk.epoch, n.regs.Epoch()) // on disk before the first statement of it

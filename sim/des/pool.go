@@ -215,11 +215,11 @@ func (p *pool) copy(s *crdt.State) *crdt.State {
 			_, err = c.ApplyVerified(v, time.Time{})
 		}
 		if err != nil {
-			p.sim.violate("a held statement is refused: %v", err)
+			p.sim.broke(SameStatement, "a held statement is refused: %v", err)
 		}
 	}
 	if a, b := s.Fingerprint(), c.Fingerprint(); a != b {
-		p.sim.violate("a state made of what another holds differs from it: %s, %s", fmt.Sprint(a)[:8], fmt.Sprint(b)[:8])
+		p.sim.broke(SameStatement, "a state made of what another holds differs from it: %s, %s", fmt.Sprint(a)[:8], fmt.Sprint(b)[:8])
 	}
 	return c
 }

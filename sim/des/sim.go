@@ -3,7 +3,6 @@ package des
 import (
 	"crypto/ed25519"
 	"encoding/binary"
-	"fmt"
 	"time"
 
 	"github.com/formthefog/formation/crdt"
@@ -95,8 +94,8 @@ type Sim struct {
 	contracts bool     // an instance has another contract than keep
 	fenced    []string // instances, by ID
 
-	// Bad are the violated invariants, as one line each.
-	Bad []string
+	// Bad are the invariants that did not hold, the first of them.
+	Bad []Broken
 	// Seen counts what happened, by name: rare states that a scenario wants to
 	// have reached.
 	Seen map[string]int
@@ -156,12 +155,6 @@ func (s *Sim) push(e event) {
 	s.seq++
 	e.seq = s.seq
 	s.queue.push(e)
-}
-
-func (s *Sim) violate(format string, args ...any) {
-	if len(s.Bad) < 100 {
-		s.Bad = append(s.Bad, fmt.Sprintf("%v: ", s.now)+fmt.Sprintf(format, args...))
-	}
 }
 
 // Do has f happen after d.
