@@ -76,8 +76,10 @@ func (d *formd) openIngress() (err error) {
 		}
 		c.TLS, c.Challenge = s.certificates.TLS(), s.certificates.Challenge
 	}
-	s.Ingress, err = ingress.New(c)
-	return err
+	if s.Ingress, err = ingress.New(c); err != nil {
+		return err
+	}
+	return d.figures.Register(newIngressCollector(s))
 }
 
 func (s *publicSites) listen(address string) (net.Listener, error) {

@@ -189,6 +189,24 @@ func TestIngress(t *testing.T) {
 		t.Errorf("%d of %d requests failed", failed.Load(), asked.Load())
 	}
 	t.Logf("%d requests, %d of them since a host was killed, %d failed", asked.Load(), asked.Load()-before, failed.Load())
+	figures := front.metrics()
+	for name, least := range map[string]float64{
+		`formd_ingress_requests_total{code="2xx"}`: float64(asked.Load()), `formd_ingress_refused_total{reason="site"}`: 1,
+		"formd_ingress_sites": 3, `formd_ingress_ports{state="open"}`: 2,
+	} {
+		if v, ok := figures[name]; !ok || v < least {
+			t.Errorf("%s is %v, want %v", name, v, least)
+		}
+	}
+	if _, err := exec.LookPath("curl"); err == nil {
+		left := time.Until(time.Unix(int64(figures["formd_ingress_certificates_expiry_timestamp_seconds"]), 0))
+		if figures["formd_ingress_certificates"] != 1 || left < 24*time.Hour || left > 32*24*time.Hour {
+			t.Errorf("%v certificates, for %v", figures["formd_ingress_certificates"], left)
+		}
+	}
+	if _, ok := first.metrics()["formd_ingress_sites"]; ok {
+		t.Error("a node that is no ingress says how it does as one")
+	}
 	if code := front.terminate(); code != 0 {
 		t.Errorf("the ingress ends with %d", code)
 	}

@@ -156,10 +156,15 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	count("lease_renewals_failed_total", float64(l.RenewalsFailed))
 }
 
-// metricsHandler serves the collector and the Go runtime's figures.
-func metricsHandler(c *collector) http.Handler {
+// newFigures has the collector's figures and the Go runtime's; parts that not every
+// node has add theirs.
+func newFigures(c *collector) *prometheus.Registry {
 	r := prometheus.NewRegistry()
 	r.MustRegister(c, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return r
+}
+
+func metricsHandler(r *prometheus.Registry) http.Handler {
 	return promhttp.HandlerFor(r, promhttp.HandlerOpts{})
 }
 

@@ -21,6 +21,7 @@ import (
 
 	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/formthefog/formation/cmd/internal/api"
@@ -128,6 +129,7 @@ type formd struct {
 	public *publicPorts
 	sites  *publicSites // nil: this node is no ingress
 
+	figures *prometheus.Registry
 	servers []server // HTTP, with their listeners
 	peers   *peerListener
 	ready   bool // run has begun: the parts close themselves
@@ -382,7 +384,8 @@ func (d *formd) openAPI() error {
 	place := &placement{self: d.id.self(), rec: d.rec, prober: d.prober}
 	vms := guests{d.vms}
 	refused := newRefusals(d.log.With("part", "api"), d.now)
-	metrics := metricsHandler(newCollector(d.node, d.mesh, d.state, place, vms, d.leases.Stats, d.admission.refusals, refused.counts))
+	d.figures = newFigures(newCollector(d.node, d.mesh, d.state, place, vms, d.leases.Stats, d.admission.refusals, refused.counts))
+	metrics := metricsHandler(d.figures)
 	h := api.NewHandler(api.Config{
 		State:     &submitter{Replica: d.state, id: d.id, accept: d.accept, now: d.now, log: d.log},
 		Signed:    d.state,

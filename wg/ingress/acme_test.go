@@ -250,11 +250,12 @@ func TestACME(t *testing.T) {
 	}
 	var f *front
 	var ca *acmeServer
+	var certificates *Certificates
 	f = run(t, replicas{"a": serveReplica(t, "a", says("a"))}, func(c *Config) {
 		ca = newACME(t, c.HTTP.Addr().String())
 		trust := x509.NewCertPool()
 		trust.AddCert(ca.http.Certificate())
-		certificates, err := NewCertificates(CertConfig{Dir: t.TempDir(), Directory: ca.url("/directory"), Email: "me@example.org", Roots: trust,
+		certificates, err = NewCertificates(CertConfig{Dir: t.TempDir(), Directory: ca.url("/directory"), Email: "me@example.org", Roots: trust,
 			HTTP: c.HTTP, Logger: c.Logger, Allowed: func(name string) bool { return f.Serves(name) }})
 		if err != nil {
 			t.Fatal(err)
@@ -275,6 +276,10 @@ func TestACME(t *testing.T) {
 	}
 	if _, err := dialTLS(https.Addr().String(), "y.example", roots); err == nil {
 		t.Error("there is a certificate for a site that is not served")
+	}
+	s := certificates.Stats([]string{"w.example", "x.example"})
+	if want := (CertStats{Obtained: 1, Refused: 1, Held: 1, Expires: first.NotAfter}); s != want {
+		t.Errorf("counted %+v, want %+v", s, want)
 	}
 	ca.mu.Lock()
 	defer ca.mu.Unlock()

@@ -10,6 +10,8 @@ import (
 	"net"
 	"net/http"
 	"path/filepath"
+	"sync/atomic"
+	"time"
 
 	"github.com/caddyserver/certmagic"
 	"go.uber.org/zap"
@@ -41,6 +43,39 @@ type Certificates struct {
 	cache  *certmagic.Cache
 	config *certmagic.Config
 	acme   *certmagic.ACMEIssuer // nil: Internal
+
+	obtained, failed, refused atomic.Uint64
+}
+
+// CertStats are counts since the start, and what is held for sites now.
+type CertStats struct {
+	Obtained uint64 // renewals too
+	Failed   uint64 // attempts that the authority, or the way to it, let down
+	Refused  uint64 // clients who asked for a name that is not served
+	Held     int
+	Expires  time.Time // when the first of them does; zero: none is held
+}
+
+// Stats returns what was counted, and what is held for the names of sites; a
+// certificate is held from when a client has asked for its site.
+func (c *Certificates) Stats(sites []string) CertStats {
+	out := CertStats{Obtained: c.obtained.Load(), Failed: c.failed.Load(), Refused: c.refused.Load()}
+	for _, name := range sites {
+		var last time.Time // the one that is shown
+		for _, held := range c.cache.AllMatchingCertificates(name) {
+			if held.Leaf != nil && held.Leaf.NotAfter.After(last) {
+				last = held.Leaf.NotAfter
+			}
+		}
+		if last.IsZero() {
+			continue
+		}
+		out.Held++
+		if out.Expires.IsZero() || last.Before(out.Expires) {
+			out.Expires = last
+		}
+	}
+	return out
 }
 
 // NewCertificates opens Dir. Close ends what it begins.
@@ -64,6 +99,7 @@ func NewCertificates(c CertConfig) (*Certificates, error) {
 		Storage: &certmagic.FileStorage{Path: filepath.Join(c.Dir, "certificates")},
 		OnDemand: &certmagic.OnDemandConfig{DecisionFunc: func(_ context.Context, name string) error {
 			if !c.Allowed(name) {
+				out.refused.Add(1)
 				return fmt.Errorf("no site %q here", name)
 			}
 			return nil
@@ -71,8 +107,10 @@ func NewCertificates(c CertConfig) (*Certificates, error) {
 		OnEvent: func(_ context.Context, event string, data map[string]any) error {
 			switch event {
 			case "cert_obtained":
+				out.obtained.Add(1)
 				c.Logger.Info("got a certificate", "name", data["identifier"])
 			case "cert_failed":
+				out.failed.Add(1)
 				c.Logger.Warn("no certificate", "name", data["identifier"], "err", data["error"])
 			}
 			return nil

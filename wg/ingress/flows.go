@@ -105,18 +105,24 @@ func (f *flows) flow(ctx context.Context, client netip.AddrPort, running *sync.W
 		return fl
 	}
 	who := clientOf(net.UDPAddrFromAddrPort(client))
-	if !f.guard.enter(who) {
-		f.stats.refused.Add(1)
+	switch f.guard.enter(who) {
+	case overAll:
+		f.stats.refuse(refusedFlows)
+		return nil
+	case overOne:
+		f.stats.refuse(refusedFlowsOfOne)
 		return nil
 	}
 	fl := &flow{queue: make(chan []byte, flowQueue)}
 	f.of[client] = fl
+	f.stats.opened(kindUDP, 1)
 	running.Go(func() {
 		f.carry(ctx, client, fl)
 		f.mu.Lock()
 		delete(f.of, client)
 		f.mu.Unlock()
 		f.guard.leave(who)
+		f.stats.opened(kindUDP, -1)
 	})
 	return fl
 }
@@ -129,6 +135,9 @@ func (f *flows) carry(ctx context.Context, client netip.AddrPort, fl *flow) {
 	}
 	c, release, err := s.connect(ctx)
 	if err != nil {
+		if ctx.Err() == nil {
+			f.stats.fail(kindUDP)
+		}
 		f.log.Debug("datagrams lost", "port", f.port.Number, "err", err)
 		return
 	}

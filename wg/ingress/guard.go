@@ -4,7 +4,6 @@ import (
 	"net"
 	"net/netip"
 	"sync"
-	"sync/atomic"
 )
 
 // guard counts what clients have.
@@ -35,16 +34,28 @@ func clientOf(a net.Addr) netip.Prefix {
 	return netip.PrefixFrom(ip, bits).Masked()
 }
 
-// enter takes a place for a client; false: there is none.
-func (g *guard) enter(c netip.Prefix) bool {
+// What stands in a client's way.
+type over int
+
+const (
+	overNothing over = iota
+	overAll          // there are no more places
+	overOne          // this client has all that one may have
+)
+
+// enter takes a place for a client, unless something is in the way.
+func (g *guard) enter(c netip.Prefix) over {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.taken >= g.total || g.of[c] >= g.each {
-		return false
+	switch {
+	case g.of[c] >= g.each:
+		return overOne
+	case g.taken >= g.total:
+		return overAll
 	}
 	g.taken++
 	g.of[c]++
-	return true
+	return overNothing
 }
 
 func (g *guard) leave(c netip.Prefix) {
@@ -56,15 +67,17 @@ func (g *guard) leave(c netip.Prefix) {
 	}
 }
 
-// listener closes connections over the limits as they come.
-func (g *guard) listener(l net.Listener, refused *atomic.Uint64) net.Listener {
-	return &guardedListener{l, g, refused}
+// listener closes connections over the limits as they come, and counts the others
+// as ones of a kind.
+func (g *guard) listener(l net.Listener, kind string, stats *counters) net.Listener {
+	return &guardedListener{l, g, kind, stats}
 }
 
 type guardedListener struct {
 	net.Listener
-	guard   *guard
-	refused *atomic.Uint64
+	guard *guard
+	kind  string
+	stats *counters
 }
 
 // Accept returns the next connection that may be.
@@ -75,10 +88,18 @@ func (l *guardedListener) Accept() (net.Conn, error) {
 			return nil, err
 		}
 		who := clientOf(c.RemoteAddr())
-		if l.guard.enter(who) {
-			return &guardedConn{Conn: c, leave: sync.OnceFunc(func() { l.guard.leave(who) })}, nil
+		switch l.guard.enter(who) {
+		case overNothing:
+			l.stats.opened(l.kind, 1)
+			return &guardedConn{Conn: c, leave: sync.OnceFunc(func() {
+				l.guard.leave(who)
+				l.stats.opened(l.kind, -1)
+			})}, nil
+		case overOne:
+			l.stats.refuse(refusedConnsOfOne)
+		case overAll:
+			l.stats.refuse(refusedConns)
 		}
-		l.refused.Add(1)
 		// There is nobody to tell.
 		_ = c.Close()
 	}

@@ -28,6 +28,7 @@ type target struct{}
 // serveHTTP answers one request.
 func (g *Ingress) serveHTTP(w http.ResponseWriter, r *http.Request) {
 	if g.site(r.Host) == nil {
+		g.stats.refuse(refusedSite)
 		http.Error(w, "no such site here", http.StatusNotFound)
 		return
 	}
@@ -35,18 +36,21 @@ func (g *Ingress) serveHTTP(w http.ResponseWriter, r *http.Request) {
 	case g.places <- struct{}{}:
 		defer func() { <-g.places }()
 	default:
-		g.stats.refused.Add(1)
+		g.stats.refuse(refusedRequests)
 		unavailable(w)
 		return
 	}
-	g.stats.requests.Add(1)
-	paced := &pacedWriter{ResponseWriter: w, rc: http.NewResponseController(w), stall: g.cfg.Limits.Stall}
+	noted := &statusWriter{ResponseWriter: w}
+	whole := false // a proxy that breaks off panics
+	defer func() { g.stats.answered(noted.status, whole) }()
+	paced := &pacedWriter{ResponseWriter: noted, rc: http.NewResponseController(w), stall: g.cfg.Limits.Stall}
 	if r.Body != nil && r.Body != http.NoBody {
 		body := &pacedBody{ReadCloser: r.Body, rc: paced.rc, stall: g.cfg.Limits.Stall}
 		defer body.end()
 		r.Body = body
 	}
 	g.proxy.ServeHTTP(paced, r.WithContext(context.WithValue(r.Context(), target{}, r.Host)))
+	whole = true
 }
 
 func unavailable(w http.ResponseWriter) {
@@ -65,7 +69,7 @@ func (g *Ingress) newProxy() http.Handler {
 			if r.Context().Err() != nil {
 				return // the client is gone
 			}
-			g.stats.failed.Add(1)
+			g.stats.fail(kindHTTP)
 			g.log.Debug("request failed", "host", r.Host, "err", err)
 			var undialled *dialError
 			if errors.Is(err, errNone) || errors.As(err, &undialled) {

@@ -150,8 +150,8 @@ func TestKilledReplica(t *testing.T) {
 	if f.Stats().Repeated == 0 {
 		t.Error("nothing had to be repeated: the test shows nothing")
 	}
-	if f.Stats().Failed != 0 {
-		t.Errorf("%d requests failed", f.Stats().Failed)
+	if f.Stats().Failed["http"] != 0 {
+		t.Errorf("%d requests failed", f.Stats().Failed["http"])
 	}
 }
 
@@ -458,7 +458,7 @@ func TestLimits(t *testing.T) {
 		_, _, err := f.request(kept, "GET", "x.example", "/", "")
 		return err != nil
 	})
-	if f.Stats().Refused == 0 {
+	if f.Stats().Refused["connections_of_one"] == 0 {
 		t.Error("no refusal is counted")
 	}
 	for _, c := range hold {

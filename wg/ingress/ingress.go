@@ -13,7 +13,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -128,17 +127,7 @@ type Ingress struct {
 	byName   map[string]*backend
 	made     int
 
-	stats counters
-}
-
-type counters struct{ requests, failed, repeated, refused atomic.Uint64 }
-
-// Stats are counts since the start.
-type Stats struct {
-	Requests uint64 // HTTP, of known sites
-	Failed   uint64 // of them, those that no replica answered
-	Repeated uint64 // of them, further attempts on another replica
-	Refused  uint64 // connections and flows over a limit
+	stats *counters
 }
 
 // New checks the configuration.
@@ -151,16 +140,11 @@ func New(c Config) (*Ingress, error) {
 	}
 	c.Limits.setDefaults()
 	g := &Ingress{cfg: c, log: c.Logger, wake: make(chan struct{}, 1), places: make(chan struct{}, c.Limits.Requests),
-		guard: newGuard(c.Limits.Conns, c.Limits.ConnsOfOne), backends: map[key]*backend{}, byName: map[string]*backend{},
+		stats: newCounters(), guard: newGuard(c.Limits.Conns, c.Limits.ConnsOfOne), backends: map[key]*backend{}, byName: map[string]*backend{},
 		sites: map[string]*service{}, ports: map[Port]*service{}}
 	g.plain, g.grpc = g.transport(false), g.transport(true)
 	g.proxy = g.newProxy()
 	return g, nil
-}
-
-// Stats returns what was counted.
-func (g *Ingress) Stats() Stats {
-	return Stats{Requests: g.stats.requests.Load(), Failed: g.stats.failed.Load(), Repeated: g.stats.repeated.Load(), Refused: g.stats.refused.Load()}
 }
 
 // Set replaces what is served.
@@ -299,7 +283,7 @@ func (g *Ingress) serve(ctx, base context.Context, l net.Listener, h http.Handle
 			_ = s.Close()
 		}
 	}()
-	guarded := g.guard.listener(l, &g.stats.refused)
+	guarded := g.guard.listener(l, kindHTTP, g.stats)
 	var err error
 	if certificates != nil {
 		err = s.ServeTLS(guarded, "", "")

@@ -53,6 +53,7 @@ func (g *Ingress) keepPorts(ctx, base context.Context) {
 			delete(said, p)
 			open[p] = o
 		}
+		g.stats.ports.Store(int64(len(open)))
 		select {
 		case <-ctx.Done():
 			for _, o := range open {
@@ -96,7 +97,7 @@ func (g *Ingress) openPort(base context.Context, p Port, serving *sync.WaitGroup
 	if err != nil {
 		return nil, err
 	}
-	guarded := g.guard.listener(l, &g.stats.refused)
+	guarded := g.guard.listener(l, kindTCP, g.stats)
 	o.close = func() { _ = l.Close() }
 	serving.Go(func() {
 		defer close(o.ended)
@@ -136,6 +137,9 @@ func (g *Ingress) serveConn(base context.Context, client net.Conn, p Port) {
 	}
 	replica, release, err := s.connect(base)
 	if err != nil {
+		if base.Err() == nil {
+			g.stats.fail(kindTCP)
+		}
 		g.log.Debug("connection failed", "port", p.Number, "err", err)
 		return
 	}

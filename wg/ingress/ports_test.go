@@ -158,7 +158,7 @@ func TestUDPPort(t *testing.T) {
 	eventually(t, 20*time.Second, "a flow over the limit to be refused", func() bool {
 		return asks(t, one, "1", time.Second) != "" && asks(t, two, "2", time.Second) != "" && asks(t, three, "3", 100*time.Millisecond) == ""
 	})
-	if f.Stats().Refused == 0 {
+	if f.Stats().Refused["flows_of_one"] == 0 {
 		t.Error("no refusal is counted")
 	}
 	if got := asks(t, three, "three", 20*time.Second); got != "b three" { // the others are idle
