@@ -223,7 +223,10 @@ func (s *Sim) Placement() map[plan.Slot][]int {
 
 // Unserved says of every replica wanted that not exactly one honest node runs
 // it, and of every virtual machine that nobody wants there.
-func (s *Sim) Unserved() []string {
+func (s *Sim) Unserved() []string { return s.UnservedBut(nil) }
+
+// UnservedBut is Unserved without what some instances are, by ID.
+func (s *Sim) UnservedBut(exempt map[string]bool) []string {
 	var bad []string
 	running := map[plan.Slot][]int{}
 	for _, i := range s.Honest() {
@@ -236,6 +239,10 @@ func (s *Sim) Unserved() []string {
 	}
 	for _, o := range s.owners {
 		for _, spec := range o.author.Instances() {
+			if exempt[spec.ID] {
+				maps.DeleteFunc(running, func(at plan.Slot, _ []int) bool { return at.Instance == spec.ID })
+				continue
+			}
 			for slot := range active(spec) {
 				at := plan.Slot{Instance: spec.ID, Slot: slot}
 				if len(running[at]) != 1 {

@@ -147,7 +147,7 @@ func (n *node) register() crdt.Node {
 	}
 	slices.Sort(holds)
 	return crdt.Node{
-		Total: n.sim.cfg.Node, Labels: n.sim.labels(n.i), Draining: n.draining, Version: "sim", Accel: "kvm", Holds: holds,
+		Total: n.sim.cfg.Node, Labels: n.sim.labels(n.i), Draining: n.draining, Version: n.versionName(), Accel: "kvm", Holds: holds,
 		Region: n.sim.Region(int(n.i)),
 	}
 }
@@ -306,7 +306,7 @@ func (v *vm) status(n *node) plan.VMStatus {
 	now := n.sim.now
 	st := plan.VMStatus{
 		Incarnation: v.Incarnation, Restart: v.Restart, Phase: plan.VMLaunching, Accel: "kvm",
-		StartedAt: wall + int64(v.started/time.Second), Fenced: v.Fenced,
+		StartedAt: n.reads(v.started), Fenced: v.Fenced,
 	}
 	switch {
 	case !v.run && v.downAt <= now:
@@ -318,7 +318,7 @@ func (v *vm) status(n *node) plan.VMStatus {
 		st.Phase, st.Booted, st.Reason = plan.VMUnhealthy, true, "paused"
 	case v.upAt <= now:
 		st.Phase, st.Booted, st.Ready = plan.VMRunning, true, true
-		st.ReadyAt = wall + int64(v.upAt/time.Second)
+		st.ReadyAt = n.reads(v.upAt)
 	}
 	return st
 }

@@ -22,8 +22,12 @@ func (s *Sim) Crash(i int, machine bool) {
 // Start has a node come back with its disk.
 func (s *Sim) Start(i int) {
 	n := s.nodes[i]
-	if n.up {
+	if n.up || n.absent || n.gone {
 		return
+	}
+	if d := &n.disk; d.rotten > 0 {
+		d.cut(d.rotten - 1)
+		d.rotten = 0
 	}
 	if n.down {
 		n.down, n.awake = false, s.now

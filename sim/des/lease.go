@@ -193,10 +193,13 @@ type record struct {
 // keepVotes writes what the voter must keep, and goes on when it is on disk.
 func (n *node) keepVotes(then func()) {
 	n.disk.votes.next++
-	n.after(n.sim.cfg.Fsync.draw(n.rng), evKept, 0, 0, &record{n.voter.Memory(), n.disk.votes.next, then})
+	n.after(n.fsync(), evKept, 0, 0, &record{n.voter.Memory(), n.disk.votes.next, then})
 }
 
 func (n *node) keptVotes(r *record) {
+	if n.fails() {
+		return
+	}
 	if d := &n.disk.votes; r.ver > d.ver {
 		d.memory, d.ver = &r.Memory, r.ver
 	}

@@ -21,4 +21,6 @@ const (
 	SurplusStays Mutant = "surplus-stays"
 	// NoResync: a node that slept goes on by what it knew.
 	NoResync Mutant = "no-resync"
+	// SignaturesUnchecked: a forged statement is believed.
+	SignaturesUnchecked Mutant = "signatures-unchecked"
 )

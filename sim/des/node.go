@@ -58,6 +58,10 @@ type node struct {
 	timers    plan.Timers
 	wake      time.Duration
 	draining  bool
+	absent    bool          // it has not joined yet
+	gone      bool          // for good
+	version   int           // of the daemon
+	jumped    time.Duration // what the clock that people read has jumped
 	liar      bool          // and so decides nothing
 	stepped   time.Duration // when the detector last was, by the machine's clock
 	acted     time.Duration // when the daemon last did anything, by that clock
@@ -67,18 +71,6 @@ type node struct {
 	seenVer   uint64        // raised when a peer is seen for the first time
 	leases
 }
-
-// disk is what outlives a crash: the log of statements, up to what is synced.
-type disk struct {
-	base   []stmt.Verified // shared; what the swarm began with
-	tail   []stmt.Verified
-	synced int // of tail
-	flush  bool
-	epoch  uint64
-	votes  kept
-}
-
-func (d *disk) log() []stmt.Verified { return slices.Concat(d.base, d.tail[:d.synced]) }
 
 // degree is how many others a node draws to gossip with; as many draw it, so
 // that meshes have twice as many on average.
@@ -195,8 +187,9 @@ func (n *node) handle(e *event) {
 	case evCommitted:
 		n.committed(e.load.(*commit))
 	case evFlush:
-		n.disk.flush = false
-		n.disk.synced = len(n.disk.tail)
+		if n.disk.flush = false; !n.fails() {
+			n.disk.synced = len(n.disk.tail)
+		}
 	case evSync:
 		n.synchronise(int32(e.a))
 	case evWake:
@@ -220,6 +213,10 @@ func (n *node) handle(e *event) {
 	case evVote:
 		n.voted(e.load.(*vote))
 	case evGossip:
+		if f, ok := e.load.(forged); ok {
+			n.suspect(f)
+			return
+		}
 		n.gossip(e)
 	case evHint:
 		n.hint(e)
@@ -263,10 +260,13 @@ func (n *node) commit(vs []stmt.Verified, then func()) {
 	}
 	n.disk.epoch = max(n.disk.epoch, n.regs.Epoch()) // on disk before the first statement of it
 	c := &commit{news: out.news, upTo: len(n.disk.tail), then: then}
-	n.after(n.sim.cfg.Fsync.draw(n.rng), evCommitted, int64(c.upTo), int64(len(vs)), c)
+	n.after(n.fsync(), evCommitted, int64(c.upTo), int64(len(vs)), c)
 }
 
 func (n *node) committed(c *commit) {
+	if n.fails() {
+		return
+	}
 	n.disk.synced = max(n.disk.synced, c.upTo)
 	for vs := range slices.Chunk(c.news, gossipBatch) {
 		n.publish(newBatch(vs))

@@ -87,6 +87,8 @@ type Sim struct {
 	nodes     []*node
 	index     map[stmt.Key]int32
 	genesis   []stmt.Verified
+	members   map[stmt.ID]stmt.Key // whom those of genesis make a member
+	clogs     clogs
 	owners    []*owner
 	acked     []stmt.Verified
 	ranks     plan.Ranks
@@ -108,7 +110,7 @@ const wall = 1_767_225_600
 func New(cfg Config) *Sim {
 	cfg.setDefaults()
 	s := &Sim{
-		cfg: cfg, index: map[stmt.Key]int32{}, trace: newTrace(), Seen: map[string]int{},
+		cfg: cfg, index: map[stmt.Key]int32{}, members: map[stmt.ID]stmt.Key{}, trace: newTrace(), Seen: map[string]int{},
 		net: newNetwork(cfg.Net, cfg.Seed),
 	}
 	s.rootKey = s.key("root", 0)
@@ -198,7 +200,7 @@ func (s *Sim) next() {
 	switch {
 	case e.kind == evResume:
 	case e.kind.isMessage():
-		if !n.up || n.asleep(s.now) || !s.net.reaches(e.from, e.node) {
+		if s.clogs.hold(&e) || !n.up || n.asleep(s.now) || !s.net.reaches(e.from, e.node) {
 			return
 		}
 	case !n.up || e.life != n.life:

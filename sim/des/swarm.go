@@ -19,6 +19,7 @@ import (
 type owner struct {
 	key    ed25519.PrivateKey
 	author *crdt.Author
+	raws   [][]byte // all it said
 }
 
 // perOwner is how many instances an owner has at most here.
@@ -27,15 +28,20 @@ const perOwner = 128
 func (s *Sim) owner(i int) *owner {
 	for len(s.owners) <= i {
 		key := s.key("owner", len(s.owners))
-		a, err := crdt.NewAuthorFrom(key, s.network, nil, rand.NewChaCha8([32]byte(s.key("author", len(s.owners)).Seed())))
+		a, err := crdt.NewAuthorFrom(key, s.network, nil, authorDraws(s, len(s.owners)))
 		if err != nil {
 			s.violate("owner: %v", err)
 			return nil
 		}
 		a.Now = func() time.Time { return time.Unix(wall, 0) }
-		s.owners = append(s.owners, &owner{key, a})
+		s.owners = append(s.owners, &owner{key: key, author: a})
 	}
 	return s.owners[i]
+}
+
+// authorDraws is where an owner's device has its randomness from.
+func authorDraws(s *Sim, i int) *rand.ChaCha8 {
+	return rand.NewChaCha8([32]byte(s.key("author", i).Seed()))
 }
 
 // Workload is what runs from the beginning: Instances of Replicas each, running
@@ -73,10 +79,13 @@ func (s *Sim) Boot(w Workload) {
 	}
 	for i, n := range s.nodes {
 		add(stmt.SignMember(s.rootKey, s.network, stmt.MemberBody{Key: n.key, Role: stmt.RoleNode}, nil, 0, uint64(i)))
+		s.members[s.genesis[len(s.genesis)-1].Statement().ID] = n.key
 	}
 	add(stmt.SignMember(s.rootKey, s.network, stmt.MemberBody{Role: stmt.RoleOwner, AnyOwner: true}, nil, 1, 1))
 	for i := range w.Instances {
-		_, raws, err := s.owner(i / perOwner).author.Create(s.spec(w, i))
+		o := s.owner(i / perOwner)
+		_, raws, err := o.author.Create(s.spec(w, i))
+		o.raws = append(o.raws, raws...)
 		if err != nil {
 			s.violate("genesis: %v", err)
 		}
@@ -87,17 +96,21 @@ func (s *Sim) Boot(w Workload) {
 	s.heed()
 	s.populate()
 	h := s.pool.hold(s.genesis)
+	h.users = 0
 	for _, n := range s.nodes {
-		n.h = h
-		n.disk.base = s.genesis
 		n.disk.votes.memory = &lease.Memory{Boot: n.bootID()} // it has been there for long
+		if n.absent {
+			continue
+		}
+		n.h = h
+		h.users++
+		n.disk.base = s.genesis
 		n.start(true)
 		if len(s.nodes) >= shareFrom && n.i%planSample != 0 {
 			// It runs what it would decide to run; some of the nodes see to that.
 			n.look(n.world(), n.knowledge())
 		}
 	}
-	h.users = len(s.nodes)
 }
 
 func (s *Sim) spec(w Workload, i int) crdt.Spec {
@@ -118,6 +131,9 @@ func (s *Sim) populate() {
 	view := h.state.View()
 	var cands []place.Candidate
 	for _, n := range s.nodes {
+		if n.absent {
+			continue
+		}
 		cands = append(cands, place.Candidate{Key: n.key, Total: s.cfg.Node, Labels: s.labels(n.i), Region: s.Region(int(n.i)), Alive: true})
 	}
 	claims := map[int32][]crdt.Claim{}
@@ -138,6 +154,9 @@ func (s *Sim) populate() {
 		s.spare(spec, cands)
 	}
 	for _, n := range s.nodes {
+		if n.absent {
+			continue
+		}
 		n.regs = crdt.NewRegisters(n.priv, s.network, 0)
 		node, err := n.regs.Node(h.state, n.register())
 		if err == nil {
@@ -201,8 +220,7 @@ func (s *Sim) Ship(ownerNo, i int, spec crdt.Spec) string {
 		s.violate("ship: %v", err)
 		return ""
 	}
-	s.heed()
-	s.submit(i, raws)
+	s.bring(ownerNo, i, raws)
 	return id
 }
 
@@ -213,8 +231,7 @@ func (s *Sim) Set(ownerNo, i int, id string, change func(*crdt.Spec)) {
 		s.violate("set: %v", err)
 		return
 	}
-	s.heed()
-	s.submit(i, raws)
+	s.bring(ownerNo, i, raws)
 }
 
 // Delete has an owner delete an instance at a node.
@@ -224,8 +241,7 @@ func (s *Sim) Delete(ownerNo, i int, id string) {
 		s.violate("delete: %v", err)
 		return
 	}
-	s.heed()
-	s.submit(i, raws)
+	s.bring(ownerNo, i, raws)
 }
 
 // Changes has owners restart an instance so often, drawn, at nodes drawn, until the
@@ -254,6 +270,14 @@ func (s *Sim) Key(i int) stmt.Key { return s.nodes[i].key }
 
 // Instances are those of an owner, as its own statements have them.
 func (s *Sim) Instances(ownerNo int) []crdt.Spec { return s.owner(ownerNo).author.Instances() }
+
+// bring has a node be brought what an owner has said.
+func (s *Sim) bring(ownerNo, i int, raws [][]byte) {
+	o := s.owner(ownerNo)
+	o.raws = append(o.raws, raws...)
+	s.heed()
+	s.submit(i, raws)
+}
 
 func (s *Sim) submit(i int, raws [][]byte) {
 	n := s.nodes[i]
