@@ -48,7 +48,7 @@ func (g *gossip) followed() []string {
 	return out
 }
 
-func newGossip(ctx context.Context, h *gossipHost, short string, now func() time.Time, offence func(p peer.ID, what string)) (*gossip, error) {
+func newGossip(ctx context.Context, h *gossipHost, short string, now func() time.Time, near *near, offence func(p peer.ID, what string)) (*gossip, error) {
 	g := &gossip{
 		host: h, self: h.ID(), short: short, repute: newRepute(now), offence: offence,
 		topics: make(map[string]*pubsub.Topic), subbed: make(map[string]bool),
@@ -63,7 +63,7 @@ func newGossip(ctx context.Context, h *gossipHost, short string, now func() time
 		pubsub.WithValidateQueueSize(gossipQueue),
 		pubsub.WithFloodPublish(true),
 		pubsub.WithSubscriptionFilter(pubsub.WrapLimitSubscriptionFilter(pubsub.NewRegexpSubscriptionFilter(ours), maxTopics)),
-		pubsub.WithPeerScore(scoreParams(g.repute)),
+		pubsub.WithPeerScore(scoreParams(g.repute, near)),
 	)
 	if err != nil {
 		return nil, fmt.Errorf("p2p: start gossip: %w", err)
@@ -85,11 +85,14 @@ func messageID(m *pb.Message) string {
 // scoreParams is deliberately mild. In a swarm of three every peer is needed,
 // and the score parameters made for public networks (delivery rates, one IP per
 // peer, time in mesh) punish the quiet and the neighbours. What counts is junk,
-// judged by our own validators (repute), and breaking the router's rules.
-func scoreParams(r *repute) (*pubsub.PeerScoreParams, *pubsub.PeerScoreThresholds) {
+// judged by our own validators (repute), and breaking the router's rules. Of those
+// who have done neither the near ones are better, by less than one point: so the
+// library keeps some of them when it has too many, and looks for some when it has too
+// few (docs/decisions/0024).
+func scoreParams(r *repute, n *near) (*pubsub.PeerScoreParams, *pubsub.PeerScoreThresholds) {
 	return &pubsub.PeerScoreParams{
 			SkipAtomicValidation:      true,
-			AppSpecificScore:          r.score,
+			AppSpecificScore:          func(p peer.ID) float64 { return worth(r.score(p), n.score(p)) },
 			AppSpecificWeight:         1,
 			BehaviourPenaltyWeight:    -1,
 			BehaviourPenaltyThreshold: 10,
@@ -102,7 +105,18 @@ func scoreParams(r *repute) (*pubsub.PeerScoreParams, *pubsub.PeerScoreThreshold
 			GossipThreshold:      -100,
 			PublishThreshold:     -200,
 			GraylistThreshold:    -300,
+
+			OpportunisticGraftThreshold: NearEnough,
 		}
+}
+
+// worth is what a peer scores by what it sent and by how near it is, which makes up for
+// nothing that it did.
+func worth(repute, nearness float64) float64 {
+	if repute < 0 {
+		return repute
+	}
+	return nearness
 }
 
 func (g *gossip) name(topic string) string { return "/formd/" + topic + "/" + g.short }

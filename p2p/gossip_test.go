@@ -210,7 +210,7 @@ func TestReputeIsMildAndForgets(t *testing.T) {
 			t.Errorf("score of %q is %v, want %v", p, got, want)
 		}
 	}
-	_, limits := scoreParams(r)
+	_, limits := scoreParams(r, newNear())
 	if r.score("junk") > limits.GraylistThreshold {
 		t.Error("a thousand refused messages do not silence a peer")
 	}

@@ -38,6 +38,7 @@ type Node struct {
 
 	gate           *gate
 	penalties      *penalties
+	near           *near
 	streamsRefused atomic.Uint64
 	tellMu         sync.Mutex
 	tellAt         map[peer.ID]time.Time // when the log last named a peer; guarded by tellMu
@@ -84,7 +85,7 @@ func New(cfg Config) (*Node, error) {
 	}
 	n := &Node{
 		cfg: cfg, tune: cfg.tune.withDefaults(), log: cfg.Logger,
-		ready: make(chan struct{}), joined: make(chan struct{}, 1), tasks: newTasks(), gate: newGate(), penalties: newPenalties(time.Now), tellAt: make(map[peer.ID]time.Time), bytes: metrics.NewBandwidthCounter(),
+		ready: make(chan struct{}), joined: make(chan struct{}, 1), tasks: newTasks(), gate: newGate(), penalties: newPenalties(time.Now), near: newNear(), tellAt: make(map[peer.ID]time.Time), bytes: metrics.NewBandwidthCounter(),
 	}
 	n.ctx, n.cancel = context.WithCancel(context.Background())
 	n.inner, err = newHost(&cfg, parsed, hostOptions{
@@ -133,7 +134,7 @@ func (n *Node) assemble(p parsed) (err error) {
 		if err := n.startRelay(); err != nil {
 			return err
 		}
-		if n.gossip, err = newGossip(n.ctx, n.newGossipHost(), n.cfg.Network, time.Now, n.Offence); err != nil {
+		if n.gossip, err = newGossip(n.ctx, n.newGossipHost(), n.cfg.Network, time.Now, n.near, n.Offence); err != nil {
 			return err
 		}
 	}
@@ -175,6 +176,7 @@ func (n *Node) Run(ctx context.Context) error {
 	g.Go(func() error { return n.watchIdentify(ctx) })
 	if !n.cfg.ClientOnly {
 		g.Go(func() error { return n.watchNAT(ctx) })
+		g.Go(func() error { return n.survey(ctx) })
 	}
 	if n.blocks != nil {
 		g.Go(func() error { return n.blocks.Run(ctx) })

@@ -27,7 +27,7 @@ func (n *Node) Recheck() {
 func (n *Node) recheck(c network.Conn) {
 	ctx, cancel := context.WithTimeout(n.ctx, n.tune.answer)
 	defer cancel()
-	err := answers(ctx, c)
+	_, err := answers(ctx, c, 1)
 	if err == nil || n.ctx.Err() != nil {
 		return
 	}
@@ -36,24 +36,31 @@ func (n *Node) recheck(c network.Conn) {
 	n.redial.with(func(b *book, now time.Time) { b.hurry(now) })
 }
 
-// answers pings the other side of a connection once.
-func answers(ctx context.Context, c network.Conn) error {
+// answers pings the other side of a connection n times, and says how long the fastest
+// answer took.
+func answers(ctx context.Context, c network.Conn, n int) (least time.Duration, err error) {
 	s, err := openOn(ctx, c, ping.ID)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	defer s.Reset() // nothing more is expected of it
 	defer context.AfterFunc(ctx, func() { _ = s.Reset() })()
-	var sent, got [ping.PingSize]byte
-	_, _ = rand.Read(sent[:]) // it never fails
-	if _, err := s.Write(sent[:]); err != nil {
-		return fmt.Errorf("ping: %w", err)
+	for i := range n {
+		var sent, got [ping.PingSize]byte
+		_, _ = rand.Read(sent[:]) // it never fails
+		began := time.Now()
+		if _, err := s.Write(sent[:]); err != nil {
+			return 0, fmt.Errorf("ping: %w", err)
+		}
+		if _, err := io.ReadFull(s, got[:]); err != nil {
+			return 0, fmt.Errorf("ping: %w", err)
+		}
+		if !bytes.Equal(sent[:], got[:]) {
+			return 0, errors.New("ping: another answer")
+		}
+		if took := time.Since(began); i == 0 || took < least {
+			least = took
+		}
 	}
-	if _, err := io.ReadFull(s, got[:]); err != nil {
-		return fmt.Errorf("ping: %w", err)
-	}
-	if !bytes.Equal(sent[:], got[:]) {
-		return errors.New("ping: another answer")
-	}
-	return nil
+	return least, nil
 }

@@ -104,7 +104,7 @@ func TestRecheckReplacesDeadConnections(t *testing.T) {
 	b.Recheck()
 	eventually(t, "a connection that lives", func() bool {
 		for _, c := range over(a.ID()) {
-			if answers(ctxT(t), c) == nil {
+			if _, err := answers(ctxT(t), c, 1); err == nil {
 				return len(b.Peers()) == 2
 			}
 		}

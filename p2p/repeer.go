@@ -213,13 +213,16 @@ func (n *Node) peerUp(p peer.ID) {
 	}
 	pi := peer.AddrInfo{ID: p, Addrs: worthKeeping(n.inner.Peerstore().Addrs(p))}
 	n.redial.with(func(b *book, now time.Time) { b.up(pi, now) })
-	if n.gate.conn(p, true) == nil { // it left before it was noted
+	if c := n.gate.conn(p, true); c != nil {
+		n.tasks.run(func() { n.measure(p, c) })
+	} else { // it left before it was noted
 		n.redial.with(func(b *book, now time.Time) { b.down(p, now) })
 	}
 }
 
 func (n *Node) peerDown(p peer.ID) {
 	n.log.Info("peer disconnected", "peer", p)
+	n.near.forget(p)
 	n.redial.with(func(b *book, now time.Time) { b.down(p, now) })
 }
 

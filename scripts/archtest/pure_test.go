@@ -34,6 +34,7 @@ var pure = []struct {
 	{"cmd/internal/mesh", nil},
 	{"fogvm/reconcile/plan", nil},
 	{"sim/des", nil},
+	{"sim/gossip", nil},
 	{"sim/regions", nil},
 }
 
