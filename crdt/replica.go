@@ -20,10 +20,12 @@ import (
 	"github.com/formthefog/formation/crdt/stmt"
 )
 
-// ReplicaConfig configures [Open]. Dir, Key, Network and Engine are required.
+// ReplicaConfig configures [Open]. Dir or Disk, Key, Network and Engine are required.
 type ReplicaConfig struct {
 	// Dir holds the log; one process at a time. It is made when missing.
 	Dir string
+	// Disk, if not nil, holds the log in the place of Dir.
+	Disk *Disk
 	// Key is this node's key, the author of its registers.
 	Key     ed25519.PrivateKey
 	Network stmt.NetworkID
@@ -121,14 +123,21 @@ type Stats struct {
 // file system, of a directory in use, and of a log of another version, which is
 // left alone.
 func Open(cfg ReplicaConfig) (*Replica, error) {
+	if cfg.Disk != nil {
+		return openOn(cfg, cfg.Disk, cfg.Disk.take)
+	}
 	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("open replica: %w", err)
 	}
-	lock, err := lockDir(cfg.Dir)
+	return openOn(cfg, osDir(cfg.Dir), func() (io.Closer, error) { return lockDir(cfg.Dir) })
+}
+
+func openOn(cfg ReplicaConfig, fsys fileSystem, take func() (io.Closer, error)) (*Replica, error) {
+	lock, err := take()
 	if err != nil {
 		return nil, fmt.Errorf("open replica: %w", err)
 	}
-	r, err := openReplica(cfg, osDir(cfg.Dir))
+	r, err := openReplica(cfg, fsys)
 	if err != nil {
 		return nil, errors.Join(err, lock.Close())
 	}

@@ -211,6 +211,20 @@ func (r *Replica) isPeer(p peer.ID) bool {
 	return r.state.members.has(r.cfg.Root, key, stmt.RoleNode)
 }
 
+// Fingerprint is [State.Fingerprint] of what is held now.
+func (r *Replica) Fingerprint() stmt.ID {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.state.Fingerprint()
+}
+
+// Held is [State.Held] of what is held now.
+func (r *Replica) Held() [][]byte {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.state.Held()
+}
+
 func (r *Replica) jitter() time.Duration {
 	return r.cfg.SyncInterval/2 + rand.N(r.cfg.SyncInterval)
 }

@@ -124,6 +124,12 @@ type Config struct {
 	// ListenUDP opens QUIC's sockets, instead of the kernel's own: so that somebody
 	// else shares the port. It is called with "udp4" or "udp6", once or more. Optional.
 	ListenUDP func(network string, addr *net.UDPAddr) (net.PacketConn, error)
+	// Simulated keeps the node off this machine's network: all it sends goes
+	// through ListenUDP, which is required, and it has the addresses in Listen,
+	// which are QUIC's, with an IP and a port each, and no others. Such a node
+	// neither dials others back to tell them whether they can be reached, nor
+	// learns its own addresses from peers; and it can run in virtual time.
+	Simulated bool
 	// Portmap asks the router for a port by UPnP or NAT-PMP.
 	Portmap bool
 	// ClientOnly makes a node that listens on nothing, serves no DHT record,
@@ -181,6 +187,9 @@ func (c *Config) validate() (parsed, error) {
 	if c.Admission == nil {
 		return p, errors.New("p2p: no Admission")
 	}
+	if c.Simulated && (c.ListenUDP == nil || c.MDNS || c.Portmap) {
+		return p, errors.New("p2p: a simulated node has sockets that are handed in, and nothing else")
+	}
 	if !c.ClientOnly {
 		if len(c.Listen) == 0 {
 			return p, errors.New("p2p: nothing to listen on")
@@ -189,6 +198,9 @@ func (c *Config) validate() (parsed, error) {
 			a, err := parseListen(s)
 			if err != nil {
 				return p, err
+			}
+			if ip, port, _ := ipPort(a); c.Simulated && (!has(a, ma.P_QUIC_V1) || ip.IsUnspecified() || port == 0) {
+				return p, fmt.Errorf("p2p: listen %q: a simulated node has /ip4|ip6/ADDR/udp/PORT/quic-v1", s)
 			}
 			p.listen = append(p.listen, a)
 		}

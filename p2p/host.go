@@ -1,6 +1,7 @@
 package p2p
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"time"
@@ -20,7 +21,6 @@ import (
 	circuit "github.com/libp2p/go-libp2p/p2p/protocol/circuitv2/proto"
 	"github.com/libp2p/go-libp2p/p2p/protocol/circuitv2/relay"
 	quic "github.com/libp2p/go-libp2p/p2p/transport/quic"
-	"github.com/libp2p/go-libp2p/p2p/transport/quicreuse"
 	"github.com/libp2p/go-libp2p/p2p/transport/tcp"
 	"github.com/libp2p/go-libp2p/x/rate"
 	ma "github.com/multiformats/go-multiaddr"
@@ -56,6 +56,23 @@ type hostOptions struct {
 
 // newHost makes a libp2p host that listens on nothing yet.
 func newHost(cfg *Config, p parsed, o hostOptions) (host.Host, error) {
+	opts, err := options(cfg, p, o)
+	if err != nil {
+		return nil, err
+	}
+	sockets := &quicSockets{cfg: cfg}
+	if cfg.ListenUDP != nil {
+		opts = append(opts, libp2p.QUICReuse(sockets.open))
+	}
+	h, err := libp2p.New(opts...)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("p2p: start host: %w", err), sockets.Close())
+	}
+	return &socketHost{h, sockets}, nil
+}
+
+// options are those of the host, but for QUIC's sockets.
+func options(cfg *Config, p parsed, o hostOptions) ([]libp2p.Option, error) {
 	key, err := crypto.UnmarshalEd25519PrivateKey(cfg.Key)
 	if err != nil {
 		return nil, fmt.Errorf("p2p: key: %w", err)
@@ -82,9 +99,6 @@ func newHost(cfg *Config, p parsed, o hostOptions) (host.Host, error) {
 		libp2p.DisableMetrics(),
 		libp2p.EnableRelay(), // to reach, and be reached, through members
 	}
-	if cfg.ListenUDP != nil {
-		opts = append(opts, libp2p.QUICReuse(quicreuse.NewConnManager, quicreuse.OverrideListenUDP(cfg.ListenUDP)))
-	}
 	opts = append(opts, libp2p.AddrsFactory(func(addrs []ma.Multiaddr) []ma.Multiaddr {
 		if len(p.announce) > 0 {
 			return p.announce
@@ -93,7 +107,6 @@ func newHost(cfg *Config, p parsed, o hostOptions) (host.Host, error) {
 	}))
 	if !cfg.ClientOnly {
 		opts = append(opts,
-			libp2p.EnableNATService(),
 			libp2p.EnableHolePunching(),
 			libp2p.EnableAutoRelayWithPeerSource(o.relays, autorelay.WithMinCandidates(1), autorelay.WithNumRelays(2), autorelay.WithBootDelay(10*time.Second)),
 		)
@@ -101,11 +114,13 @@ func newHost(cfg *Config, p parsed, o hostOptions) (host.Host, error) {
 			opts = append(opts, libp2p.NATPortMap())
 		}
 	}
-	h, err := libp2p.New(opts...)
-	if err != nil {
-		return nil, fmt.Errorf("p2p: start host: %w", err)
+	switch {
+	case cfg.Simulated:
+		opts = append(opts, libp2p.DisableIdentifyAddressDiscovery())
+	case !cfg.ClientOnly:
+		opts = append(opts, libp2p.EnableNATService()) // from sockets of its own
 	}
-	return h, nil
+	return opts, nil
 }
 
 // newResources scales the library's limits to this machine and lifts those that

@@ -6,10 +6,15 @@ import (
 	"testing"
 )
 
-// counted is a UDP socket that counts what is read from it.
+// counted is a UDP socket that counts what is read from it, and whether it is open.
 type counted struct {
 	net.PacketConn
-	reads *atomic.Int64
+	reads, open *atomic.Int64
+}
+
+func (c counted) Close() error {
+	c.open.Add(-1)
+	return c.PacketConn.Close()
 }
 
 func (c counted) ReadFrom(b []byte) (int, net.Addr, error) {
@@ -18,16 +23,25 @@ func (c counted) ReadFrom(b []byte) (int, net.Addr, error) {
 	return n, a, err
 }
 
-// Whoever opens QUIC's sockets sees all that it receives, dialled and listening.
+// Whoever opens QUIC's sockets sees all that it receives, dialled and listening, and
+// gets them closed when the node ends.
 func TestSocketsAreHandedIn(t *testing.T) {
-	var reads [2]atomic.Int64
+	var reads, open [2]atomic.Int64
+	t.Cleanup(func() { // after the nodes' own
+		for i := range open {
+			if n := open[i].Load(); n != 0 {
+				t.Errorf("node %d has ended and left %d sockets open", i, n)
+			}
+		}
+	})
 	var nodes [2]*Node
 	for i := range nodes {
 		nodes[i], _ = start(t, func(c *Config) {
 			c.Listen = []string{"/ip4/127.0.0.1/udp/0/quic-v1"}
 			c.ListenUDP = func(network string, addr *net.UDPAddr) (net.PacketConn, error) {
 				u, err := net.ListenUDP(network, addr)
-				return counted{u, &reads[i]}, err
+				open[i].Add(1)
+				return counted{u, &reads[i], &open[i]}, err
 			}
 			if i == 1 {
 				c.Bootstrap = []string{quicAddr(t, nodes[0])}

@@ -223,6 +223,10 @@ func TestTakenPortIsNamed(t *testing.T) {
 	}
 }
 
+func listenNothing(string, *net.UDPAddr) (net.PacketConn, error) {
+	return nil, errors.New("no socket")
+}
+
 func TestConfigIsValidated(t *testing.T) {
 	good := Config{Key: newKey(t), Network: testNet, Admission: newClub(""), Listen: []string{"/ip4/127.0.0.1/tcp/0"}}
 	for name, edit := range map[string]func(*Config){
@@ -235,6 +239,11 @@ func TestConfigIsValidated(t *testing.T) {
 		"listen on a name":    func(c *Config) { c.Listen = []string{"/dns4/localhost/tcp/0"} },
 		"bootstrap, no peer":  func(c *Config) { c.Bootstrap = []string{"/ip4/127.0.0.1/tcp/1"} },
 		"announce nonsense":   func(c *Config) { c.Announce = []string{"x"} },
+		"simulated by nobody": func(c *Config) { c.Listen, c.Simulated = []string{"/ip4/127.0.0.1/udp/1/quic-v1"}, true },
+		"simulated TCP":       func(c *Config) { c.ListenUDP, c.Simulated = listenNothing, true },
+		"simulated anywhere": func(c *Config) {
+			c.ListenUDP, c.Simulated, c.Listen = listenNothing, true, []string{"/ip4/0.0.0.0/udp/1/quic-v1"}
+		},
 	} {
 		c := good
 		edit(&c)

@@ -1,0 +1,204 @@
+package live
+
+import (
+	"context"
+	"crypto/ed25519"
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/metrics"
+
+	"github.com/formthefog/formation/crdt"
+	"github.com/formthefog/formation/crdt/stmt"
+)
+
+// Config is what a Swarm needs. Nodes is required.
+type Config struct {
+	Nodes int
+	Seed  uint64
+	Net   NetConfig
+	// Seeds is how many of the nodes, the first ones, the others are told of, as by
+	// a ticket (default 3).
+	Seeds int
+	// Logger of a node; nil: nothing is logged.
+	Logger func(node int) *slog.Logger
+}
+
+// Swarm is so many nodes and the network between them. Its methods are for one
+// goroutine, that of the bubble.
+type Swarm struct {
+	cfg   Config
+	net   *network
+	id    stmt.NetworkID
+	root  ed25519.PrivateKey
+	owner *crdt.Author
+	nodes []*node
+	acked []stmt.Verified
+	began time.Time
+	// Seen counts what was done to the swarm, by name.
+	Seen map[string]int
+}
+
+// MaxNodes bounds a Swarm: each node takes about a megabyte and a hundred
+// goroutines.
+const MaxNodes = 1000
+
+// Run has f do something with a swarm, of which nobody runs yet, in a bubble of its
+// own, and ends the swarm.
+func Run(t *testing.T, cfg Config, f func(t *testing.T, s *Swarm)) {
+	// The library counts bytes in a goroutine that the first count starts and that
+	// never ends: it must not be one of the bubble's.
+	metrics.NewBandwidthCounter().LogSentMessage(1)
+	synctest.Test(t, func(t *testing.T) {
+		s, err := newSwarm(cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() {
+			if err := s.stop(); err != nil {
+				t.Error(err)
+			}
+		}()
+		f(t, s)
+	})
+}
+
+func newSwarm(cfg Config) (*Swarm, error) {
+	if cfg.Nodes < 2 || cfg.Nodes > MaxNodes {
+		return nil, fmt.Errorf("live swarm of %d nodes: want 2 to %d", cfg.Nodes, MaxNodes)
+	}
+	if cfg.Seeds == 0 {
+		cfg.Seeds = 3
+	}
+	cfg.Seeds = min(cfg.Seeds, cfg.Nodes)
+	s := &Swarm{cfg: cfg, began: time.Now(), Seen: map[string]int{}, net: newNetwork(cfg.Net, cfg.Nodes, cfg.Seed)}
+	s.root = s.key("root", 0)
+	s.id = stmt.NewNetworkID("live", stmt.KeyOf(s.root))
+	var err error
+	if s.owner, err = crdt.NewAuthor(s.key("owner", 0), s.id, nil); err != nil {
+		return nil, err
+	}
+	for i := range cfg.Nodes {
+		n, err := s.newNode(i)
+		if err != nil {
+			return nil, err
+		}
+		s.nodes = append(s.nodes, n)
+	}
+	return s, nil
+}
+
+func (s *Swarm) key(what string, i int) ed25519.PrivateKey {
+	b := binary.BigEndian.AppendUint64([]byte(what), s.cfg.Seed)
+	seed := sha256.Sum256(binary.BigEndian.AppendUint64(b, uint64(i)))
+	return ed25519.NewKeyFromSeed(seed[:])
+}
+
+// Now is how long the swarm has existed, in virtual time.
+func (s *Swarm) Now() time.Duration { return time.Since(s.began) }
+
+// Nodes is how many there are, up or not.
+func (s *Swarm) Nodes() int { return len(s.nodes) }
+
+// Start starts nodes that are down, and lets each wait a little for the one before;
+// none are named: all of them.
+func (s *Swarm) Start(apart time.Duration, which ...int) error {
+	if len(which) == 0 {
+		which = s.all()
+	}
+	for k, i := range which {
+		if k > 0 && apart > 0 {
+			s.Run(apart)
+		}
+		if err := s.nodes[i].start(); err != nil {
+			return fmt.Errorf("start node %d: %w", i, err)
+		}
+		s.Seen["start"]++
+	}
+	return nil
+}
+
+// Run lets virtual time pass.
+func (s *Swarm) Run(d time.Duration) { time.Sleep(d) }
+
+// RunUntil lets time pass until ok, which it asks every step, and says whether that
+// was within limit.
+func (s *Swarm) RunUntil(limit, step time.Duration, ok func() bool) (time.Duration, bool) {
+	began := s.Now()
+	for !ok() {
+		if s.Now()-began >= limit {
+			return s.Now() - began, false
+		}
+		s.Run(step)
+	}
+	return s.Now() - began, true
+}
+
+// stop ends every node. The errors are what their Run returned.
+func (s *Swarm) stop() error {
+	for _, n := range s.nodes {
+		n.cancel()
+	}
+	var errs []error
+	for _, n := range s.nodes {
+		errs = append(errs, n.wait())
+	}
+	return errors.Join(errs...)
+}
+
+func (s *Swarm) all() []int {
+	out := make([]int, len(s.nodes))
+	for i := range out {
+		out[i] = i
+	}
+	return out
+}
+
+// Up are the nodes that run.
+func (s *Swarm) Up() []int {
+	return slices.DeleteFunc(s.all(), func(i int) bool { return !s.nodes[i].up })
+}
+
+// Ship has the owner bring a new instance to a node, which acknowledges it once its
+// statements are on disk. It returns the instance's ID.
+func (s *Swarm) Ship(at int, spec crdt.Spec) (string, error) {
+	id, raws, err := s.owner.Create(spec)
+	if err != nil {
+		return "", fmt.Errorf("ship: %w", err)
+	}
+	return id, s.submit(at, raws)
+}
+
+func (s *Swarm) submit(at int, raws [][]byte) error {
+	if !s.nodes[at].up {
+		return fmt.Errorf("submit at node %d: it is down", at)
+	}
+	if _, err := s.nodes[at].state.Submit(context.Background(), raws...); err != nil {
+		return err
+	}
+	for _, raw := range raws {
+		v, err := stmt.Check(raw, s.id)
+		if err != nil {
+			return err
+		}
+		s.acked = append(s.acked, v)
+	}
+	return nil
+}
+
+// Traffic is what all nodes together have sent.
+func (s *Swarm) Traffic() (sum Traffic) {
+	s.net.change(func() {
+		for _, t := range s.net.traffic {
+			sum.Packets, sum.Bytes, sum.Lost = sum.Packets+t.Packets, sum.Bytes+t.Bytes, sum.Lost+t.Lost
+		}
+	})
+	return sum
+}
