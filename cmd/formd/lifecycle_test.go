@@ -66,7 +66,7 @@ func TestCommandLine(t *testing.T) {
 		{[]string{"run", "--memory", "lots"}, api.ExitUsage, "", "memory"},
 		{[]string{"run", "--data", t.TempDir(), "--join", "form1nonsense"}, api.ExitUsage, "", "hint: "},
 		{[]string{"run", "--data", t.TempDir(), "--vm-net", "bridge"}, api.ExitUsage, "", "not available"},
-		{[]string{"run", "--data", t.TempDir(), "--mesh", "kernel"}, api.ExitUsage, "", "not available"},
+		{[]string{"run", "--data", t.TempDir(), "--mesh", "tap"}, api.ExitUsage, "", "mesh"},
 		{[]string{"frobnicate"}, api.ExitUsage, "", "frobnicate"},
 		{[]string{"rnu"}, api.ExitUsage, "", "hint: did you mean: formd run"},
 		{[]string{"config"}, api.ExitUsage, "", "formd config needs a subcommand: check"},

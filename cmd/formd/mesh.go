@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"net/netip"
 	"strings"
@@ -99,7 +100,14 @@ func (m *mesh) apply() {
 		all = append(all, ids...)
 	}
 	m.carrier.Hosts(all)
-	m.carrier.Stations(m.device, m.stations)
+	device, stations := m.device, m.stations
+	if m.host != nil && m.host.deliver != nil && device != (wg.Key{}) {
+		stations = make(map[string]carrier.Station, len(m.stations)+1)
+		maps.Copy(stations, m.stations)
+		stations[kernelStation] = carrier.Station{Public: device, Deliver: m.host.deliver}
+		device = wg.Key{}
+	}
+	m.carrier.Stations(device, stations)
 }
 
 // handler serves protoMesh to whoever stays by right.

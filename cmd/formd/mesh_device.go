@@ -39,12 +39,16 @@ const (
 // hostDevice is the node's own interface on the mesh.
 type hostDevice struct {
 	wg.Device
+	kind  string
 	name  string
-	own   func([]netip.Addr)          // which addresses peers may send to
-	serve func(context.Context) error // answers wg and wgctrl
+	own   func([]netip.Addr) error    // which addresses peers may send to
+	serve func(context.Context) error // what the device needs while it is there
 	ended <-chan struct{}             // closed when the interface is gone
 	close func()
 	mesh  *wg.Mesh
+	// deliver is [carrier.Station.Deliver] of a device that has not the carrier's
+	// Bind; nil: it has.
+	deliver func(b []byte, from netip.AddrPort)
 }
 
 // openDevice opens the node's own device as --mesh says. Without the right to make
@@ -59,12 +63,13 @@ func (d *formd) openDevice() error {
 	if err := resolver.Undo(context.Background()); err != nil {
 		d.log.Warn("the machine's resolver still asks an earlier start of formd", "err", err)
 	}
+	d.sweepKernel()
 	if d.cfg.Mesh == config.Off {
 		m.none = "--mesh off: this machine itself has no interface on the mesh"
 		return nil
 	}
 	m.wanted = true
-	dev, err := d.userspaceDevice()
+	dev, err := d.chooseDevice()
 	switch {
 	case err == nil:
 	case d.cfg.Mesh == "auto" && noRight(err):
@@ -73,7 +78,10 @@ func (d *formd) openDevice() error {
 		return nil
 	case noRight(err):
 		return api.Problemf(api.ExitNotAllowed, "--mesh %s: %v", d.cfg.Mesh, err).
-			WithHint("run formd as root, give it CAP_NET_ADMIN (setcap cap_net_admin+ep), or take --mesh auto")
+			WithHint("run formd as root, give it CAP_NET_ADMIN (setcap cap_net_admin+ep; --mesh kernel needs CAP_SYS_ADMIN too), or take --mesh auto")
+	case noKernel(err):
+		return api.Problemf(api.ExitFailed, "--mesh %s: %v", d.cfg.Mesh, err).
+			WithHint("modprobe wireguard says why, or take --mesh auto or --mesh userspace")
 	default:
 		return err
 	}
@@ -87,6 +95,20 @@ func (d *formd) openDevice() error {
 	}
 	m.host = dev
 	return nil
+}
+
+// chooseDevice opens the kind of device that --mesh says; auto is the kernel's where
+// that can be had.
+func (d *formd) chooseDevice() (*hostDevice, error) {
+	if d.cfg.Mesh == "userspace" {
+		return d.userspaceDevice()
+	}
+	dev, err := d.kernelDevice()
+	if err == nil || d.cfg.Mesh == "kernel" {
+		return dev, err
+	}
+	d.log.Info("mesh: WireGuard is in this process, not in the kernel", "reason", err)
+	return d.userspaceDevice()
 }
 
 // noRight says whether err is of a machine that lets this process make no
@@ -118,7 +140,8 @@ func (d *formd) userspaceDevice() (*hostDevice, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &hostDevice{Device: dev, name: name, own: only.Set, serve: dev.Serve, ended: dev.Done(), close: dev.Close}, nil
+	return &hostDevice{Device: dev, kind: "wireguard-go", name: name, own: func(a []netip.Addr) error { only.Set(a); return nil },
+		serve: dev.Serve, ended: dev.Done(), close: dev.Close}, nil
 }
 
 // maxInterfaces is how many names are tried.
@@ -161,8 +184,8 @@ func (m *mesh) runDevice(ctx context.Context, views <-chan *crdt.View, self stmt
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return m.host.mesh.Run(ctx) })
 	g.Go(func() error {
-		if err := m.host.serve(ctx); err != nil { // all else works without
-			m.log.Warn("wg does not show the device", "err", err)
+		if err := m.host.serve(ctx); err != nil {
+			m.log.Warn("mesh: the device is not served any more", "interface", m.host.name, "err", err)
 		}
 		return nil
 	})
@@ -246,13 +269,13 @@ func (m *mesh) setLink() {
 		return // nothing is known yet
 	}
 	own := slices.Clip(c.Addresses)
-	m.host.own(own)
 	c.Addresses = append(own, m.names.addresses()...)
 	inTheWay, err := link.Set(c)
 	if err == nil && m.names.choose(inTheWay) {
 		c.Addresses = append(own, m.names.addresses()...)
 		inTheWay, err = link.Set(c)
 	}
+	err = errors.Join(err, m.host.own(own))
 	m.mu.Lock()
 	before := m.linkErr
 	fresh := !slices.Equal(m.inTheWay, inTheWay)

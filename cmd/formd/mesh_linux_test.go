@@ -12,11 +12,14 @@ import (
 	"testing"
 	"time"
 
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+
 	"github.com/formthefog/formation/cmd/internal/api"
 	"github.com/formthefog/formation/crdt/policy"
 	"github.com/formthefog/formation/crdt/stmt"
 	"github.com/formthefog/formation/wg"
 	"github.com/formthefog/formation/wg/embedded"
+	"github.com/formthefog/formation/wg/kernel"
 	"github.com/formthefog/formation/wg/wgtest"
 )
 
@@ -63,11 +66,54 @@ func (p *proc) ping(to netip.Addr) error {
 
 // Two nodes of a network have an interface each, with addresses that are theirs;
 // wg shows it, and nothing is left when they end.
-func TestNodesOnTheMesh(t *testing.T) {
+func TestNodesOnTheMesh(t *testing.T) { nodesOnTheMesh(t, "userspace", "tun") }
+
+// The same with WireGuard of the kernel's, where there is one. Where not, who
+// insists on it is refused, and auto has the other kind.
+func TestNodesOnTheMeshOfTheKernel(t *testing.T) {
+	ns := wgtest.NewNamespace(t, "kernel")
+	private, err := wgtypes.GeneratePrivateKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var dev *kernel.Apart
+	err = ns.Do(func() (err error) {
+		dev, err = kernel.OpenApart(kernel.Config{Name: "form0", Key: private, Port: 4001})
+		return err
+	})
+	if err == nil {
+		if err := dev.Close(); err != nil {
+			t.Fatal(err)
+		}
+		nodesOnTheMesh(t, "kernel", "wireguard")
+		return
+	}
+	if !noKernel(err) {
+		t.Fatal(err)
+	}
+	p := newProcIn(t, ns, "--mesh", "kernel")
+	cmd := ns.Command(t.Context(), slices.Concat([]string{os.Args[0]}, p.args)...)
+	cmd.Env = append(os.Environ(), "FORMD_TEST_MAIN=1", "HOME="+p.dir)
+	out, _ := cmd.CombinedOutput() // the exit code is looked at
+	if code := cmd.ProcessState.ExitCode(); code != api.ExitFailed || !strings.Contains(string(out), "the kernel has no") || !strings.Contains(string(out), "hint: modprobe wireguard") {
+		t.Errorf("exit %d: %s", code, out)
+	}
+	q := newProcIn(t, ns, "--mesh", "auto").start()
+	checks, err := q.local.Doctor(t.Context())
+	if i := slices.IndexFunc(checks, func(c api.Check) bool { return c.Name == "mesh" }); err != nil || i < 0 || checks[i].State != "ok" || !strings.Contains(checks[i].Detail, "form0, wireguard-go, has 0 peers") {
+		t.Errorf("doctor says %+v, %v", checks, err)
+	}
+	if code := q.terminate(); code != api.ExitOK {
+		t.Errorf("exit %d", code)
+	}
+}
+
+func nodesOnTheMesh(t *testing.T, kind, link string) {
+	t.Helper()
 	a, b := wgtest.NewNamespace(t, "a"), wgtest.NewNamespace(t, "b")
 	wgtest.Link(a, "lan", "192.168.7.1/24", b, "lan", "192.168.7.2/24")
-	one := newProcIn(t, a, "--accept", "any").start()
-	two := newProcIn(t, b, "--join", one.ticket()).start()
+	one := newProcIn(t, a, "--accept", "any", "--mesh", kind).start()
+	two := newProcIn(t, b, "--join", one.ticket(), "--mesh", kind).start()
 	began := time.Now()
 	within(t, 30*time.Second, "a ping over the mesh", func() error { return one.ping(two.mesh6()) })
 	t.Logf("first ping %s after the second node was ready", time.Since(began).Round(time.Millisecond))
@@ -84,9 +130,9 @@ func TestNodesOnTheMesh(t *testing.T) {
 	})
 	var sockets []string
 	for _, ns := range []*wgtest.Namespace{a, b} {
-		name := strings.Fields(ns.Run("ip", "-br", "link", "show", "type", "tun"))[0]
+		name := strings.Fields(ns.Run("ip", "-br", "link", "show", "type", link))[0]
 		sockets = append(sockets, filepath.Join(embedded.ControlDir, name+".sock"))
-		if out := a.Run("wg", "show", name, "latest-handshakes"); strings.Count(out, "\n") != 1 {
+		if out := ns.Run("wg", "show", name, "latest-handshakes"); strings.Count(out, "\n") != 1 {
 			t.Errorf("wg shows %q", out)
 		}
 	}
@@ -96,7 +142,7 @@ func TestNodesOnTheMesh(t *testing.T) {
 		}
 	}
 	for _, ns := range []*wgtest.Namespace{a, b} {
-		if out := ns.Run("ip", "-o", "link", "show", "type", "tun"); out != "" {
+		if out := ns.Run("ip", "-o", "link", "show", "type", link); out != "" {
 			t.Errorf("left behind: %s", out)
 		}
 	}

@@ -144,7 +144,7 @@ func (m *mesh) check() api.Check {
 		c.State, c.Detail = "warn", "this machine reaches other things by addresses of the mesh: "+strings.Join(list, " ")
 		c.Fix = "peers there are reached by their IPv6 addresses; nothing else is lost"
 	default:
-		c.Detail = fmt.Sprintf("%s has %d peers", m.host.name, len(m.peers))
+		c.Detail = fmt.Sprintf("%s, %s, has %d peers", m.host.name, m.host.kind, len(m.peers))
 		if problems := m.host.mesh.Problems(); len(problems) > 0 {
 			c.State, c.Detail = "warn", problems[0].Error()
 			c.Fix = "form net status shows the peers"

@@ -5,7 +5,8 @@
 // Guarantees: [Open] makes an interface, or takes over one that it made before
 // and that nobody has closed, with the sessions of its peers; it never touches an
 // interface that somebody else made. A [Device] is configured by differences.
-// [Device.Close] removes the interface.
+// [Device.Close] removes the interface. The datagrams of an [Apart] are carried by
+// this process alone.
 //
 // Not guaranteed: that the interface is still there, as whoever may make one may
 // remove it; every call then fails. A device has a UDP port for itself: it cannot
@@ -34,16 +35,32 @@ type Config struct {
 	Name string // of the interface
 	Key  wg.Key // private
 	Port int    // UDP; 0: any
+	// Mark is by what an interface of this maker is known later, at most maxMark
+	// bytes; "": all makers that say nothing are one.
+	Mark string
 }
 
-// mine is the alias of the interfaces made here.
-const mine = "formation mesh"
+// mine is the alias of the interfaces made here, and begins it where there is a
+// mark; the kernel keeps so much of it.
+const (
+	mine    = "formation mesh"
+	maxMark = 255 - len(mine) - 1
+)
+
+// alias is the alias of interfaces with a mark.
+func alias(mark string) string {
+	if mark == "" {
+		return mine
+	}
+	return mine + " " + mark
+}
 
 // Device implements [wg.Device]. It works in the network namespace in which it
 // was opened, whatever thread calls. Its methods may be called by several
 // goroutines.
 type Device struct {
 	name  string
+	alias string
 	links *netlink.Handle
 	ctrl  control
 }
@@ -62,7 +79,7 @@ func Open(cfg Config) (*Device, error) {
 	if err != nil {
 		return nil, fmt.Errorf("wg: netlink: %w", err)
 	}
-	d := &Device{name: cfg.Name, links: links}
+	d := &Device{name: cfg.Name, alias: alias(cfg.Mark), links: links}
 	made, err := d.open(cfg)
 	if err == nil {
 		return d, nil
@@ -79,39 +96,58 @@ func (d *Device) open(cfg Config) (netlink.Link, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := d.equip(cfg); err != nil {
+		return link, err
+	}
+	return link, d.up(link)
+}
+
+// equip gives the interface that is there its key and port.
+func (d *Device) equip(cfg Config) error {
 	// Not before there is an interface, which loads the module: wgctrl looks for
 	// the kernel's WireGuard once.
 	client, err := wgctrl.New()
 	if err != nil {
-		return link, err
+		return err
 	}
 	d.ctrl = client
 	if err := d.ctrl.ConfigureDevice(cfg.Name, wgtypes.Config{PrivateKey: &cfg.Key, ListenPort: &cfg.Port}); err != nil {
-		return link, fmt.Errorf("set key and port: %w", err)
+		return fmt.Errorf("set key and port: %w", err)
 	}
+	return nil
+}
+
+func (d *Device) up(link netlink.Link) error {
 	if err := d.links.LinkSetUp(link); err != nil {
-		return link, fmt.Errorf("bring up: %w", err) // a port that is taken shows here
+		return fmt.Errorf("bring up: %w", err) // a port that is taken shows here
 	}
-	return link, nil
+	return nil
 }
 
 // link makes the interface, or finds the one that was made here before.
 func (d *Device) link() (netlink.Link, error) {
+	link, err := add(d.links, d.name, d.alias)
+	if errors.Is(err, unix.EEXIST) {
+		return d.again()
+	}
+	return link, err
+}
+
+// add makes an interface with an alias.
+func add(links *netlink.Handle, name, alias string) (netlink.Link, error) {
 	attrs := netlink.NewLinkAttrs()
-	attrs.Name = d.name
+	attrs.Name = name
 	link := &netlink.Wireguard{LinkAttrs: attrs}
-	err := d.links.LinkAdd(link)
+	err := links.LinkAdd(link)
 	switch {
 	case errors.Is(err, unix.EOPNOTSUPP):
 		return nil, ErrUnsupported
-	case errors.Is(err, unix.EEXIST):
-		return d.again()
 	case err != nil:
 		return nil, fmt.Errorf("make interface: %w", err)
 	}
 	// A new interface does not take an alias.
-	if err := d.links.LinkSetAlias(link, mine); err != nil {
-		return nil, errors.Join(fmt.Errorf("mark interface: %w", err), d.links.LinkDel(link))
+	if err := links.LinkSetAlias(link, alias); err != nil {
+		return nil, errors.Join(fmt.Errorf("mark interface: %w", err), links.LinkDel(link))
 	}
 	return link, nil
 }
@@ -121,10 +157,14 @@ func (d *Device) again() (netlink.Link, error) {
 	if err != nil {
 		return nil, err
 	}
-	if old.Type() != (&netlink.Wireguard{}).Type() || old.Attrs().Alias != mine {
+	if !marked(old, d.alias) {
 		return nil, fmt.Errorf("somebody else has made an interface of that name: %w", unix.EEXIST)
 	}
 	return old, nil
+}
+
+func marked(l netlink.Link, alias string) bool {
+	return l.Type() == (&netlink.Wireguard{}).Type() && l.Attrs().Alias == alias
 }
 
 // Name is the interface's name.

@@ -286,11 +286,7 @@ func (c Config) Validate() error {
 	if _, err := ParseNetworks(c.AllowEgress); err != nil {
 		bad("allow-egress", "%v", err)
 	}
-	if c.Mesh == "kernel" {
-		bad("mesh", "%q is not available yet: use auto, userspace or off", c.Mesh)
-	} else {
-		oneOf("mesh", c.Mesh, "auto", "userspace", Off)
-	}
+	oneOf("mesh", c.Mesh, "auto", "kernel", "userspace", Off)
 	oneOf("log-format", c.LogFormat, "text", "json")
 	oneOf("log-level", c.LogLevel, "debug", "info", "warn", "error")
 	if c.MeshPort < 0 || c.MeshPort > 65535 {

@@ -139,7 +139,7 @@ func TestValidateNamesTheKey(t *testing.T) {
 		}
 	}
 	for _, bad := range []Config{
-		{VMNet: "bridge"}, {Mesh: "kernel"}, {Join: "form1nonsense"},
+		{VMNet: "bridge"}, {Mesh: "tap"}, {Join: "form1nonsense"},
 		{Listen: []string{"/ip4/127.0.0.1"}}, {Listen: []string{"/nonsense"}}, {Listen: []string{"/dns4/x/tcp/1"}}, {Listen: []string{"/ip4/127.0.0.1/udp/1"}},
 		{Bootstrap: []string{"/ip4/192.0.2.1/tcp/1"}}, {Bootstrap: []string{"/nonsense"}},
 	} {
