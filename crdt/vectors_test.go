@@ -81,6 +81,10 @@ func makeVectors(t *testing.T) vectorFile {
 	add("invite", "root", invite)
 	add("invite with a quota", "root", bounded)
 	f.Vectors = append(f.Vectors, vector{Name: "ticket", Bytes: ticket.String()})
+	settings := stmt.Settings{Prefix4: netip.MustParsePrefix("100.64.0.0/10"), Zone: "fog.example.org"}
+	settled := settings.NetworkID("test", w.root)
+	plain("network ID with a prefix and a zone", settled[:])
+	f.Vectors = append(f.Vectors, vector{Name: "ticket with a prefix and a zone", Bytes: stmt.Ticket{Name: "test", Root: w.root, Settings: settings}.String()})
 	member := must(ticket.Join(pub("n1"), stmt.RoleNode, testNow.Add(-time.Hour)))
 	add("member by invite", "invite", member)
 	add("member by the root", "root", w.admit("olga", stmt.RoleOwner))

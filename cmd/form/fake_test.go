@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -116,12 +117,16 @@ func (d *daemon) Invite(_ context.Context, r api.InviteRequest) (api.Invite, err
 	return d.invite(r)
 }
 
-var testNet = stmt.NewNetworkID("test", stmt.Key{})
+// testSettings are not the usual ones, so that nothing here works by those.
+var (
+	testSettings = stmt.Settings{Prefix4: netip.MustParsePrefix("100.64.0.0/10"), Zone: "fog.example.org"}
+	testNet      = testSettings.NetworkID("test", stmt.Key{})
+)
 
 func (d *daemon) Self(api.Caller) api.Self {
 	return api.Self{
 		Node:    api.Node{Key: stmt.KeyOf(testKey(9)), Addrs: append([]string{}, d.addrs...), Labels: map[string]string{}, Holds: []string{}, Operators: []stmt.Key{}},
-		Network: api.Network{Name: "test", ID: testNet.String(), Root: d.root, Open: true}, Warnings: []string{},
+		Network: api.Network{Name: "test", ID: testNet.String(), Root: d.root, Open: true, Prefix4: testSettings.Prefix4.String(), Zone: testSettings.Zone}, Warnings: []string{},
 	}
 }
 

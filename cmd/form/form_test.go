@@ -20,15 +20,11 @@ import (
 
 func TestParseHost(t *testing.T) {
 	for in, want := range map[string]host{
-		"hello-server":              {text: "hello-server", name: "hello-server", slot: -1},
-		"bigdog@hello-server":       {text: "hello-server", user: "bigdog", name: "hello-server", slot: -1},
-		"hello-server/1":            {text: "hello-server/1", name: "hello-server", slot: 1},
-		"a@b/0":                     {text: "b/0", user: "a", name: "b", slot: 0},
-		"web.dev.formation.cloud":   {text: "web.dev.formation.cloud", name: "web", slot: -1},
-		"Web.dev.formation.cloud.":  {text: "Web.dev.formation.cloud.", name: "web", slot: -1},
-		"0.web.dev.formation.cloud": {text: "0.web.dev.formation.cloud", name: "web", slot: 0},
-		"web." + names.Label(stmt.KeyOf(testKey(1))) + ".dev.formation.cloud": {
-			text: "web." + names.Label(stmt.KeyOf(testKey(1))) + ".dev.formation.cloud", name: "web", slot: -1, owner: stmt.KeyOf(testKey(1))},
+		"hello-server":                     {text: "hello-server", name: "hello-server", slot: -1},
+		"bigdog@hello-server":              {text: "hello-server", user: "bigdog", name: "hello-server", slot: -1},
+		"hello-server/1":                   {text: "hello-server/1", name: "hello-server", slot: 1},
+		"a@b/0":                            {text: "b/0", user: "a", name: "b", slot: 0},
+		"Web.dev.formation.cloud.":         {text: "Web.dev.formation.cloud.", name: "web.dev.formation.cloud", slot: -1},
 		"u@10.128.0.54":                    {text: "10.128.0.54", user: "u", name: "10.128.0.54", slot: -1},
 		"fd00::1":                          {text: "fd00::1", name: "fd00::1", slot: -1},
 		"abcdefghijklmnopqrstuvwxyz234567": {text: "abcdefghijklmnopqrstuvwxyz234567", name: "abcdefghijklmnopqrstuvwxyz234567", slot: -1},
@@ -37,9 +33,45 @@ func TestParseHost(t *testing.T) {
 			t.Errorf("parseHost(%q) = %+v, %v; want %+v", in, got, err, want)
 		}
 	}
-	for _, in := range []string{"", "@x", "x@", "x/", "x/y", "/0", "-oProxyCommand=x", "a@-b", "-a@b", "x/-1", "x/99999999", "0.web.dev.formation.cloud/1"} {
+	for _, in := range []string{"", "@x", "x@", "x/", "x/y", "/0", "-oProxyCommand=x", "a@-b", "-a@b", "x/-1", "x/99999999"} {
 		if got, err := parseHost(in); exitOf(err) != api.ExitUsage {
 			t.Errorf("parseHost(%q) = %+v, %v; want a usage error", in, got, err)
+		}
+	}
+}
+
+// A name of the mesh means something in the network's own zone.
+func TestHostsInAZone(t *testing.T) {
+	owner := stmt.KeyOf(testKey(1))
+	for _, c := range []struct {
+		name, zone string
+		want       host
+	}{
+		{"web.dev.formation.cloud", names.Zone, host{name: "web", slot: -1}},
+		{"0.web.fog.example.org", "fog.example.org", host{name: "web", slot: 0}},
+		{"web.fog.example.org/1", "fog.example.org", host{name: "web", slot: 1}},
+		{"web." + names.Label(owner) + ".fog.example.org.", "fog.example.org", host{name: "web", slot: -1, owner: owner}},
+		{"web.dev.formation.cloud", "fog.example.org", host{name: "web.dev.formation.cloud", slot: -1}},
+	} {
+		h, err := parseHost(c.name)
+		if err == nil {
+			h, err = h.in(c.zone)
+		}
+		c.want.text = c.name
+		if err != nil || h != c.want || !(host{name: c.name}).isDomain() {
+			t.Errorf("%s in %s: %+v, %v; want %+v", c.name, c.zone, h, err, c.want)
+		}
+	}
+	h, err := parseHost("0.web.fog.example.org/1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := h.in("fog.example.org"); exitOf(err) != api.ExitUsage {
+		t.Errorf("%+v, %v; want a usage error", got, err)
+	}
+	for _, name := range []string{"web", "10.128.0.54", "fd00::1"} {
+		if (host{name: name}).isDomain() {
+			t.Errorf("%s may be a name of the mesh", name)
 		}
 	}
 }

@@ -61,7 +61,7 @@ func (a *app) withInstance(ctx context.Context, arg string, f func(*swarm.Conn, 
 		return err
 	}
 	defer closing(c, &err)
-	i, err := a.find(ctx, c, h)
+	i, h, err := a.find(ctx, c, h)
 	if err != nil {
 		return err
 	}
@@ -74,7 +74,12 @@ func (a *app) withWhole(ctx context.Context, arg string, f func(*swarm.Conn, api
 	if _, err := wholeInstance(arg); err != nil {
 		return err
 	}
-	return a.withInstance(ctx, arg, func(c *swarm.Conn, i api.Instance, _ host) error { return f(c, i) })
+	return a.withInstance(ctx, arg, func(c *swarm.Conn, i api.Instance, h host) error {
+		if err := h.whole(); err != nil {
+			return err
+		}
+		return f(c, i)
+	})
 }
 
 // closing closes c and keeps the first error.

@@ -311,7 +311,7 @@ func (a *app) runDelete(ctx context.Context, args []string, o deleteOptions) (er
 func (a *app) findAll(ctx context.Context, c *swarm.Conn, hosts []host) ([]api.Instance, error) {
 	var list []api.Instance
 	for _, h := range hosts {
-		i, err := a.find(ctx, c, h)
+		i, err := a.findWhole(ctx, c, h)
 		if err == nil {
 			err = a.mine(i)
 		}

@@ -87,7 +87,7 @@ func (a *app) statusOf(ctx context.Context, c *swarm.Conn, arg string) ([]api.In
 		if err != nil {
 			return nil, err
 		}
-		i, err := a.find(ctx, c, h)
+		i, err := a.findWhole(ctx, c, h)
 		return []api.Instance{i}, err
 	}
 	owner, err := a.owner()

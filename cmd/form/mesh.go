@@ -81,11 +81,12 @@ type ownDevice struct {
 	mesh    wg.Key // private
 	owner   stmt.Key
 	network stmt.NetworkID
-	lent    bool // the key is a device's that speaks for the owner: only the owner can list it
+	stmt.Settings
+	lent bool // the key is a device's that speaks for the owner: only the owner can list it
 }
 
 func (d ownDevice) identity() agent.Identity {
-	return agent.Identity{Network: d.network, Owner: d.owner, Device: stmt.KeyOf(d.key)}
+	return agent.Identity{Network: d.network, Settings: d.Settings, Owner: d.owner, Device: stmt.KeyOf(d.key)}
 }
 
 // deviceKeys are the devices that this machine is.
@@ -111,7 +112,7 @@ func (a *app) device(ctx context.Context, c *swarm.Conn) (d ownDevice, err error
 	if d.owner, err = a.owner(); err != nil {
 		return d, err
 	}
-	if d.network, err = c.Network(ctx); err != nil {
+	if d.network, d.Settings, err = c.Settled(ctx); err != nil {
 		return d, err
 	}
 	key, err := a.key()
@@ -200,8 +201,9 @@ type launch struct {
 	Peers   []string `json:"peers,omitempty"`
 	Ticket  string   `json:"ticket,omitempty"`
 	Network string   `json:"network"`
-	Owner   stmt.Key `json:"owner"`
-	Seed    []byte   `json:"seed"` // of the device's key
+	stmt.Settings
+	Owner stmt.Key `json:"owner"`
+	Seed  []byte   `json:"seed"` // of the device's key
 }
 
 // agentOf is where the agent of a device is, running.
@@ -219,7 +221,7 @@ func (a *app) agentOf(ctx context.Context, d ownDevice) (agent.Place, error) {
 		if err != nil {
 			return fmt.Errorf("find this program: %w", err)
 		}
-		l := launch{Socket: w.socket, Peers: w.peers, Network: d.network.String(), Owner: d.owner, Seed: d.key.Seed()}
+		l := launch{Socket: w.socket, Peers: w.peers, Network: d.network.String(), Settings: d.Settings, Owner: d.owner, Seed: d.key.Seed()}
 		if w.ticket != nil {
 			l.Ticket = w.ticket.String()
 		}

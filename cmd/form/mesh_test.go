@@ -45,7 +45,7 @@ type meshGuest struct {
 func (h *home) hosts(id string) *meshGuest {
 	t, d := h.t, h.daemon
 	t.Helper()
-	space, err := wg.NewSpace(testNet, netip.Prefix{})
+	space, err := wg.NewSpace(testNet, testSettings.Prefix4)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -169,7 +169,7 @@ func TestProxyOverTheMesh(t *testing.T) {
 	h.runtimeDir()
 	g.serve(t, 8080, "hello over the mesh\n")
 	begun := time.Now()
-	for i, host := range []string{"hello", "hello.dev.formation.cloud", "0.hello.dev.formation.cloud", id, "hello/0", g.address.String(), g.address4.String()} {
+	for i, host := range []string{"hello", "hello.fog.example.org", "0.hello.fog.example.org", id, "hello/0", g.address.String(), g.address4.String()} {
 		code, out, talk := h.form("proxy", "--via", "mesh", host, "8080")
 		if code != 0 || out != "hello over the mesh\n" {
 			t.Fatalf("%s: exit %d, %q\n%s", host, code, out, talk)

@@ -180,6 +180,7 @@ func newNetStatus(a *app) *cobra.Command {
 					root = "none: anyone is a member"
 				}
 				cli.Pairs(w, [2]string{"network", self.Network.Name}, [2]string{"id", self.Network.ID}, [2]string{"root", root},
+					[2]string{"mesh", self.Network.Prefix4 + ", " + self.Network.Zone},
 					[2]string{"node", self.Node.Key.String()}, [2]string{"peers", fmt.Sprint(len(peers))},
 					[2]string{"addresses", strings.Join(self.Node.Addrs, "\n            ")}, [2]string{"formnet", meshText(mesh)})
 				showMesh(w, mesh)

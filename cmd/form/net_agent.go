@@ -180,7 +180,7 @@ func (l launch) mesh(log *slog.Logger) (cfg agent.Config, way *swarm.Device, err
 		return cfg, nil, cli.Errorf(api.ExitUsage, "network %q is no ID", l.Network)
 	}
 	cfg = agent.Config{
-		Identity: agent.Identity{Network: stmt.NetworkID(network), Owner: l.Owner, Device: stmt.KeyOf(key)}, Now: agent.Boottime, Log: log,
+		Identity: agent.Identity{Network: stmt.NetworkID(network), Settings: l.Settings, Owner: l.Owner, Device: stmt.KeyOf(key)}, Now: agent.Boottime, Log: log,
 	}
 	if cfg.Key, err = kit.MeshKey(key); err != nil {
 		return cfg, nil, err

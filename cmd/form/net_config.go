@@ -119,11 +119,11 @@ func (a *app) runNetPeers(ctx context.Context, c *swarm.Conn, au *crdt.Author, d
 // wgConfig is the configuration of a device that is listed, without its key. Who
 // its peers are is proved here; where they are is what the nodes say.
 func (a *app) wgConfig(ctx context.Context, c *swarm.Conn, owner stmt.Key, d crdt.Device) (wgConfig, error) {
-	network, err := c.Network(ctx)
+	network, settings, err := c.Settled(ctx)
 	if err != nil {
 		return wgConfig{}, err
 	}
-	space, err := wg.NewSpace(network, netip.Prefix{})
+	space, err := wg.NewSpace(network, settings.Full().Prefix4)
 	if err != nil {
 		return wgConfig{}, err
 	}
@@ -131,7 +131,7 @@ func (a *app) wgConfig(ctx context.Context, c *swarm.Conn, owner stmt.Key, d crd
 	if err != nil {
 		return wgConfig{}, err
 	}
-	id := agent.Identity{Network: network, Owner: owner, Device: d.Key}
+	id := agent.Identity{Network: network, Settings: settings, Owner: owner, Device: d.Key}
 	known, err := agent.Judge(id, wg.Key(d.MeshKey), space, t)
 	if err != nil {
 		return wgConfig{}, err

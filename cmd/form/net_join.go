@@ -138,7 +138,7 @@ func (a *app) joined(ctx context.Context, c *swarm.Conn) (d ownDevice, err error
 	if d.owner, err = a.owner(); err != nil {
 		return d, err
 	}
-	if d.network, err = c.Network(ctx); err != nil {
+	if d.network, d.Settings, err = c.Settled(ctx); err != nil {
 		return d, err
 	}
 	if d.key, err = kit.LoadDevice(a.dir().Interface()); err != nil {
@@ -266,7 +266,7 @@ func (a *app) joinLaunch(ctx context.Context) (l launch, err error) {
 		if err != nil {
 			return err
 		}
-		l = launch{Socket: w.socket, Peers: w.peers, Network: d.network.String(), Owner: d.owner, Seed: d.key.Seed()}
+		l = launch{Socket: w.socket, Peers: w.peers, Network: d.network.String(), Settings: d.Settings, Owner: d.owner, Seed: d.key.Seed()}
 		if w.ticket != nil {
 			l.Ticket = w.ticket.String()
 		}

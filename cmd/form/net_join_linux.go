@@ -93,7 +93,7 @@ func (n *network) up(ctx context.Context, l launch, resolver bool, g *errgroup.G
 		return err
 	}
 	scope := names.Label(l.Owner)
-	n.names, err = dns.New(dns.Config{Zone: names.Zone, Reverse: []netip.Prefix{n.mesh.Space().Prefix4(), n.mesh.Space().Prefix6()}, Scope: func(netip.Addr) string { return scope }})
+	n.names, err = dns.New(dns.Config{Zone: l.Full().Zone, Reverse: []netip.Prefix{n.mesh.Space().Prefix4(), n.mesh.Space().Prefix6()}, Scope: func(netip.Addr) string { return scope }})
 	if err != nil {
 		return err
 	}
@@ -108,19 +108,19 @@ func (n *network) up(ctx context.Context, l launch, resolver bool, g *errgroup.G
 	}
 	g.Go(func() error { return n.names.Run(ctx, udp, tcp) })
 	if resolver {
-		return n.resolve(ctx, g)
+		return n.resolve(ctx, l.Full().Zone, g)
 	}
 	return nil
 }
 
 // resolve has this machine's resolver ask here about the names of the mesh, until
 // ctx ends.
-func (n *network) resolve(ctx context.Context, g *errgroup.Group) error {
+func (n *network) resolve(ctx context.Context, zone string, g *errgroup.Group) error {
 	r, err := splitdns.New(splitdns.Config{State: n.state})
 	if err != nil {
 		return err
 	}
-	want := splitdns.Want{Interface: n.name, Servers: []netip.Addr{n.mesh.Address()}, Domains: []string{names.Zone}}
+	want := splitdns.Want{Interface: n.name, Servers: []netip.Addr{n.mesh.Address()}, Domains: []string{zone}}
 	by, err := r.Set(ctx, want)
 	if errors.Is(err, splitdns.ErrUnsupported) {
 		n.log.Warn("names of the mesh are not resolved by this machine", "err", err, "hint", splitdns.Manual(want))

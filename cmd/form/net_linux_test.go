@@ -199,7 +199,7 @@ func TestMeshWithoutRights(t *testing.T) {
 	}
 	for range 2 {
 		begun := time.Now()
-		if out := form("proxy", "--via", "mesh", "hello.dev.formation.cloud", "80"); !strings.HasSuffix(out, "hello over the mesh") {
+		if out := form("proxy", "--via", "mesh", "hello."+testSettings.Zone, "80"); !strings.HasSuffix(out, "hello over the mesh") {
 			t.Errorf("the guest says %q", out)
 		}
 		t.Logf("a connection, the first with the agent's start: %s", time.Since(begun))
@@ -297,11 +297,11 @@ func TestNetJoin(t *testing.T) {
 		}
 		server, _, _ := strings.Cut(own[2], "/")
 		for _, host := range []string{"hello", "0.hello", "hello." + names.Label(l.node.Owner)} {
-			got := l.ns.Run("dig", "+short", "+time=5", "@"+server, host+"."+names.Zone, "AAAA")
+			got := l.ns.Run("dig", "+short", "+time=5", "@"+server, host+"."+testSettings.Zone, "AAAA")
 			if strings.TrimSpace(got) != l.node.Guest.String() {
 				t.Errorf("%s is %q, want %s", host, got, l.node.Guest)
 			}
-			if got := l.ns.Run("dig", "+short", "+time=5", "@"+server, host+"."+names.Zone, "A"); strings.TrimSpace(got) != l.node.Guest4.String() {
+			if got := l.ns.Run("dig", "+short", "+time=5", "@"+server, host+"."+testSettings.Zone, "A"); strings.TrimSpace(got) != l.node.Guest4.String() {
 				t.Errorf("%s has the IPv4 address %q, want %s", host, got, l.node.Guest4)
 			}
 		}

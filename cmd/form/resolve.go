@@ -45,12 +45,6 @@ func parseHost(s string) (host, error) {
 		h.name, h.slot = n, int(v)
 	}
 	h.name = strings.TrimSuffix(strings.ToLower(h.name), ".")
-	if ref, ok := names.Parse(h.name, names.Zone); ok {
-		if h.slot >= 0 && ref.Slot >= 0 {
-			return h, cli.Errorf(api.ExitUsage, "%q names two replicas", s)
-		}
-		h.name, h.owner, h.slot = ref.App, ref.Owner, max(h.slot, ref.Slot)
-	}
 	if h.name == "" || strings.HasPrefix(h.name, "-") {
 		return h, cli.Errorf(api.ExitUsage, "%q names no instance", s).
 			Hint("an instance is named by its name, its ID, or one of its replicas (name/0): form ls")
@@ -58,24 +52,73 @@ func parseHost(s string) (host, error) {
 	return h, nil
 }
 
+// in is h with a name of the mesh understood as one of the zone.
+func (h host) in(zone string) (host, error) {
+	ref, ok := names.Parse(h.name, zone)
+	if !ok {
+		return h, nil
+	}
+	if h.slot >= 0 && ref.Slot >= 0 {
+		return h, cli.Errorf(api.ExitUsage, "%q names two replicas", h.text)
+	}
+	h.name, h.owner, h.slot = ref.App, ref.Owner, max(h.slot, ref.Slot)
+	return h, nil
+}
+
+// isDomain says whether a name may be one of the mesh: no instance's has a dot.
+func (h host) isDomain() bool {
+	_, err := netip.ParseAddr(h.name)
+	return err != nil && strings.Contains(h.name, ".")
+}
+
 // wholeInstance is parseHost for what names neither a replica nor a user.
 func wholeInstance(s string) (host, error) {
 	h, err := parseHost(s)
-	switch {
-	case err != nil:
-	case h.slot >= 0:
-		err = cli.Errorf(api.ExitUsage, "%s names one replica, and this is about the whole instance", s).
-			Hint("leave /%d out: %s", h.slot, h.name).Hint("fewer replicas: form scale %s N", h.name)
-	case h.user != "":
-		err = cli.Errorf(api.ExitUsage, "%s names a user, and this is about the whole instance", s).
-			Hint("leave %s@ out: %s", h.user, h.name)
+	if err == nil {
+		err = h.whole()
 	}
 	return h, err
 }
 
+// whole is an error when h names a replica or a user.
+func (h host) whole() error {
+	switch {
+	case h.slot >= 0:
+		return cli.Errorf(api.ExitUsage, "%s names one replica, and this is about the whole instance", h.text).
+			Hint("leave /%d out: %s", h.slot, h.name).Hint("fewer replicas: form scale %s N", h.name)
+	case h.user != "":
+		return cli.Errorf(api.ExitUsage, "%s@%s names a user, and this is about the whole instance", h.user, h.text).
+			Hint("leave %s@ out: %s", h.user, h.name)
+	}
+	return nil
+}
+
 // find resolves a host among the caller's own instances, then, for an ID, among
-// everyone's.
-func (a *app) find(ctx context.Context, c *swarm.Conn, h host) (api.Instance, error) {
+// everyone's. The host it returns is h as the network's zone has it.
+func (a *app) find(ctx context.Context, c *swarm.Conn, h host) (api.Instance, host, error) {
+	if h.isDomain() {
+		_, settings, err := c.Settled(ctx)
+		if err == nil {
+			h, err = h.in(settings.Full().Zone)
+		}
+		if err != nil {
+			return api.Instance{}, h, err
+		}
+	}
+	i, err := a.findAmong(ctx, c, h)
+	return i, h, err
+}
+
+// findWhole is find for what names neither a replica nor a user.
+func (a *app) findWhole(ctx context.Context, c *swarm.Conn, h host) (api.Instance, error) {
+	i, h, err := a.find(ctx, c, h)
+	if err == nil {
+		err = h.whole()
+	}
+	return i, err
+}
+
+func (a *app) findAmong(ctx context.Context, c *swarm.Conn, h host) (api.Instance, error) {
 	owner, err := a.owner()
 	if err != nil {
 		return api.Instance{}, err

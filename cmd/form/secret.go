@@ -299,7 +299,7 @@ func (p *secretPen) holders(ctx context.Context) ([]stmt.Key, error) {
 	if err != nil {
 		return nil, err
 	}
-	if stmt.NewNetworkID(self.Network.Name, self.Network.Root) != network {
+	if self.Network.NetworkID() != network {
 		return nil, cli.Errorf(api.ExitNotAllowed, "the peer names another root than that of network %s", network.Short()).
 			Hint("do not trust it: use another (--peer)")
 	}

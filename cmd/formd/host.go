@@ -56,6 +56,7 @@ func (h *hostInfo) Self(api.Caller) api.Self {
 		},
 		Network: api.Network{
 			Name: h.id.Name, ID: h.id.network().String(), Short: h.id.network().Short(), Root: h.id.Root, Open: h.id.open(),
+			Prefix4: h.id.Full().Prefix4.String(), Zone: h.id.Full().Zone,
 		},
 		HasRoot: h.id.RootKey != nil, Accept: h.accept.policy.String(), API: h.cfg.API, Web: h.web,
 		Metrics: h.metrics, DataDir: h.cfg.Data, Uptime: time.Since(h.started).Seconds(), Warnings: h.warnings,

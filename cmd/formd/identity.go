@@ -38,8 +38,9 @@ type identity struct {
 
 // membership is the content of network.json.
 type membership struct {
-	Name       string     `json:"name"`
-	Root       stmt.Key   `json:"root"`
+	Name string   `json:"name"`
+	Root stmt.Key `json:"root"`
+	stmt.Settings
 	Bootstrap  []string   `json:"bootstrap,omitempty"`
 	Publishers []stmt.Key `json:"base_publishers,omitempty"`
 	Operators  []stmt.Key `json:"operators,omitempty"` // whom the ticket named
@@ -50,10 +51,10 @@ type membership struct {
 	Admission  []byte `json:"member,omitempty"`
 }
 
-func (i *identity) network() stmt.NetworkID { return stmt.NewNetworkID(i.Name, i.Root) }
-func (i *identity) self() stmt.Key          { return stmt.KeyOf(i.Key) }
-func (i *identity) open() bool              { return i.Root.IsZero() }
-func (i *identity) joined() bool            { return len(i.Invite) > 0 || i.RootKey == nil && !i.open() }
+func (m membership) network() stmt.NetworkID { return m.NetworkID(m.Name, m.Root) }
+func (i *identity) self() stmt.Key           { return stmt.KeyOf(i.Key) }
+func (i *identity) open() bool               { return i.Root.IsZero() }
+func (i *identity) joined() bool             { return len(i.Invite) > 0 || i.RootKey == nil && !i.open() }
 
 // privateName is the name of networks that nobody named. Their root key tells
 // them apart.
@@ -111,25 +112,27 @@ func loadIdentity(c config.Config, now time.Time) (*identity, error) {
 
 // begin chooses the network of a new node: a ticket's, an open one, or a
 // private one of its own.
-func (i *identity) begin(c config.Config, now time.Time) error {
+func (i *identity) begin(c config.Config, now time.Time) (err error) {
 	switch {
 	case c.Join != "":
 		t, err := stmt.ParseTicket(c.Join)
 		if err != nil {
 			return api.Problemf(api.ExitUsage, "--join: %v", err).WithHint("print a new ticket: form net invite")
 		}
+		if err := (membership{Settings: t.Settings}).sameSettings(c, "the ticket"); err != nil {
+			return err
+		}
 		return i.join(t, now)
 	case c.Network != "":
-		i.Name = c.Network
+		i.Name, i.Settings = c.Network, c.Settings()
 		return nil
 	}
 	var fresh bool
-	var err error
 	i.RootKey, fresh, err = loadKey(filepath.Join(c.Data, "root.key"), true)
 	if err != nil {
 		return err
 	}
-	i.Fresh, i.Name, i.Root = fresh, privateName, stmt.KeyOf(i.RootKey)
+	i.Fresh, i.Name, i.Root, i.Settings = fresh, privateName, stmt.KeyOf(i.RootKey), c.Settings()
 	i.Admission, err = stmt.SignMember(i.RootKey, i.network(), stmt.MemberBody{Key: i.self(), Role: stmt.RoleNode}, nil, 0, 0)
 	return err
 }
@@ -137,13 +140,28 @@ func (i *identity) begin(c config.Config, now time.Time) error {
 // join admits this node by a ticket.
 func (i *identity) join(t stmt.Ticket, now time.Time) error {
 	i.Name, i.Root, i.Bootstrap, i.Publishers = t.Name, t.Root, t.Bootstrap, t.BasePublishers
-	i.InviteSeed, i.Invite, i.Operators = t.InviteSeed, t.Invite, t.Operators
+	i.InviteSeed, i.Invite, i.Operators, i.Settings = t.InviteSeed, t.Invite, t.Operators, t.Settings
 	if i.open() {
 		return nil
 	}
 	var err error
 	if i.Admission, err = t.Join(i.self(), stmt.RoleNode, now); err != nil {
 		return api.Problemf(api.ExitNotAllowed, "--join: %v", err).WithHint("print a new ticket: form net invite")
+	}
+	return nil
+}
+
+// sameSettings checks that a network which there is has the settings that were asked
+// for; they are fixed at its birth.
+func (m membership) sameSettings(c config.Config, who string) error {
+	has := m.Full()
+	for _, x := range []struct{ flag, has, asked string }{
+		{"mesh-prefix", has.Prefix4.String(), c.MeshPrefix}, {"mesh-zone", has.Zone, c.MeshZone},
+	} {
+		if x.asked != "" && x.asked != x.has {
+			return api.Problemf(api.ExitUsage, "--%s %s: %s says %s", x.flag, x.asked, who, x.has).
+				WithHint("a network's prefix and zone are fixed when it is made: leave them out, or make another network with another --data")
+		}
 	}
 	return nil
 }
@@ -166,6 +184,9 @@ func (i *identity) resume(c config.Config, now time.Time) error {
 		if err := i.renew(t, now); err != nil {
 			return err
 		}
+	}
+	if err := i.sameSettings(c, fmt.Sprintf("network %q", i.Name)); err != nil {
+		return err
 	}
 	if c.Network != "" && (c.Network != i.Name || !i.open()) {
 		return other(fmt.Sprintf("the open network %q", c.Network))
@@ -263,7 +284,7 @@ func (i *identity) sign(key stmt.Key, role stmt.Role, now time.Time) ([]byte, er
 func (i *identity) ticket(addrs []string) stmt.Ticket {
 	t := stmt.Ticket{
 		Name: i.Name, Root: i.Root, InviteSeed: i.InviteSeed, Invite: i.Invite,
-		Bootstrap: addrs, BasePublishers: i.publishers(),
+		Bootstrap: addrs, BasePublishers: i.publishers(), Settings: i.Settings,
 	}
 	return t
 }

@@ -16,7 +16,6 @@ import (
 	"github.com/formthefog/formation/cmd/internal/config"
 	"github.com/formthefog/formation/cmd/internal/routes"
 	"github.com/formthefog/formation/crdt"
-	"github.com/formthefog/formation/crdt/names"
 	"github.com/formthefog/formation/crdt/stmt"
 	"github.com/formthefog/formation/wg/ingress"
 )
@@ -51,7 +50,7 @@ func (d *formd) openIngress() (err error) {
 	}
 	s := &publicSites{operators: d.accept.operatorsNow, live: d.prober.Live, log: d.log.With("part", "ingress")}
 	d.sites = s // closed from now on, whatever happens
-	s.routes = routes.Config{Zones: append([]string{names.Zone}, d.cfg.IngressDomain...), Domains: d.cfg.IngressDomain}
+	s.routes = routes.Config{Zones: append([]string{d.id.Full().Zone}, d.cfg.IngressDomain...), Domains: d.cfg.IngressDomain}
 	if s.routes.Low, s.routes.High, err = config.ParsePorts(d.cfg.IngressPorts); err != nil {
 		return usage(err)
 	}

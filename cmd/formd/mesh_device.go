@@ -89,7 +89,7 @@ func (d *formd) openDevice() error {
 		dev.close()
 		return err
 	}
-	if m.names, err = newMeshNames(m.space, dev.name, m.address6, resolver, m.log); err != nil {
+	if m.names, err = newMeshNames(d.id.Full().Zone, m.space, dev.name, m.address6, resolver, m.log); err != nil {
 		dev.close()
 		return err
 	}

@@ -15,8 +15,8 @@ import (
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
 	"github.com/formthefog/formation/cmd/internal/api"
+	"github.com/formthefog/formation/crdt/names"
 	"github.com/formthefog/formation/crdt/policy"
-	"github.com/formthefog/formation/crdt/stmt"
 	"github.com/formthefog/formation/wg"
 	"github.com/formthefog/formation/wg/embedded"
 	"github.com/formthefog/formation/wg/kernel"
@@ -42,7 +42,7 @@ func (p *proc) space() wg.Space {
 	if err != nil {
 		p.t.Fatal(err)
 	}
-	s, err := wg.NewSpace(stmt.NewNetworkID(self.Network.Name, self.Network.Root), netip.Prefix{})
+	s, err := wg.NewSpace(self.Network.NetworkID(), self.Network.Settings().Prefix4)
 	if err != nil {
 		p.t.Fatal(err)
 	}
@@ -64,8 +64,9 @@ func (p *proc) ping(to netip.Addr) error {
 	return nil
 }
 
-// Two nodes of a network have an interface each, with addresses that are theirs;
-// wg shows it, and nothing is left when they end.
+// Two nodes of a network have an interface each, with addresses and names that are
+// theirs, where the network has them; what a machine reaches otherwise stays as it is.
+// wg shows the interface, and nothing is left when they end.
 func TestNodesOnTheMesh(t *testing.T) { nodesOnTheMesh(t, "userspace", "tun") }
 
 // The same with WireGuard of the kernel's, where there is one. Where not, who
@@ -112,7 +113,9 @@ func nodesOnTheMesh(t *testing.T, kind, link string) {
 	t.Helper()
 	a, b := wgtest.NewNamespace(t, "a"), wgtest.NewNamespace(t, "b")
 	wgtest.Link(a, "lan", "192.168.7.1/24", b, "lan", "192.168.7.2/24")
-	one := newProcIn(t, a, "--accept", "any", "--mesh", kind).start()
+	const lan = "172.21.0.0/16"
+	a.Run("ip", "route", "add", lan, "via", "192.168.7.2")
+	one := newProcIn(t, a, "--accept", "any", "--mesh", kind, "--mesh-prefix", "172.16.0.0/12", "--mesh-zone", "fog.example.org").start()
 	two := newProcIn(t, b, "--join", one.ticket(), "--mesh", kind).start()
 	began := time.Now()
 	within(t, 30*time.Second, "a ping over the mesh", func() error { return one.ping(two.mesh6()) })
@@ -121,6 +124,9 @@ func nodesOnTheMesh(t *testing.T, kind, link string) {
 		for _, p := range []*proc{one, two} {
 			for _, o := range []*proc{one, two} {
 				space := p.space()
+				if space.Prefix4().String() != "172.16.0.0/12" {
+					return fmt.Errorf("the mesh is in %s", space.Prefix4())
+				}
 				if err := p.ping(space.Candidate4(policy.Party{Node: o.key}.Identity(), 0)); err != nil {
 					return err
 				}
@@ -128,6 +134,20 @@ func nodesOnTheMesh(t *testing.T, kind, link string) {
 		}
 		return nil
 	})
+	name := names.Label(two.key) + "." + names.Nodes + ".fog.example.org"
+	within(t, 20*time.Second, "a name", func() error {
+		out, err := a.Output(t.Context(), "dig", "@172.16.0.53", "+time=2", "+tries=1", "+short", "AAAA", name)
+		if err == nil && strings.TrimSpace(out) != two.mesh6().String() {
+			err = fmt.Errorf("%s is %q", name, out)
+		}
+		return err
+	})
+	if m, err := one.local.Mesh(t.Context()); err != nil || !slices.Equal(m.InTheWay, []string{lan}) || !strings.HasPrefix(m.Address, "172.") {
+		t.Errorf("with %s reached otherwise: %+v, %v", lan, m, err)
+	}
+	if got := a.Run("ip", "route", "get", "172.21.0.1"); !strings.Contains(got, "via 192.168.7.2") {
+		t.Errorf("%s is reached by %s", lan, got)
+	}
 	var sockets []string
 	for _, ns := range []*wgtest.Namespace{a, b} {
 		name := strings.Fields(ns.Run("ip", "-br", "link", "show", "type", link))[0]

@@ -40,6 +40,7 @@ const (
 // has this machine ask there. The machine itself asks at an address that none of
 // the interface's peers may send to; they ask at the node's address in the mesh.
 type meshNames struct {
+	zone     string
 	space    wg.Space
 	iface    string
 	address6 netip.Addr // of the node
@@ -58,14 +59,14 @@ type meshNames struct {
 }
 
 // newMeshNames makes what answers; nothing happens before run.
-func newMeshNames(space wg.Space, iface string, address6 netip.Addr, resolver *splitdns.Resolver, log *slog.Logger) (*meshNames, error) {
-	n := &meshNames{space: space, iface: iface, address6: address6, resolver: resolver, log: log, linked: make(chan struct{})}
+func newMeshNames(zone string, space wg.Space, iface string, address6 netip.Addr, resolver *splitdns.Resolver, log *slog.Logger) (*meshNames, error) {
+	n := &meshNames{zone: zone, space: space, iface: iface, address6: address6, resolver: resolver, log: log, linked: make(chan struct{})}
 	n.say("warn", "the interface has no addresses yet", "")
 	nobody := ""
 	n.scopes.Store(&map[netip.Addr]string{})
 	n.own.Store(&nobody)
 	var err error
-	n.server, err = meshdns.New(meshdns.Config{Zone: names.Zone, Reverse: []netip.Prefix{space.Prefix4(), space.Prefix6()}, Scope: n.scope})
+	n.server, err = meshdns.New(meshdns.Config{Zone: zone, Reverse: []netip.Prefix{space.Prefix4(), space.Prefix6()}, Scope: n.scope})
 	return n, err
 }
 
@@ -211,7 +212,7 @@ func (n *meshNames) follow(ctx context.Context, dead func() map[stmt.Key]time.Du
 
 // ask has this machine ask here about the mesh's names, until ctx ends.
 func (n *meshNames) ask(ctx context.Context) {
-	want := splitdns.Want{Interface: n.iface, Servers: []netip.Addr{n.local}, Domains: append([]string{names.Zone}, reverseDomains(n.space)...)}
+	want := splitdns.Want{Interface: n.iface, Servers: []netip.Addr{n.local}, Domains: append([]string{n.zone}, reverseDomains(n.space)...)}
 	by, err := n.resolver.Set(ctx, want)
 	switch {
 	case errors.Is(err, splitdns.ErrUnsupported):
@@ -222,7 +223,7 @@ func (n *meshNames) ask(ctx context.Context) {
 		n.say("warn", err.Error(), splitdns.Manual(want))
 		return
 	}
-	n.say("ok", fmt.Sprintf("%s asks %s about %s", by, n.local, names.Zone), "")
+	n.say("ok", fmt.Sprintf("%s asks %s about %s", by, n.local, n.zone), "")
 	<-ctx.Done()
 	if err := n.resolver.Undo(context.WithoutCancel(ctx)); err != nil {
 		n.log.Warn("the machine's resolver still asks the mesh; the next start of formd takes it back", "err", err)

@@ -108,7 +108,7 @@ func TestMachineAsks(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	n, err := newMeshNames(space, "form0", space.Address6(nil), resolver, slog.New(slog.DiscardHandler))
+	n, err := newMeshNames(names.Zone, space, "form0", space.Address6(nil), resolver, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -144,7 +144,7 @@ func TestWhereTheMachineAsks(t *testing.T) {
 		local    netip.Addr
 		more     int
 	}{{"192.0.2.0/24", space.DNS4(), 1}, {"10.128.0.0/20", own, 0}} {
-		n, err := newMeshNames(space, "form0", own, nil, slog.New(slog.DiscardHandler))
+		n, err := newMeshNames(names.Zone, space, "form0", own, nil, slog.New(slog.DiscardHandler))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -163,7 +163,7 @@ func TestScopes(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	n, err := newMeshNames(space, "form0", space.Address6(nil), nil, slog.New(slog.DiscardHandler))
+	n, err := newMeshNames(names.Zone, space, "form0", space.Address6(nil), nil, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}

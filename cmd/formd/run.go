@@ -9,7 +9,6 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/http"
-	"net/netip"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -231,7 +230,7 @@ func (d *formd) openNetwork() (err error) {
 	if d.mesh.key, err = loadMeshKey(d.path("mesh.key")); err != nil {
 		return err
 	}
-	if d.mesh.space, err = wg.NewSpace(d.id.network(), netip.Prefix{}); err != nil {
+	if d.mesh.space, err = wg.NewSpace(d.id.network(), d.id.Full().Prefix4); err != nil {
 		return err
 	}
 	d.mesh.address6 = d.mesh.space.Address6(policy.Party{Node: d.id.self()}.Identity())

@@ -78,7 +78,7 @@ func auditState(data string, each func(crdt.Found) error) (crdt.Audit, error) {
 	if err := json.Unmarshal(b, &m); err != nil {
 		return crdt.Audit{}, fmt.Errorf("%s: %w", path, err)
 	}
-	a, err := crdt.AuditLog(filepath.Join(data, "state"), stmt.NewNetworkID(m.Name, m.Root), m.Root, automerge.New(), each)
+	a, err := crdt.AuditLog(filepath.Join(data, "state"), m.network(), m.Root, automerge.New(), each)
 	if errors.Is(err, fs.ErrNotExist) {
 		return a, api.Problemf(api.ExitNotFound, "%s holds no state log", data).WithHint("start formd: it makes one, and peers give back what they hold")
 	}

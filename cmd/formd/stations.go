@@ -56,7 +56,7 @@ func (d *formd) stations() *stations {
 
 // guestMesh is what reconciling needs to know of the mesh.
 func (d *formd) guestMesh() *reconcile.GuestMesh {
-	return &reconcile.GuestMesh{Network: d.id.Name, Root: d.id.Root, Space: d.mesh.space,
+	return &reconcile.GuestMesh{Network: d.id.Name, Root: d.id.Root, Settings: d.id.Settings, Space: d.mesh.space,
 		Endpoint: func() netip.AddrPort { return bestEndpoint(udpAddrs(d.node.Addrs())) }}
 }
 

@@ -10,7 +10,7 @@ import (
 )
 
 // Zone is what names are relative to, unless a network has another.
-const Zone = "dev.formation.cloud"
+const Zone = stmt.DefaultZone
 
 // keyCID is what precedes a peer ID in a CID of version 1: the version, and the
 // codec libp2p-key.

@@ -108,8 +108,8 @@ func KeyOfPeerID(id string) (Key, error) {
 // its root key. A zero root makes an open network, which admits everyone.
 type NetworkID [sha256.Size]byte
 
-// NewNetworkID returns the ID of the network called name under root. Renaming
-// a network makes another network.
+// NewNetworkID returns the ID of the network called name under root, with settings
+// as usual ([Settings.NetworkID]). Renaming a network makes another network.
 func NewNetworkID(name string, root Key) NetworkID {
 	h := sha256.New()
 	h.Write([]byte("formation/network/1\x00"))

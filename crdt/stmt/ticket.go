@@ -38,10 +38,11 @@ type Ticket struct {
 	Invite         []byte   `cbor:"invite,omitempty"`    // the root's raw invite statement
 	BasePublishers []Key    `cbor:"publish,omitempty"`   // keys whose base names to trust
 	Operators      []Key    `cbor:"operators,omitempty"` // whom a node that joins by it names as its own; at most MaxOperators
+	Settings                // of the network
 }
 
 // Network returns the ID of the network the ticket opens.
-func (t Ticket) Network() NetworkID { return NewNetworkID(t.Name, t.Root) }
+func (t Ticket) Network() NetworkID { return t.NetworkID(t.Name, t.Root) }
 
 // Join returns the member statement that admits key to role by the ticket's
 // invite. It needs nobody online. Errors wrap ErrTicket when the ticket holds no
@@ -107,6 +108,9 @@ func (t Ticket) check() error {
 	if t.Name == "" || len(t.Name) > MaxNetworkName || len(t.Bootstrap) > MaxBootstrap || len(t.BasePublishers) > MaxBootstrap ||
 		len(t.Operators) > MaxOperators {
 		return fmt.Errorf("%w: a field is missing or too long", ErrTicket)
+	}
+	if err := t.Check(); err != nil {
+		return fmt.Errorf("%w: %w", ErrTicket, err)
 	}
 	for _, a := range t.Bootstrap {
 		if len(a) > maxAddress {

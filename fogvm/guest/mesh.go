@@ -34,8 +34,8 @@ type MeshConfig struct {
 	Root    stmt.Key `json:"root"`    // zero: an open network
 	Owner   stmt.Key `json:"owner"`
 	Node    stmt.Key `json:"node"` // that runs the guest
-	// Prefix4 is where the mesh's IPv4 addresses are; the zero value: as usual.
-	Prefix4 netip.Prefix `json:"prefix4,omitzero"`
+
+	stmt.Settings // of the network
 }
 
 // Location is where a peer can be reached.

@@ -15,7 +15,8 @@ import (
 type GuestMesh struct {
 	Network string   // its name
 	Root    stmt.Key // zero: an open network
-	Space   wg.Space
+	stmt.Settings
+	Space wg.Space
 	// Endpoint returns where guests here can be reached from elsewhere, by UDP; the
 	// zero value: not known.
 	Endpoint func() netip.AddrPort
@@ -26,11 +27,7 @@ func (m *GuestMesh) guest(s *crdt.Spec, self stmt.Key) *guest.MeshConfig {
 	if m == nil {
 		return nil
 	}
-	c := &guest.MeshConfig{Network: m.Network, Root: m.Root, Owner: s.Owner, Node: self}
-	if p := m.Space.Prefix4(); p != wg.DefaultPrefix4 {
-		c.Prefix4 = p
-	}
-	return c
+	return &guest.MeshConfig{Network: m.Network, Root: m.Root, Settings: m.Settings, Owner: s.Owner, Node: self}
 }
 
 // address fills in where the guests of claims are on the mesh, those that have a

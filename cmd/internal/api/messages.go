@@ -14,6 +14,7 @@
 package api
 
 import (
+	"net/netip"
 	"time"
 
 	"github.com/formthefog/formation/crdt/stmt"
@@ -156,7 +157,23 @@ type Network struct {
 	Short string   `json:"short"` // as in protocol IDs
 	Root  stmt.Key `json:"root"`
 	Open  bool     `json:"open"` // no root: anyone is a member
+	// Prefix4 is where the mesh has its IPv4 addresses, Zone what its names end in.
+	Prefix4 string `json:"prefix4"`
+	Zone    string `json:"zone"`
 }
+
+// Settings are what of the network's ID is beside name and root, as far as they can
+// be read. An answering node may say an ID to which they do not lead.
+func (n Network) Settings() stmt.Settings {
+	s := stmt.Settings{Zone: n.Zone}
+	if p, err := netip.ParsePrefix(n.Prefix4); err == nil {
+		s.Prefix4 = p
+	}
+	return s
+}
+
+// NetworkID is what name, root and settings lead to.
+func (n Network) NetworkID() stmt.NetworkID { return n.Settings().NetworkID(n.Name, n.Root) }
 
 // Self is GET /v1/node: the answering node.
 type Self struct {

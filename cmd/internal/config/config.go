@@ -15,6 +15,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -61,6 +62,8 @@ type Config struct {
 	IngressPorts  string   `toml:"ingress-ports"`  // LOW-HIGH of plain ports; empty: none
 	Mesh          string   `toml:"mesh"`           // this machine's own interface on formnet: auto, kernel, userspace or off
 	MeshPort      int      `toml:"mesh-port"`      // 0: as Listen's UDP port
+	MeshPrefix    string   `toml:"mesh-prefix"`    // of a new network's IPv4 addresses; empty: as usual, or as the network has it
+	MeshZone      string   `toml:"mesh-zone"`      // of a new network's names; empty: likewise
 	CPUs          int      `toml:"cpus"`           // offered cores; 0: all of the machine
 	Memory        Size     `toml:"memory"`         // offered bytes; 0: what the machine can spare
 	Disk          Size     `toml:"disk"`           // offered bytes; 0: what the data directory's disk can spare
@@ -287,6 +290,14 @@ func (c Config) Validate() error {
 		bad("allow-egress", "%v", err)
 	}
 	oneOf("mesh", c.Mesh, "auto", "kernel", "userspace", Off)
+	if _, err := netip.ParsePrefix(c.MeshPrefix); err != nil && c.MeshPrefix != "" {
+		bad("mesh-prefix", "%q is no network such as 100.64.0.0/10", c.MeshPrefix)
+	} else if err := (stmt.Settings{Prefix4: c.prefix4()}).Check(); err != nil {
+		bad("mesh-prefix", "%v", err)
+	}
+	if err := (stmt.Settings{Zone: c.MeshZone}).Check(); err != nil {
+		bad("mesh-zone", "%v", err)
+	}
 	oneOf("log-format", c.LogFormat, "text", "json")
 	oneOf("log-level", c.LogLevel, "debug", "info", "warn", "error")
 	if c.MeshPort < 0 || c.MeshPort > 65535 {
@@ -352,6 +363,19 @@ func (c Config) Validate() error {
 		bad("rebalance-after", "%s is not between 0s (never) and 168h", c.RebalanceAfter)
 	}
 	return errors.Join(errs...)
+}
+
+// Settings are those of the network that is asked for, of a valid Config.
+func (c Config) Settings() stmt.Settings {
+	return stmt.Settings{Prefix4: c.prefix4(), Zone: c.MeshZone}
+}
+
+func (c Config) prefix4() netip.Prefix {
+	p, err := netip.ParsePrefix(c.MeshPrefix)
+	if err != nil {
+		return netip.Prefix{} // none, or refused by Validate
+	}
+	return p
 }
 
 // Socket is the API socket's path.

@@ -4,6 +4,8 @@ import (
 	"fmt"
 
 	"github.com/spf13/pflag"
+
+	"github.com/formthefog/formation/crdt/stmt"
 )
 
 // Bind declares one flag for each key, with c's present values as defaults.
@@ -31,6 +33,8 @@ func Bind(fs *pflag.FlagSet, c *Config) {
 	fs.StringVar(&c.IngressPorts, "ingress-ports", c.IngressPorts, "LOW-HIGH of the public TCP and UDP ports that are served under their number (default: none)")
 	fs.StringVar(&c.Mesh, "mesh", c.Mesh, "this machine's own interface on formnet: auto (with the right to make one), kernel, userspace or off (guests are on the mesh all the same)")
 	fs.IntVar(&c.MeshPort, "mesh-port", c.MeshPort, "formnet's UDP port (0: as --listen)")
+	fs.StringVar(&c.MeshPrefix, "mesh-prefix", c.MeshPrefix, "prefix of the mesh's IPv4 addresses in a network that this start makes (default: "+stmt.DefaultPrefix4.String()+")")
+	fs.StringVar(&c.MeshZone, "mesh-zone", c.MeshZone, "zone of the mesh's names in a network that this start makes (default: "+stmt.DefaultZone+")")
 	fs.IntVar(&c.CPUs, "cpus", c.CPUs, "cores offered to instances (0: all)")
 	fs.Var(&c.Memory, "memory", "memory offered to instances (0: what the machine can spare)")
 	fs.Var(&c.Disk, "disk", "disk offered to instances (0: what the data directory's disk can spare)")

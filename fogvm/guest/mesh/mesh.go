@@ -87,7 +87,7 @@ func (m *Mesh) Start(ctx context.Context, cfg guest.Config, problem func(string)
 	if err != nil {
 		return "", err
 	}
-	space, err := wg.NewSpace(pin.network(), cfg.Mesh.Prefix4)
+	space, err := wg.NewSpace(pin.network(), pin.Full().Prefix4)
 	if err != nil {
 		return "", err
 	}

@@ -222,6 +222,8 @@ func TestWhatIsPinned(t *testing.T) {
 		{"network", func(c *guest.Config) { c.Mesh.Network = "other" }},
 		{"network", func(c *guest.Config) { c.Mesh.Root = pub("mallory") }},
 		{"network", func(c *guest.Config) { c.Mesh.Root = stmt.Key{} }}, // open: everybody would be a member
+		{"network", func(c *guest.Config) { c.Mesh.Prefix4 = netip.MustParsePrefix("100.64.0.0/10") }},
+		{"network", func(c *guest.Config) { c.Mesh.Zone = "mallory.example.org" }},
 		{"owner", func(c *guest.Config) { c.Mesh.Owner = pub("otto") }},
 		{"node", func(c *guest.Config) { c.Mesh.Node = pub("two") }},
 		{"instance", func(c *guest.Config) { c.Instance = other }},
@@ -240,6 +242,7 @@ func TestWhatIsPinned(t *testing.T) {
 		func(c *guest.Config) { c.Slot = -1 },
 		func(c *guest.Config) { c.Mesh.Owner = stmt.Key{} },
 		func(c *guest.Config) { c.Mesh.Prefix4 = netip.MustParsePrefix("0.0.0.0/0") },
+		func(c *guest.Config) { c.Mesh.Zone = "org" },
 	} {
 		cfg := w.config()
 		change(&cfg)

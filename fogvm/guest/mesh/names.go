@@ -21,7 +21,7 @@ type answerer struct {
 
 func newAnswerer(pin Pin, space wg.Space) (*answerer, error) {
 	scope := names.Label(pin.Owner)
-	s, err := dns.New(dns.Config{Zone: names.Zone, Reverse: []netip.Prefix{space.Prefix4(), space.Prefix6()},
+	s, err := dns.New(dns.Config{Zone: pin.Full().Zone, Reverse: []netip.Prefix{space.Prefix4(), space.Prefix6()},
 		Scope: func(netip.Addr) string { return scope }})
 	return &answerer{space.DNS4(), s}, err
 }

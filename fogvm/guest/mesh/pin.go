@@ -18,8 +18,9 @@ var ErrPinned = errors.New("the host says otherwise than when this disk was new"
 
 // Pin is who the guest is, as it was told first.
 type Pin struct {
-	Network  string   `json:"network"`
-	Root     stmt.Key `json:"root"`
+	Network string   `json:"network"`
+	Root    stmt.Key `json:"root"`
+	stmt.Settings
 	Owner    stmt.Key `json:"owner"`
 	Node     stmt.Key `json:"node"`
 	Instance string   `json:"instance"`
@@ -35,9 +36,12 @@ func pinOf(cfg guest.Config) (Pin, error) {
 		return Pin{}, errors.New("mesh: no configuration")
 	}
 	m := cfg.Mesh
-	p := Pin{Network: m.Network, Root: m.Root, Owner: m.Owner, Node: m.Node, Instance: cfg.Instance, Slot: cfg.Slot}
+	p := Pin{Network: m.Network, Root: m.Root, Settings: m.Settings, Owner: m.Owner, Node: m.Node, Instance: cfg.Instance, Slot: cfg.Slot}
 	if _, err := crdt.ParseDocID(p.Instance); err != nil {
 		return Pin{}, fmt.Errorf("mesh: instance: %w", err)
+	}
+	if err := p.Check(); err != nil {
+		return Pin{}, fmt.Errorf("mesh: %w", err)
 	}
 	if len(p.Network) > maxNetwork || p.Owner.IsZero() || p.Node.IsZero() || p.Slot < 0 || p.Slot >= crdt.MaxReplicas {
 		return Pin{}, errors.New("mesh: the configuration names no network, owner, node or slot")
@@ -45,7 +49,7 @@ func pinOf(cfg guest.Config) (Pin, error) {
 	return p, nil
 }
 
-func (p Pin) network() stmt.NetworkID { return stmt.NewNetworkID(p.Network, p.Root) }
+func (p Pin) network() stmt.NetworkID { return p.NetworkID(p.Network, p.Root) }
 
 // Names of files in the guest's folder.
 const (
@@ -75,7 +79,7 @@ func hold(dir string, p Pin) error {
 		what string
 		same bool
 	}{
-		{"network", first.Network == p.Network && first.Root == p.Root}, {"owner", first.Owner == p.Owner},
+		{"network", first.network() == p.network()}, {"owner", first.Owner == p.Owner},
 		{"instance", first.Instance == p.Instance}, {"slot", first.Slot == p.Slot}, {"node", first.Node == p.Node},
 	} {
 		if !x.same {

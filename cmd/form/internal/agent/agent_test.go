@@ -130,6 +130,18 @@ func TestJudge(t *testing.T) {
 	}
 }
 
+// Settings of the network that a node makes up are not those of its ID.
+func TestJudgeSettings(t *testing.T) {
+	w := newWorld(t)
+	id := w.identity()
+	for _, s := range []stmt.Settings{{Zone: "mallory.example.org"}, {Prefix4: netip.MustParsePrefix("100.64.0.0/10")}} {
+		id.Settings = s
+		if known, err := Judge(id, w.laptop.PublicKey(), w.space, w.testimony()); !errors.Is(err, ErrRoot) || len(known.Peers) > 0 {
+			t.Errorf("%+v: %v, %v", s, known.Peers, err)
+		}
+	}
+}
+
 // Who tells the past brings nobody back.
 func TestTheOldTestimony(t *testing.T) {
 	w := newWorld(t)

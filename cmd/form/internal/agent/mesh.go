@@ -95,7 +95,7 @@ func New(cfg Config) (*Mesh, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	space, err := wg.NewSpace(cfg.Network, netip.Prefix{})
+	space, err := wg.NewSpace(cfg.Network, cfg.Full().Prefix4)
 	if err != nil {
 		return nil, err
 	}

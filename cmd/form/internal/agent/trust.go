@@ -17,12 +17,13 @@ import (
 // Identity is who the device is.
 type Identity struct {
 	Network stmt.NetworkID
-	Owner   stmt.Key
-	Device  stmt.Key
+	stmt.Settings
+	Owner  stmt.Key
+	Device stmt.Key
 }
 
 // Testimony is what a node says of an owner's mesh. Statements prove themselves,
-// and Name and Root are those whose hash is the network's ID.
+// and Name and Root are those whose hash, with the network's settings, is its ID.
 type Testimony struct {
 	Name       string
 	Root       stmt.Key
@@ -65,7 +66,7 @@ func (t Testimony) After(r Roster) Testimony {
 // Judge is pure: the replicas that statements prove to be the device's peers.
 // Statements that prove nothing are ignored.
 func Judge(id Identity, key wg.Key, space wg.Space, t Testimony) (Roster, error) {
-	if stmt.NewNetworkID(t.Name, t.Root) != id.Network {
+	if id.NetworkID(t.Name, t.Root) != id.Network {
 		return Roster{}, ErrRoot
 	}
 	if len(t.Statements) > maxStatements {

@@ -120,6 +120,24 @@ func (c *Conn) Owner(ctx context.Context) (*api.Client, error) {
 	return c.client(c.entry), nil
 }
 
+// Settled is Network with the settings that are part of it. A node that names others
+// is refused with [ErrNetwork].
+func (c *Conn) Settled(ctx context.Context) (stmt.NetworkID, stmt.Settings, error) {
+	id, err := c.Network(ctx)
+	if err != nil {
+		return id, stmt.Settings{}, err
+	}
+	self, err := c.API().Node(ctx)
+	if err != nil {
+		return id, stmt.Settings{}, err
+	}
+	settings := self.Network.Settings()
+	if err = settings.Check(); err == nil && self.Network.NetworkID() != id {
+		err = fmt.Errorf("%w: the peer names another name, root, prefix or zone than that of network %s", ErrNetwork, id.Short())
+	}
+	return id, settings, err
+}
+
 // Network is the ID of the swarm's network.
 func (c *Conn) Network(ctx context.Context) (stmt.NetworkID, error) {
 	c.mu.Lock()
