@@ -44,6 +44,7 @@ bind9-dnsutils|dig|asks our DNS server with other people's code
 iputils-ping|ping|pings over the mesh
 tcpdump|tcpdump|shows what a host sees of its guests
 rsync|rsync|copies over form proxy
+curl|curl|asks public sites with other people's code
 "
 fi
 

@@ -16,9 +16,10 @@ import (
 	"github.com/formthefog/formation/cmd/form/internal/agent"
 )
 
-// overTheMesh reaches the guests end to end encrypted, with stock clients, from a
-// machine without a daemon.
+// overTheMesh reaches the guests end to end encrypted, with stock clients, by a user
+// without rights from a machine without a daemon.
 func (f *fleet) overTheMesh(t *testing.T, u user) {
+	u = f.nobody(t, u)
 	begun := time.Now()
 	out, talk, code := u.with(request).run("proxy", "hello-server/0", "8080")
 	if code != 0 || !strings.Contains(out, "hello from ") {
@@ -48,11 +49,11 @@ func (f *fleet) overTheMesh(t *testing.T, u user) {
 		}
 		t.Logf("ssh %s: %.1f s", host, time.Since(begun).Seconds())
 	}
-	home := filepath.Join(f.dir, "home")
-	if _, err := os.Stat(filepath.Join(home, ".ssh", "known_hosts")); err == nil {
+	if _, err := os.Stat(filepath.Join(u.home, ".ssh", "known_hosts")); err == nil {
 		t.Error("ssh has learned a host key")
 	}
-	f.copies(t, u, home)
+	f.withoutRights(t, u, "bigdog@"+hosts[0])
+	f.copies(t, u)
 	f.curls(t, u)
 	var s agent.Status
 	if err := json.Unmarshal([]byte(u.must("net", "agent", "status", "--json")), &s); err != nil || len(s.Peers) != 2 {
@@ -72,31 +73,25 @@ func (f *fleet) overTheMesh(t *testing.T, u user) {
 			t.Logf("the agent has %s resident", strings.TrimSpace(rest))
 		}
 	}
-}
-
-// stock is a stock client that goes by form proxy over the mesh.
-func (u user) stock(args ...string) *exec.Cmd {
-	cmd := exec.Command(args[0], args[1:]...)
-	cmd.Env = append(append([]string{}, u.f.env...), u.extra...)
-	return cmd
+	u.must("net", "agent", "stop")
 }
 
 // copies has scp and rsync copy a file to a guest and back.
-func (f *fleet) copies(t *testing.T, u user, home string) {
-	file := filepath.Join(f.dir, "a-file")
+func (f *fleet) copies(t *testing.T, u user) {
+	file := filepath.Join(u.home, "a-file")
 	text := strings.Repeat("over the mesh\n", 10_000)
-	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+	if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	key := filepath.Join(home, ".config", "form", "ssh", "id_ed25519")
-	proxy := "ProxyCommand=" + filepath.Join(f.bin, "form") + " proxy --quiet --via mesh %h %p"
+	key := filepath.Join(u.home, ".config", "form", "ssh", "id_ed25519")
+	proxy := "ProxyCommand=" + u.form + " proxy --quiet --via mesh %h %p"
 	options := []string{"-o", proxy, "-i", key, "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR", "-o", "BatchMode=yes"}
 	back := file + ".back"
 	for _, args := range [][]string{
 		append(append([]string{"scp", "-q"}, options...), file, "bigdog@hello-server:/tmp/copy"),
 		append(append([]string{"scp", "-q"}, options...), "bigdog@hello-server:/tmp/copy", back),
 	} {
-		if out, err := u.stock(args...).CombinedOutput(); err != nil {
+		if out, err := u.command(t.Context(), args...).CombinedOutput(); err != nil {
 			t.Fatalf("%s: %v: %s", args[0], err, out)
 		}
 	}
@@ -107,7 +102,7 @@ func (f *fleet) copies(t *testing.T, u user, home string) {
 	for _, o := range options {
 		shell = append(shell, "'"+o+"'")
 	}
-	if out, err := u.stock("rsync", "-e", "ssh "+strings.Join(shell, " "), "bigdog@hello-server:/tmp/copy", back+"2").CombinedOutput(); err != nil {
+	if out, err := u.command(t.Context(), "rsync", "-e", "ssh "+strings.Join(shell, " "), "bigdog@hello-server:/tmp/copy", back+"2").CombinedOutput(); err != nil {
 		t.Errorf("rsync: %v: %s", err, out)
 	}
 	if b, err := os.ReadFile(back + "2"); err != nil || string(b) != text {
@@ -119,8 +114,7 @@ func (f *fleet) copies(t *testing.T, u user, home string) {
 func (f *fleet) curls(t *testing.T, u user) {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, filepath.Join(f.bin, "form"), "forward", "--via", "mesh", "0:8080", "hello-server")
-	cmd.Env = append(append([]string{}, f.env...), u.extra...)
+	cmd := u.command(ctx, u.form, "forward", "--via", "mesh", "0:8080", "hello-server")
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
 	out, err := cmd.StdoutPipe()
 	if err != nil {

@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -57,17 +58,19 @@ func required(t *testing.T, name string) string {
 // virtual machines.
 func newFleet(t *testing.T, n int, flags ...string) *fleet {
 	dir, err := os.MkdirTemp("", "form-e2e-") // a socket's path must be short
+	if err == nil {
+		err = os.Chmod(dir, 0o711) // a user without rights has a home in it
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
 	f := &fleet{t: t, bin: required(t, "FORMATION_BIN"), dir: dir}
-	home := filepath.Join(dir, "home")
 	for _, kv := range os.Environ() {
 		if !strings.HasPrefix(kv, "FORM_") && !strings.HasPrefix(kv, "XDG_") && !strings.HasPrefix(kv, "HOME=") {
 			f.env = append(f.env, kv)
 		}
 	}
-	f.env = append(f.env, "HOME="+home, "FORM_PASSWORD=correct-horse", "XDG_RUNTIME_DIR="+filepath.Join(dir, "run"))
+	f.env = append(f.env, "HOME="+f.home(), "FORM_PASSWORD=correct-horse", "XDG_RUNTIME_DIR="+filepath.Join(dir, "run"))
 	t.Cleanup(f.stop)
 	f.start(append([]string{"--accept", "any"}, flags...)...)
 	f.ticket = strings.TrimSpace(f.as(f.nodes[0]).must("net", "invite"))
@@ -260,44 +263,66 @@ func (f *fleet) stop() {
 
 // endAgents ends what form has started in the background.
 func (f *fleet) endAgents() {
-	home := &member{f: f, dir: filepath.Join(f.dir, "home")}
-	for _, pid := range home.processes("agent") {
+	agents := func() []int {
+		var all []int
+		for _, dir := range []string{f.home(), f.home() + "-nobody"} {
+			all = append(all, (&member{f: f, dir: dir}).processes("agent")...)
+		}
+		return all
+	}
+	for _, pid := range agents() {
 		_ = syscall.Kill(pid, syscall.SIGTERM) // it may have ended
 	}
 	f.eventually(time.Minute, "agents to end", func() error {
-		if left := home.processes("agent"); len(left) > 0 {
+		if left := agents(); len(left) > 0 {
 			return fmt.Errorf("%v run", left)
 		}
 		return nil
 	})
 }
 
+func (f *fleet) home() string { return filepath.Join(f.dir, "home") }
+
 // user is form as somebody calls it.
 type user struct {
 	f     *fleet
-	extra []string
+	home  string
+	form  string   // the program
+	drop  []string // what it is called by, to have fewer rights
+	extra []string // environment
 	stdin string
 }
 
 // as calls form with a node as the local daemon.
 func (f *fleet) as(m *member) user {
-	return user{f: f, extra: []string{"FORM_API=unix://" + m.socket()}}
+	return f.user("FORM_API=unix://" + m.socket())
 }
 
 // via calls form without a daemon, straight to a peer.
 func (f *fleet) via(m *member) user {
-	return user{f: f, extra: []string{"FORM_PEER=" + m.addr, "FORM_TICKET=" + f.ticket}}
+	return f.user("FORM_PEER="+m.addr, "FORM_TICKET="+f.ticket)
+}
+
+func (f *fleet) user(env ...string) user {
+	return user{f: f, home: f.home(), form: filepath.Join(f.bin, "form"), extra: env}
 }
 
 func (u user) with(stdin string) user { u.stdin = stdin; return u }
+
+// command is a program as the user runs it.
+func (u user) command(ctx context.Context, args ...string) *exec.Cmd {
+	argv := slices.Concat(u.drop, args)
+	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
+	cmd.Env = slices.Concat(u.f.env, u.extra)
+	return cmd
+}
 
 // run calls form and gives its streams and exit code.
 func (u user) run(args ...string) (stdout, stderr string, code int) {
 	u.f.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 15*time.Minute)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, filepath.Join(u.f.bin, "form"), args...)
-	cmd.Env = append(append([]string{}, u.f.env...), u.extra...)
+	cmd := u.command(ctx, append([]string{u.form}, args...)...)
 	var out, talk bytes.Buffer
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(u.stdin), &out, &talk
 	err := cmd.Run()

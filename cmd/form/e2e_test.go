@@ -25,9 +25,10 @@ const request = "GET / HTTP/1.0\r\n\r\n"
 // on a swarm of peers, which outlive their machines, their builder and their
 // shipper. The steps build on each other; the first that fails ends it.
 func TestE2ELine(t *testing.T) {
-	f := newFleet(t, 3)
+	f := newFleet(t, 1)
+	entry, site := f.ingress(t) // has built nothing
+	f.start("--join", f.ticket, "--accept", "any")
 	app := example(t)
-	entry := f.nodes[1] // has built nothing
 	me := f.via(entry)
 	var cid string
 	step := func(name string, do func(t *testing.T)) {
@@ -77,6 +78,11 @@ func TestE2ELine(t *testing.T) {
 			f.meshed(t, me)
 		}
 	})
+	step("the public comes in", func(t *testing.T) {
+		if virtual(t) {
+			site.answers(t, 2)
+		}
+	})
 	step("a secret reaches the replicas", func(t *testing.T) {
 		me.with(secretValue+"\n").must("secret", "set", "hello-server", "DB_PASSWORD", "--env")
 		if out := me.must("secret", "ls", "hello-server", "--json"); !strings.Contains(out, `"DB_PASSWORD"`) || strings.Contains(out, secretValue) {
@@ -85,7 +91,7 @@ func TestE2ELine(t *testing.T) {
 		f.haveSecret(t, me)
 	})
 	step("a killed formd re-adopts its VM", func(t *testing.T) { f.readopt(t, me) })
-	step("a dead node's replica runs on a third", func(t *testing.T) { f.takeover(t) })
+	step("a dead node's replica runs on a third", func(t *testing.T) { f.takeover(t, site) })
 	step("the moved replica has the secret", func(t *testing.T) {
 		f.haveSecret(t, f.via(f.nodes[0]))
 		f.leaks(t)
@@ -121,10 +127,13 @@ func example(t *testing.T) string {
 		if err != nil {
 			t.Fatal(err)
 		}
+		text := string(b)
 		if name == "Formfile" {
-			b = append(b, "\nENV GREETING=hallo\nINSTALL rsync\n"...)
+			text = strings.Replace(text, "EXPOSE 8080\n", "EXPOSE 8080 public\n", 1) + "\nENV GREETING=hallo\nINSTALL rsync\n"
+		} else { // replicas have one name; each boot has another number
+			text = strings.Replace(text, "{socket.gethostname()}", "{open('/proc/sys/kernel/random/boot_id').read().strip()}", 1)
 		}
-		if err := os.WriteFile(filepath.Join(dir, name), b, 0o644); err != nil {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -268,14 +277,16 @@ func (f *fleet) readopt(t *testing.T, u user) {
 }
 
 // takeover crashes a whole node: another runs its replica, and the node trims
-// when it comes back.
-func (f *fleet) takeover(t *testing.T) {
+// when it comes back. The public notices nothing.
+func (f *fleet) takeover(t *testing.T, site *site) {
 	entry := f.nodes[1]
 	u := f.via(entry)
 	dead, _ := f.host(u, entry)
+	asked := site.ask(t)
 	dead.crash()
 	begun := time.Now()
 	f.bothAnswer(t, u, dead)
+	asked()
 	t.Logf("the replica of the dead node answers elsewhere after %.1f s", time.Since(begun).Seconds())
 	dead.run()
 	f.eventually(5*time.Minute, "the returned node to trim", func() error {
@@ -299,7 +310,7 @@ func (f *fleet) takeover(t *testing.T) {
 // are gone and the node they were handed to is dead, and a machine that was not
 // there yet still gets the pack.
 func (f *fleet) holds(t *testing.T, builder *member) {
-	if err := os.RemoveAll(filepath.Join(f.dir, "home", ".local", "share", "form")); err != nil {
+	if err := os.RemoveAll(filepath.Join(f.home(), ".local", "share", "form")); err != nil {
 		t.Fatal(err)
 	}
 	builder.crash()
