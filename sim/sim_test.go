@@ -1,92 +1,109 @@
 package sim
 
 import (
+	"os"
 	"slices"
 	"strings"
 	"testing"
 
 	"github.com/formthefog/formation/sim/des"
+	"github.com/formthefog/formation/sim/scenario"
 )
+
+// long says whether to run what takes many minutes of CPU, too.
+var long = os.Getenv("FORMATION_LONG") != ""
+
+// seeds is how many of each scenario are run, and mutantSeeds how many a mutant may
+// survive.
+func seeds() uint64 {
+	if long {
+		return 100
+	}
+	return 1
+}
+
+const mutantSeeds = 100
+
+func expand(t *testing.T, s *scenario.Scenario, nodes int, seed uint64) *scenario.Plan {
+	t.Helper()
+	p, err := s.Expand(nodes, seed)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
 
 // Every scenario runs, keeps its invariants, and repeats itself.
 func TestScenarios(t *testing.T) {
-	for _, sc := range Scenarios() {
-		t.Run(sc.Name, func(t *testing.T) {
-			nodes := sc.Nodes
-			if sc.Name == "loss-and-stalls" {
-				nodes = 10
-			}
-			a := Run(sc, nodes, 5)
-			for _, b := range a.Bad {
-				t.Errorf("%s: %s", a.Replay(), b)
-			}
-			if b := Run(sc, nodes, 5); b.Hash != a.Hash {
-				t.Errorf("%s: two runs differ: %s and %s", a.Replay(), a.Hash, b.Hash)
-			}
-			t.Logf("%s: events=%d virtual=%v hash=%s %q", a.Replay(), a.Events, a.Virtual, a.Hash, a.Notes)
-		})
-	}
-}
-
-// What is worth more than one seed, and what has to break its invariants.
-func TestPartitionContracts(t *testing.T) {
-	for _, c := range []struct {
-		scenario string
-		mutants  []des.Mutant
-		breaks   string // what each of them does, among what is told
-	}{
-		{"fence-partition", []des.Mutant{des.NoMargin, des.VotesForgotten, des.TakeoverAtOnce, des.NoKeeper}, "at once"},
-		{"stop-minority-partition", []des.Mutant{des.NoVoters}, "which sees too few of its voters"},
-		{"keep-partition", []des.Mutant{des.SurplusStays}, "not settled"},
-		{"byzantine", []des.Mutant{openToAll}, "which only honest nodes may run"},
-		{"laptop-sleep", []des.Mutant{des.NoResync}, "decides by what it knew before it slept"},
-	} {
-		sc, _ := Find(c.scenario)
-		t.Run(c.scenario, func(t *testing.T) {
-			for seed := range uint64(seeds) {
-				r := Run(sc, 0, seed)
+	for _, s := range Library() {
+		t.Run(s.Name, func(t *testing.T) {
+			for seed := range seeds() {
+				p := expand(t, s, 0, seed)
+				r := Run(p, "")
+				if seed == 0 {
+					r.Compare(Run(p, ""))
+				}
 				for _, b := range r.Bad {
-					t.Errorf("%s: %s", r.Replay(), b)
+					t.Errorf("%s: %v", r.Replay(), b)
 				}
-				t.Logf("%s: events=%d virtual=%v %q", r.Replay(), r.Events, r.Virtual, r.Notes)
+				t.Logf("%s: steps=%d events=%d virtual=%v hash=%s\n\t%s", r.Replay(), r.Steps, r.Events, r.Virtual, r.Hash, strings.Join(r.Notes, "\n\t"))
 			}
 		})
-		for _, m := range c.mutants {
-			t.Run(c.scenario+"/"+string(m), func(t *testing.T) {
-				for seed := range uint64(mutantSeeds) {
-					bad := runAs(sc, 0, seed, m).Bad
-					if i := slices.IndexFunc(bad, func(b string) bool { return strings.Contains(b, c.breaks) }); i >= 0 {
-						t.Logf("seed %d: %s", seed, bad[i])
-						return
-					}
-				}
-				t.Errorf("no seed below %d breaks what it should: %q", mutantSeeds, c.breaks)
-			})
-		}
 	}
 }
 
-// Seeds of a scenario, and how many a mutant may survive.
+// What is broken by a mutant is noticed by the invariant that is there for it,
+// within a hundred seeds, and shrinks to a few faults.
+func TestMutantsAreNoticed(t *testing.T) {
+	for _, c := range []struct {
+		mutant   des.Mutant
+		scenario string
+		breaks   des.Invariant
+	}{
+		{des.NoMargin, "fence", des.FencedOnce},
+		{des.VotesForgotten, "fence", des.FencedOnce},
+		{des.TakeoverAtOnce, "fence", des.FencedOnce},
+		{des.NoKeeper, "fence", des.FencedOnce},
+		{des.NoVoters, "stop-minority", SideStops},
+		{des.SurplusStays, "keep", Settles},
+		{OpenToAll, "byzantine", OperatorsOnly},
+		{des.NoResync, "laptop-sleep", des.Resynced},
+		{des.SignaturesUnchecked, "byzantine", des.Refused},
+	} {
+		t.Run(string(c.mutant), func(t *testing.T) {
+			s, err := Find(c.scenario)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for seed := range uint64(mutantSeeds) {
+				p := expand(t, s, 0, seed)
+				r := Shrink(p, c.mutant, c.breaks, shrinkRuns)
+				if r == nil || len(r.Only) > few {
+					continue
+				}
+				i := slices.IndexFunc(r.Bad, func(b des.Broken) bool { return b.Of == c.breaks })
+				t.Logf("%s: %v", r.Replay(), r.Bad[i])
+				return
+			}
+			t.Errorf("no seed below %d breaks %s by %d steps or fewer", mutantSeeds, c.breaks, few)
+		})
+	}
+}
+
+// shrinkRuns bounds how often a plan is run to shrink it, and few are the steps that
+// are to be left then.
 const (
-	seeds       = 2
-	mutantSeeds = 8
+	shrinkRuns = 200
+	few        = 5
 )
 
-func TestScenariosAreSortedAndFound(t *testing.T) {
-	var names []string
-	for _, sc := range Scenarios() {
-		names = append(names, sc.Name)
-		if got, ok := Find(sc.Name); !ok || got.About != sc.About {
-			t.Errorf("%s is not found", sc.Name)
-		}
-		if sc.Nodes < MinNodes || sc.Nodes > MaxNodes {
-			t.Errorf("%s wants %d nodes", sc.Name, sc.Nodes)
+func TestEveryVerbIsDone(t *testing.T) {
+	for _, v := range scenario.Verbs {
+		if actions[v.Name] == nil {
+			t.Errorf("nothing does %s", v.Name)
 		}
 	}
-	if !slices.IsSorted(names) {
-		t.Errorf("not sorted: %v", names)
-	}
-	if _, ok := Find("nothing"); ok {
-		t.Error("a scenario that is not there is found")
+	if len(actions) != len(scenario.Verbs) {
+		t.Errorf("%d actions, %d verbs", len(actions), len(scenario.Verbs))
 	}
 }

@@ -4,16 +4,22 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
 
 	"github.com/spf13/cobra"
 
 	"github.com/formthefog/formation/cmd/form/internal/cli"
 	"github.com/formthefog/formation/cmd/internal/api"
 	"github.com/formthefog/formation/sim"
+	"github.com/formthefog/formation/sim/des"
+	"github.com/formthefog/formation/sim/scenario"
 )
 
 func newSim(a *app) *cobra.Command {
-	return group("sim", "simulate a swarm, in virtual time", newSimList(a), newSimRun(a))
+	return group("sim", "simulate a swarm, in virtual time", newSimList(a), newSimRun(a), newSimReplay(a))
 }
 
 func newSimList(a *app) *cobra.Command {
@@ -26,54 +32,183 @@ func newSimList(a *app) *cobra.Command {
 				About string `json:"about"`
 			}
 			all := []line{}
-			for _, sc := range sim.Scenarios() {
-				all = append(all, line{sc.Name, sc.Nodes, sc.About})
+			for _, s := range sim.Library() {
+				all = append(all, line{s.Name, s.Nodes, s.About})
 			}
 			return a.p.Answer(all, func(w io.Writer) {
 				for _, l := range all {
-					fmt.Fprintf(w, "%-16s %4d nodes  %s\n", l.Name, l.Nodes, l.About)
+					fmt.Fprintf(w, "%-20s %5d nodes  %s\n", l.Name, l.Nodes, l.About)
 				}
 			})
 		},
 	}
 }
 
+// simFlags are those of run and replay.
+type simFlags struct {
+	nodes int
+	seed  uint64
+	once  bool
+}
+
+func (f *simFlags) add(cmd *cobra.Command) {
+	cmd.Flags().IntVar(&f.nodes, "nodes", 0, "how many nodes (0: as the scenario wants)")
+	cmd.Flags().BoolVar(&f.once, "once", false, "do not run it a second time to see that it gives the same events")
+}
+
+// plan is what a scenario, by name or in a file, comes to by the flags.
+func (f *simFlags) plan(cmd *cobra.Command, name string) (*scenario.Plan, error) {
+	s, err := findScenario(name)
+	if err != nil {
+		return nil, err
+	}
+	if cmd.Flags().Changed("nodes") && (f.nodes < scenario.MinNodes || f.nodes > scenario.MaxNodes) {
+		return nil, cli.Errorf(api.ExitUsage, "--nodes: %d, allowed are %d to %d", f.nodes, scenario.MinNodes, scenario.MaxNodes)
+	}
+	p, err := s.Expand(f.nodes, f.seed)
+	if err != nil {
+		return nil, cli.Errorf(api.ExitUsage, "%v", err)
+	}
+	return p, nil
+}
+
+// maxScenario is more than a scenario's file may have.
+const maxScenario = 1 << 20
+
+func findScenario(name string) (*scenario.Scenario, error) {
+	if !strings.HasSuffix(name, ".yaml") {
+		s, err := sim.Find(name)
+		if err != nil {
+			return nil, cli.Errorf(api.ExitNotFound, "%v", err).Hint("form sim list; or the name of a file that ends in .yaml")
+		}
+		return s, nil
+	}
+	f, err := os.Open(name)
+	if err != nil {
+		return nil, cli.Errorf(api.ExitNotFound, "%v", err)
+	}
+	defer func() { _ = f.Close() }() // only read
+	raw, err := io.ReadAll(io.LimitReader(f, maxScenario))
+	if err != nil {
+		return nil, err
+	}
+	s, err := scenario.Parse(name, raw)
+	if err != nil {
+		return nil, cli.Errorf(api.ExitUsage, "%v", err)
+	}
+	return s, nil
+}
+
 func newSimRun(a *app) *cobra.Command {
-	var nodes int
-	var seed uint64
+	var f simFlags
+	var seeds int
+	var noShrink bool
 	cmd := &cobra.Command{
 		Use: "run SCENARIO", Short: "run a scenario",
 		Long: `Runs a scenario over the decisions that formd makes, with a simulated network,
 disks and virtual machines. The same scenario, nodes and seed give the same
-events, and so the same hash. It exits 1 when something that must be true is not,
-and says how to see it again.`,
+events, and so the same hash: every run is made twice, to see that. It exits 1 when
+something that must be true is not; then it looks for the fewest steps of the
+schedule that break it, and says how to see them again.
+
+SCENARIO is one of form sim list, or a file that ends in .yaml.`,
 		Args: argsBetween(1, 1, "SCENARIO"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			sc, ok := sim.Find(args[0])
-			if !ok {
-				return cli.Errorf(api.ExitNotFound, "no scenario %q", args[0]).Hint("form sim list")
-			}
-			if cmd.Flags().Changed("nodes") && (nodes < sim.MinNodes || nodes > sim.MaxNodes) {
-				return cli.Errorf(api.ExitUsage, "--nodes: %d, allowed are %d to %d", nodes, sim.MinNodes, sim.MaxNodes)
-			}
 			if !cmd.Flags().Changed("seed") {
-				seed = rand.Uint64()
+				f.seed = rand.Uint64()
 			}
-			return a.runSim(sim.Run(sc, nodes, seed))
+			if seeds < 1 || seeds > maxSeeds {
+				return cli.Errorf(api.ExitUsage, "--seeds: %d, allowed are 1 to %d", seeds, maxSeeds)
+			}
+			for range seeds {
+				p, err := f.plan(cmd, args[0])
+				if err != nil {
+					return err
+				}
+				if err := a.runSim(p, !f.once, !noShrink); err != nil {
+					return err
+				}
+				f.seed++
+			}
+			return nil
 		},
 	}
-	cmd.Flags().IntVar(&nodes, "nodes", 0, "how many nodes (0: as the scenario wants)")
-	cmd.Flags().Uint64Var(&seed, "seed", 0, "what chance gives (default: another every time)")
+	f.add(cmd)
+	cmd.Flags().Uint64Var(&f.seed, "seed", 0, "what chance gives (default: another every time)")
+	cmd.Flags().IntVar(&seeds, "seeds", 1, "run so many seeds, from --seed on, up to the first that breaks something")
+	cmd.Flags().BoolVar(&noShrink, "no-shrink", false, "do not look for the fewest steps that break it")
 	return cmd
 }
 
-func (a *app) runSim(r sim.Result) error {
+// maxSeeds bounds --seeds.
+const maxSeeds = 1_000_000
+
+func newSimReplay(a *app) *cobra.Command {
+	var f simFlags
+	var only string
+	cmd := &cobra.Command{
+		Use: "replay SCENARIO --seed SEED", Short: "run a seed of a scenario again, or some of its steps",
+		Long: `Runs what form sim run has run, and says which steps there were, each at its time.
+With --only it leaves out all others.`,
+		Args: argsBetween(1, 1, "SCENARIO"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if !cmd.Flags().Changed("seed") {
+				return cli.Errorf(api.ExitUsage, "replay needs --seed").Hint("form sim run says which")
+			}
+			p, err := f.plan(cmd, args[0])
+			if err != nil {
+				return err
+			}
+			if cmd.Flags().Changed("only") {
+				keep, err := stepsOf(only, len(p.Steps))
+				if err != nil {
+					return err
+				}
+				p = p.Only(keep)
+			}
+			for _, s := range p.Steps {
+				a.p.Note("step %v", s)
+			}
+			return a.runSim(p, !f.once, false)
+		},
+	}
+	f.add(cmd)
+	cmd.Flags().Uint64Var(&f.seed, "seed", 0, "the seed")
+	cmd.Flags().StringVar(&only, "only", "", "these steps and no others, by number: 3,7,12, or none")
+	return cmd
+}
+
+// stepsOf reads which of so many steps to keep.
+func stepsOf(only string, steps int) ([]int, error) {
+	keep := []int{}
+	if only == "none" {
+		return keep, nil
+	}
+	for _, word := range strings.Split(only, ",") {
+		n, err := strconv.Atoi(word)
+		if err != nil || n < 0 || n >= steps {
+			return nil, cli.Errorf(api.ExitUsage, "--only: %q, the steps are 0 to %d", word, steps-1).Hint("3,7,12, or none")
+		}
+		keep = append(keep, n)
+	}
+	slices.Sort(keep)
+	return slices.Compact(keep), nil
+}
+
+// shrinkRuns bounds how often a schedule is run to shrink it.
+const shrinkRuns = 300
+
+func (a *app) runSim(p *scenario.Plan, twice, shrink bool) error {
+	r := sim.Run(p, "")
+	if twice {
+		r.Compare(sim.Run(p, ""))
+	}
 	word := "ok"
 	if len(r.Bad) > 0 {
 		word = "failed"
 	}
 	err := a.p.Answer(r, func(w io.Writer) {
-		fmt.Fprintf(w, "%s seed=%d nodes=%d events=%d virtual=%v hash=%s\n", word, r.Seed, r.Nodes, r.Events, r.Virtual, r.Hash)
+		fmt.Fprintf(w, "%s seed=%d nodes=%d steps=%d events=%d virtual=%v hash=%s\n", word, r.Seed, r.Nodes, r.Steps, r.Events, r.Virtual, r.Hash)
 	})
 	for _, n := range r.Notes {
 		a.p.Note("%s", n)
@@ -84,5 +219,18 @@ func (a *app) runSim(r sim.Result) error {
 	for _, b := range r.Bad {
 		a.p.Warn("%s", b)
 	}
-	return cli.Errorf(api.ExitFailed, "%s: %d broken", r.Scenario, len(r.Bad)).Hint("%s", r.Replay())
+	replay := r.Replay()
+	if shrink && !r.Broke(sim.SameHash) {
+		replay = a.shrinkSim(p, r.Bad[0].Of, replay)
+	}
+	return cli.Errorf(api.ExitFailed, "%s: %d broken", r.Scenario, len(r.Bad)).Hint("%s", replay)
+}
+
+// shrinkSim looks for fewer steps that break the same, and says how to see them.
+func (a *app) shrinkSim(p *scenario.Plan, of des.Invariant, replay string) string {
+	a.p.Note("looking for the fewest of %d steps that break %s", len(p.Steps), of)
+	if least := sim.Shrink(p, "", of, shrinkRuns); least != nil {
+		return least.Replay()
+	}
+	return replay
 }

@@ -33,6 +33,8 @@ var pure = []struct {
 	{"wg/forward", nil},
 	{"cmd/internal/mesh", nil},
 	{"fogvm/reconcile/plan", nil},
+	{"sim/chance", nil},
+	{"sim/scenario", nil},
 	{"sim/des", nil},
 	{"sim/gossip", nil},
 	{"sim/regions", nil},

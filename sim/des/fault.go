@@ -139,6 +139,9 @@ func (s *Sim) Drain(i int, on bool) {
 	s.nodes[i].plan()
 }
 
+// Draining says whether a node gives its replicas away.
+func (s *Sim) Draining(i int) bool { return s.nodes[i].draining }
+
 // Up says whether a node's daemon runs.
 func (s *Sim) Up(i int) bool { return s.nodes[i].up }
 

@@ -268,6 +268,9 @@ func (s *Sim) Statements() int { return len(s.pool.made) }
 // Key is who a node is.
 func (s *Sim) Key(i int) stmt.Key { return s.nodes[i].key }
 
+// Owners is how many there are.
+func (s *Sim) Owners() int { return len(s.owners) }
+
 // Instances are those of an owner, as its own statements have them.
 func (s *Sim) Instances(ownerNo int) []crdt.Spec { return s.owner(ownerNo).author.Instances() }
 

@@ -51,7 +51,10 @@ func (s *Scenario) Expand(nodes int, seed uint64) (*Plan, error) {
 	for i := range p.Steps {
 		p.Steps[i].N = i
 	}
-	p.End = max(at, chance.Between(s.Until.Min, s.Until.Max, chance.Stream(seed, useStep)))
+	if n := len(p.Steps); n > 0 {
+		p.End = p.Steps[n-1].At
+	}
+	p.End = max(p.End, chance.Between(s.Until.Min, s.Until.Max, chance.Stream(seed, useStep)))
 	return p, nil
 }
 
@@ -75,7 +78,10 @@ func (p *Plan) enter(i int, last time.Duration) time.Duration {
 	if e.Repeat == (Count{}) {
 		times = 1
 	}
-	for k := range times {
+	for k := range min(times, maxSteps+1) {
+		if len(p.Steps) > maxSteps {
+			break
+		}
 		rng := chance.Stream(p.Seed, useStep, uint64(i), uint64(k)+1)
 		if k > 0 {
 			at += span(e.Every, rng)

@@ -21,27 +21,22 @@ const (
 // The tiers, from the most deterministic to the most real.
 var Tiers = []string{"des", "live", "proc", "vm"}
 
-// UnmarshalYAML reads an entry and remembers where it is.
-func (e *Entry) UnmarshalYAML(n *yaml.Node) error {
-	type plain Entry
-	if err := strict(n, (*plain)(e)); err != nil {
+// lines finds on which line each entry of the schedule begins.
+func (s *Scenario) lines(raw []byte) error {
+	var doc yaml.Node
+	if err := yaml.Unmarshal(raw, &doc); err != nil {
 		return err
 	}
-	e.line = n.Line
-	return nil
-}
-
-// strict decodes n, refusing fields that there are not, which yaml forgets to do
-// below an UnmarshalYAML.
-func strict(n *yaml.Node, into any) error {
-	raw, err := yaml.Marshal(n)
-	if err != nil {
-		return err
-	}
-	d := yaml.NewDecoder(bytes.NewReader(raw))
-	d.KnownFields(true)
-	if err := d.Decode(into); err != nil {
-		return fmt.Errorf("line %d: %s", n.Line, strings.TrimPrefix(err.Error(), "yaml: "))
+	top := doc.Content[0].Content // keys and values in turn
+	for i := 0; i+1 < len(top); i += 2 {
+		if top[i].Value != "schedule" {
+			continue
+		}
+		for k, n := range top[i+1].Content {
+			if k < len(s.Schedule) {
+				s.Schedule[k].line = n.Line
+			}
+		}
 	}
 	return nil
 }
@@ -59,6 +54,9 @@ func Parse(name string, raw []byte) (*Scenario, error) {
 		if more := d.Decode(&yaml.Node{}); !errors.Is(more, io.EOF) {
 			err = errors.New("more than one document")
 		}
+	}
+	if err == nil {
+		err = s.lines(raw)
 	}
 	if err == nil {
 		err = s.check()

@@ -1,6 +1,8 @@
 package scenario
 
 import (
+	"fmt"
+	"strings"
 	"time"
 )
 
@@ -69,8 +71,8 @@ type Expect struct {
 	Moves string `yaml:"moves"`
 	// Takeovers: "none" or "some".
 	Takeovers string `yaml:"takeovers"`
-	// Peak is how many takeovers of one node within a minute are too many.
-	Peak bool `yaml:"takeover-budget"`
+	// Budget: no node takes over more within a minute than it may.
+	Budget bool `yaml:"takeover-budget"`
 	// Alive: no node that was up and reachable was taken for dead.
 	Alive bool `yaml:"no-false-deaths"`
 	// Sides is how long after a split each side that its contract lets serve does,
@@ -135,4 +137,26 @@ type Step struct {
 	By  time.Duration `json:"by,omitempty"`
 	// Draw is what is left to chance.
 	Draw uint64 `json:"draw"`
+}
+
+// String is the step on one line.
+func (s Step) String() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%d at %v: %s", s.N, s.At, s.Do)
+	add := func(name string, v any, given bool) {
+		if given {
+			fmt.Fprintf(&b, " %s=%v", name, v)
+		}
+	}
+	add("node", s.Node, s.Node != "")
+	add("kind", s.Kind, s.Kind != "")
+	add("for", s.For, s.For != 0)
+	add("by", s.By, s.By != 0)
+	add("share", s.Share, s.Share != 0)
+	add("name", s.Name, s.Name != "")
+	add("owner", s.Owner, s.Owner != 0)
+	add("replicas", s.Replicas, s.Replicas != 0)
+	add("partition", s.Partition, s.Partition != "")
+	add("operators", s.Operators, s.Operators != "")
+	return b.String()
 }

@@ -72,13 +72,14 @@ const (
 	Up      Pick = "up"      // whose daemon runs
 	Down    Pick = "down"    // whose daemon does not
 	Running Pick = "running" // that run something, three times in four; else of all
+	Serving Pick = "serving" // that run something, and do not lie
 	Clogged Pick = "clogged"
 	Drained Pick = "drained"
 	Honest  Pick = "honest" // that are up and do not lie
 	Each    Pick = "each"   // one after the other, in a drawn order
 )
 
-var picks = []Pick{Any, Up, Down, Running, Clogged, Drained, Honest, Each}
+var picks = []Pick{Any, Up, Down, Running, Serving, Clogged, Drained, Honest, Each}
 
 // Number is the node that p names by its number.
 func (p Pick) Number() (int, bool) {
