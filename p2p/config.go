@@ -153,6 +153,8 @@ type tuning struct {
 	explore    time.Duration // how often a peer outside the wanted set is tried
 	save       time.Duration // how long a change to peers.json may wait
 	answer     time.Duration // how long Recheck waits for one
+	relayEach  budget        // what one member may send through this node
+	relayAll   budget        // and all together
 }
 
 func (t tuning) withDefaults() tuning {
@@ -167,6 +169,12 @@ func (t tuning) withDefaults() tuning {
 	set(&t.explore, 20*time.Second)
 	set(&t.save, 10*time.Second)
 	set(&t.answer, 3*time.Second)
+	if t.relayEach == (budget{}) {
+		t.relayEach = budget{relayRate, relayBurst}
+	}
+	if t.relayAll == (budget{}) {
+		t.relayAll = budget{relayAllRate, relayAllBurst}
+	}
 	return t
 }
 

@@ -155,9 +155,10 @@ func newResources(cfg *Config, o hostOptions) (network.ResourceManager, error) {
 	return &gatedResources{ResourceManager: rm, gate: o.gate, refused: o.refused, hello: helloID(cfg.Network)}, nil
 }
 
-// relayResources: circuits are not limited in time and bytes, as the library's
-// 128 KiB in two minutes carry no SSH session; reservations, circuits and
-// (by the resource manager) streams are.
+// relayResources: one circuit is not limited in time and bytes, as the library's
+// 128 KiB in two minutes carry no SSH session; reservations, circuits, what a
+// member sends by all of its own (see relayMeter) and, by the resource manager,
+// streams are.
 func relayResources() relay.Resources {
 	r := relay.DefaultResources()
 	r.Limit = nil

@@ -50,6 +50,7 @@ type Node struct {
 	blocks         *exchange.Exchange // nil without Blocks
 	redial         *redialer
 	relay          *relay.Relay  // nil on a client
+	relayed        *relayMeter   // likewise
 	joined         chan struct{} // capacity 1: a peer was admitted
 }
 

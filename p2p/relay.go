@@ -28,7 +28,9 @@ const findTimeout = 3 * time.Second
 // own service waits until others have dialled back, which takes minutes, and in a
 // small network for ever.
 func (n *Node) startRelay() (err error) {
-	if n.relay, err = relay.New(n.inner, relay.WithResources(relayResources()), relay.WithACL(relayACL{n.gate})); err != nil {
+	n.relayed = newRelayMeter(n.tune.relayEach, n.tune.relayAll, time.Now)
+	metered := &meteredHost{Host: n.inner, ctx: n.ctx, meter: n.relayed}
+	if n.relay, err = relay.New(metered, relay.WithResources(relayResources()), relay.WithACL(relayACL{n.gate}), relay.WithMetricsTracer(n.relayed)); err != nil {
 		return fmt.Errorf("p2p: start relay: %w", err)
 	}
 	return nil

@@ -18,11 +18,15 @@ type Stats struct {
 	Total          Bytes             // of all protocols
 	Protocols      map[string]Bytes  // by full protocol ID; idle ones are forgotten after an hour
 	Exchange       exchange.Stats    // zero without Blocks
+	Relay          RelayStats        // zero on a client
 }
 
 // Stats returns a snapshot. Byte counts lag by about a second.
 func (n *Node) Stats() Stats {
 	st := Stats{Protocols: make(map[string]Bytes), StreamsRefused: n.streamsRefused.Load()}
+	if n.relayed != nil {
+		st.Relay = n.relayed.snapshot()
+	}
 	st.Refused, st.Offences = n.penalties.count()
 	for _, a := range n.gate.admitted() {
 		if a.client {

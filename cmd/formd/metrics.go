@@ -57,6 +57,9 @@ func newCollector(node *p2p.Node, m *mesh, state *crdt.Replica, placement api.Pl
 		"state_log_bytes":              {"Size of the state log.", nil},
 		"network_received_bytes_total": {"Bytes received from peers.", nil},
 		"network_sent_bytes_total":     {"Bytes sent to peers.", nil},
+		"relay_circuits":               {"Connections between members that this node relays.", nil},
+		"relay_bytes_total":            {"Bytes relayed for members since the start; waited: those over a budget.", []string{"pace"}},
+		"relay_refused_total":          {"Reservations and circuits that were refused since the start.", []string{"reason"}},
 		"mesh_peers":                   {"Peers of this machine's own interface on the mesh.", nil},
 		"mesh_hosts":                   {"Hosts and devices with which datagrams of the mesh were exchanged lately, by path.", []string{"path"}},
 		"mesh_received_bytes":          {"Bytes received by this machine's own interface on the mesh, from the peers it has.", nil},
@@ -98,6 +101,13 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	}
 	count("network_received_bytes_total", float64(net.Total.In))
 	count("network_sent_bytes_total", float64(net.Total.Out))
+
+	gauge("relay_circuits", float64(net.Relay.Circuits))
+	count("relay_bytes_total", float64(net.Relay.Bytes-net.Relay.Waited), "at_once")
+	count("relay_bytes_total", float64(net.Relay.Waited), "waited")
+	for reason, n := range net.Relay.Refused {
+		count("relay_refused_total", float64(n), reason)
+	}
 
 	for path, n := range c.mesh.pathCounts() {
 		gauge("mesh_hosts", float64(n), path)
