@@ -28,7 +28,8 @@ if [ -z "$only" ]; then
 	[ -d $car/node_modules/@ipld/car ] || step npm npm ci --prefix $car --ignore-scripts --no-audit --no-fund
 	fixtures=$CACHE/fixtures
 	step fixtures scripts/fixtures.sh "$fixtures"
-	FORMATION_SLOW=1 EVENTS=$events FORMATION_VM_BASE=$fixtures/vm \
+	step resolved scripts/resolved.sh "$CACHE/resolved"
+	FORMATION_RESOLVED=$CACHE/resolved FORMATION_SLOW=1 EVENTS=$events FORMATION_VM_BASE=$fixtures/vm \
 		FORMATION_STORE=$fixtures/store FORMATION_BASE=$(cat "$CACHE/base.cid") scripts/check.sh || failed=1
 	rm -rf "$fixtures"
 fi

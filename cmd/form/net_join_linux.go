@@ -123,7 +123,7 @@ func (n *network) resolve(ctx context.Context, zone string, g *errgroup.Group) e
 	want := splitdns.Want{Interface: n.name, Servers: []netip.Addr{n.mesh.Address()}, Domains: []string{zone}}
 	by, err := r.Set(ctx, want)
 	if errors.Is(err, splitdns.ErrUnsupported) {
-		n.log.Warn("names of the mesh are not resolved by this machine", "err", err, "hint", splitdns.Manual(want))
+		n.log.Warn("names of the mesh are not resolved by this machine", "err", err, "hint", r.Manual(want))
 		return nil
 	}
 	if err != nil {

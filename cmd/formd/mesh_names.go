@@ -216,11 +216,11 @@ func (n *meshNames) ask(ctx context.Context) {
 	by, err := n.resolver.Set(ctx, want)
 	switch {
 	case errors.Is(err, splitdns.ErrUnsupported):
-		n.say("ok", fmt.Sprintf("answered at %s; this machine does not ask there: %v", n.local, err), splitdns.Manual(want))
+		n.say("ok", fmt.Sprintf("answered at %s; this machine does not ask there: %v", n.local, err), n.resolver.Manual(want))
 		return
 	case err != nil:
 		n.log.Warn("this machine does not ask the mesh about its names", "err", err)
-		n.say("warn", err.Error(), splitdns.Manual(want))
+		n.say("warn", err.Error(), n.resolver.Manual(want))
 		return
 	}
 	n.say("ok", fmt.Sprintf("%s asks %s about %s", by, n.local, n.zone), "")
