@@ -146,7 +146,7 @@ func (m *Manager) Mesh(ctx context.Context, id string) (*MeshPort, error) {
 	return NewMeshPort(c), nil
 }
 
-// MeshNews opens a stream by which a guest is told statements: guest.TellRound.
+// MeshNews opens a stream by which a guest is told statements: guest.Teller.
 // It ends when the guest reboots.
 func (m *Manager) MeshNews(ctx context.Context, id string) (net.Conn, error) {
 	return m.openFor(ctx, id, opMeshNews)

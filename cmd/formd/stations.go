@@ -18,6 +18,7 @@ import (
 	"github.com/formthefog/formation/crdt/policy"
 	"github.com/formthefog/formation/crdt/stmt"
 	"github.com/formthefog/formation/fogvm"
+	"github.com/formthefog/formation/fogvm/guest"
 	"github.com/formthefog/formation/fogvm/reconcile"
 	"github.com/formthefog/formation/fogvm/reconcile/plan"
 	"github.com/formthefog/formation/wg/carrier"
@@ -171,7 +172,7 @@ func (s *stations) look(ctx context.Context, v *crdt.View, links map[string]*gue
 	}
 	behind := make(map[string]carrier.Station, len(guests))
 	hosts := map[stmt.Key]bool{}
-	told := map[stmt.Key][][]byte{}
+	told := map[stmt.Key]toldOf{}
 	dead := s.dead()
 	for _, id := range slices.Sorted(maps.Keys(guests)) {
 		g := guests[id]
@@ -181,7 +182,7 @@ func (s *stations) look(ctx context.Context, v *crdt.View, links map[string]*gue
 			links[id] = l
 		}
 		if _, ok := told[g.claim.Owner]; !ok {
-			told[g.claim.Owner] = s.statements(g.claim.Owner)
+			told[g.claim.Owner] = newTold(s.statements(g.claim.Owner))
 		}
 		l.tell(told[g.claim.Owner])
 		where := placesOf(v, g.claim)
@@ -234,10 +235,25 @@ type guestLink struct {
 	located chan struct{} // where has changed; capacity 1
 	news    chan struct{} // statements have; capacity 1
 
-	mu         sync.Mutex
-	where      []placeOf
-	statements [][]byte
-	digest     [sha256.Size]byte // of statements
+	mu    sync.Mutex
+	where []placeOf
+	told  toldOf
+}
+
+// toldOf is what guests of one owner are told, in that order, and a sum over it.
+type toldOf struct {
+	statements []guest.Told
+	sum        [sha256.Size]byte
+}
+
+func newTold(raws [][]byte) toldOf {
+	t := toldOf{statements: guest.Named(raws)}
+	h := sha256.New()
+	for _, s := range t.statements {
+		h.Write(s.Name[:])
+	}
+	h.Sum(t.sum[:0])
+	return t
 }
 
 // inbound is a datagram for the guest.
@@ -270,15 +286,11 @@ func (l *guestLink) locate(where []placeOf) {
 	}
 }
 
-func (l *guestLink) tell(statements [][]byte) {
-	h := sha256.New()
-	for _, raw := range statements {
-		h.Write(raw)
-	}
+func (l *guestLink) tell(told toldOf) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if sum := [sha256.Size]byte(h.Sum(nil)); sum != l.digest {
-		l.statements, l.digest = statements, sum
+	if told.sum != l.told.sum {
+		l.told = told
 		nudge(l.news)
 	}
 }
@@ -300,8 +312,8 @@ func (l *guestLink) locations() []fogvm.MeshLocation {
 	return out
 }
 
-func (l *guestLink) held() [][]byte {
+func (l *guestLink) held() []guest.Told {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.statements
+	return l.told.statements
 }

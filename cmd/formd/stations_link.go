@@ -90,14 +90,15 @@ func (l *guestLink) carry(ctx context.Context, port *fogvm.MeshPort) error {
 	}
 }
 
-// tellAll tells the guest all statements there are, and again after changes,
-// until the stream or ctx ends. It closes stream.
+// tellAll tells the guest all statements there are, and what changes of them, until
+// the stream or ctx ends. It closes stream.
 func (l *guestLink) tellAll(ctx context.Context, stream net.Conn) error {
 	stop := context.AfterFunc(ctx, func() { stream.Close() })
 	defer stop()
 	defer stream.Close()
+	var teller guest.Teller
 	for problem := ""; ; {
-		report, err := guest.TellRound(stream, l.held())
+		report, err := teller.Round(stream, l.held())
 		if err != nil {
 			return err
 		}

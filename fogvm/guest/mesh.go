@@ -61,14 +61,21 @@ type Mesh interface {
 const (
 	MaxNews      = 16 // statements
 	maxNewsBytes = MaxNews * stmt.MaxStatement
+	// MaxGone is how many statements one message says are gone, and MaxAgain how
+	// many a guest asks for again.
+	MaxGone  = 256
+	MaxAgain = 256
 )
 
 // News is signed statements that the guest looks at by itself: it takes nothing
-// from its host's word. A round is all that there is now; what was claimed in an
-// earlier one and is not told again does not count any more.
+// from its host's word. A round is all that there is now, or what has come and gone
+// since the round before it on the same stream; what was claimed and is no part of
+// what there is does not count any more.
 type News struct {
 	Statements [][]byte `json:"statements,omitempty"`
-	End        bool     `json:"end,omitempty"` // of the round
+	Gone       []Name   `json:"gone,omitempty"`  // in a round that is Since
+	End        bool     `json:"end,omitempty"`   // of the round
+	Since      bool     `json:"since,omitempty"` // with End: it was what has changed
 }
 
 // MeshReport is the guest's answer to a round.
@@ -77,6 +84,11 @@ type MeshReport struct {
 	Held    int    `json:"held"`              // statements
 	Refused uint64 `json:"refused,omitempty"` // since the guest booted
 	Problem string `json:"problem,omitempty"` // the latest reason; as Status.Reason
+	// Sum is over the names of what there is, as the guest was told; zero: it is to
+	// be told all in each round. Again are those of it that the guest does not hold.
+	Sum   Name   `json:"sum,omitzero"`
+	Again []Name `json:"again,omitempty"`
+	All   bool   `json:"all,omitempty"` // there are more of those, or more than the guest remembers
 }
 
 // WriteNews writes one message.
@@ -92,8 +104,8 @@ func ReadNews(r io.Reader) (News, error) {
 	for _, raw := range n.Statements {
 		size += len(raw)
 	}
-	if len(n.Statements) > MaxNews || size > maxNewsBytes {
-		return News{}, fmt.Errorf("%w: news of %d statements, %d bytes", ErrFrame, len(n.Statements), size)
+	if len(n.Statements) > MaxNews || size > maxNewsBytes || len(n.Gone) > MaxGone || n.Since && !n.End {
+		return News{}, fmt.Errorf("%w: news of %d statements, %d bytes, %d gone", ErrFrame, len(n.Statements), size, len(n.Gone))
 	}
 	return n, nil
 }
@@ -110,21 +122,9 @@ func ReadMeshReport(r io.Reader) (MeshReport, error) {
 	if err := readJSON(r, &m); err != nil {
 		return MeshReport{}, err
 	}
+	if len(m.Again) > MaxAgain {
+		return MeshReport{}, fmt.Errorf("%w: %d statements again", ErrFrame, len(m.Again))
+	}
 	m.Problem = ClipReason(m.Problem)
 	return m, nil
-}
-
-// TellRound writes a round of news and reads the answer.
-func TellRound(rw io.ReadWriter, statements [][]byte) (MeshReport, error) {
-	for len(statements) > 0 {
-		n := min(len(statements), MaxNews)
-		if err := WriteNews(rw, News{Statements: statements[:n]}); err != nil {
-			return MeshReport{}, err
-		}
-		statements = statements[n:]
-	}
-	if err := WriteNews(rw, News{End: true}); err != nil {
-		return MeshReport{}, err
-	}
-	return ReadMeshReport(rw)
 }

@@ -157,6 +157,7 @@ func (m *Mesh) Hear(ctx context.Context, stream net.Conn) error {
 		m.hearing.Close()
 	}
 	m.hearing = stream
+	m.verifier.Begin()
 	m.mu.Unlock()
 	defer func() {
 		m.mu.Lock()
@@ -169,7 +170,7 @@ func (m *Mesh) Hear(ctx context.Context, stream net.Conn) error {
 }
 
 func (m *Mesh) hear(ctx context.Context, stream net.Conn) error {
-	pace := newPace(time.Now())
+	pace, whole := newPace(time.Now()), false
 	for {
 		news, err := guest.ReadNews(stream)
 		if errors.Is(err, io.EOF) {
@@ -185,11 +186,17 @@ func (m *Mesh) hear(ctx context.Context, stream net.Conn) error {
 			wait.Stop()
 			return nil
 		}
-		m.tell(news.Statements)
+		if !m.tell(stream, news) {
+			return nil
+		}
 		if !news.End {
 			continue
 		}
-		report, err := m.end()
+		if news.Since && !whole {
+			return fmt.Errorf("%w: changes of what was not told", guest.ErrFrame)
+		}
+		whole = true
+		report, err := m.end(news.Since)
 		if err != nil {
 			m.cfg.Log.Warn("mesh: what was heard is not kept", "error", err)
 		}
@@ -199,24 +206,33 @@ func (m *Mesh) hear(ctx context.Context, stream net.Conn) error {
 	}
 }
 
-func (m *Mesh) tell(statements [][]byte) {
+// tell takes what a stream says; false: it is heard no more.
+func (m *Mesh) tell(stream net.Conn, news guest.News) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	for _, raw := range statements {
+	if m.hearing != stream {
+		return false
+	}
+	for _, n := range news.Gone {
+		m.verifier.Gone(n)
+	}
+	for _, raw := range news.Statements {
 		if err := m.verifier.Tell(raw); err != nil {
 			m.refused++
 			m.last = err
 		}
 	}
+	return true
 }
 
 // end ends a round: what follows from it is programmed, and kept.
-func (m *Mesh) end() (guest.MeshReport, error) {
+func (m *Mesh) end(since bool) (guest.MeshReport, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.verifier.End()
+	m.verifier.End(since)
 	n := m.apply()
 	report := guest.MeshReport{Peers: n, Held: m.verifier.Held(), Refused: m.refused}
+	report.Sum, report.Again, report.All = m.verifier.Acknowledge()
 	if m.last != nil {
 		report.Problem = m.last.Error()
 	}

@@ -98,7 +98,7 @@ func boot(t *testing.T, dir string, cfg guest.Config) *guestBoot {
 
 func (b *guestBoot) tell(statements [][]byte) guest.MeshReport {
 	b.t.Helper()
-	m, err := guest.TellRound(b.host, statements)
+	m, err := new(guest.Teller).Round(b.host, guest.Named(statements))
 	if err != nil {
 		b.t.Fatal(err)
 	}

@@ -72,8 +72,8 @@ func TestNamesInTheGuest(t *testing.T) {
 	w.claim("two", crdt.Claim{Slot: 1, MeshKey: text(meshKey("guest-two")), Address: space.Candidate4(me, 0).String()}) // not its own
 	where := []guest.Location{{Key: text(meshKey("guest-two")), At: netip.MustParseAddrPort("198.18.0.7:51820")}}
 	m.Locate(where)
-	m.tell(w.host.MeshStatements(pub("olga")))
-	if _, err := m.end(); err != nil {
+	m.tell(nil, guest.News{Statements: w.host.MeshStatements(pub("olga"))})
+	if _, err := m.end(false); err != nil {
 		t.Fatal(err)
 	}
 	my4, my6, two6 := space.Candidate4(me, 0), space.Address6(me), space.Address6(two)

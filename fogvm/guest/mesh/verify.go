@@ -3,11 +3,14 @@ package mesh
 import (
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/formthefog/formation/crdt"
 	"github.com/formthefog/formation/crdt/policy"
 	"github.com/formthefog/formation/crdt/stmt"
+	"github.com/formthefog/formation/fogvm/guest"
 )
 
 // Bounds of a Verifier.
@@ -18,6 +21,8 @@ const (
 	// maxPending is how many statements may wait for others; honest hosts tell them
 	// in an order in which none does.
 	maxPending = 128
+	// maxTold is how many statements of a round it remembers: more than it holds.
+	maxTold = 1 << 15
 )
 
 // Errors of [Verifier.Tell], beside those of crdt.State.Apply.
@@ -37,7 +42,17 @@ type Verifier struct {
 	full  bool // until the round ends
 	most  int  // MaxBytes; tests have less
 
-	telling, told map[mark]bool // claims of the round under way, and of the last whole one
+	telling, set map[guest.Name]told // of the round under way, and what there is after the last one
+	gone         map[guest.Name]bool // in the round under way
+	over, all    bool                // that was more than maxTold; the last was
+	told         map[mark]bool       // claims of set that are held
+	known        int                 // maxTold; tests have less
+}
+
+// told is a statement that the guest was told.
+type told struct {
+	id    stmt.ID // zero: it is none
+	claim mark    // zero: it is another
 }
 
 // mark names a claim's statement: a node numbers what it says.
@@ -48,7 +63,9 @@ type mark struct {
 
 // NewVerifier knows of nobody.
 func NewVerifier(pin Pin) *Verifier {
-	return &Verifier{pin: pin, state: newState(pin), most: MaxBytes, telling: map[mark]bool{}}
+	v := &Verifier{pin: pin, state: newState(pin), most: MaxBytes, known: maxTold}
+	v.Begin()
+	return v
 }
 
 func newState(pin Pin) *crdt.State { return crdt.NewState(pin.network(), pin.Root, crdt.NewModel()) }
@@ -57,6 +74,7 @@ func newState(pin Pin) *crdt.State { return crdt.NewState(pin.network(), pin.Roo
 // when it is held already. raw must not change afterwards.
 func (v *Verifier) Tell(raw []byte) error {
 	st, err := stmt.Peek(raw, v.pin.network())
+	v.note(raw, st)
 	if err != nil {
 		return err
 	}
@@ -64,7 +82,6 @@ func (v *Verifier) Tell(raw []byte) error {
 		return fmt.Errorf("%w: a %s statement of %s", ErrUnwanted, st.Kind, st.Author)
 	}
 	if v.state.Holds(st.ID) {
-		v.tell(st)
 		return nil
 	}
 	if v.full = v.full || v.bytes+len(raw) > v.most && !v.recount(len(raw)); v.full {
@@ -79,17 +96,35 @@ func (v *Verifier) Tell(raw []byte) error {
 	if v.state.Pending() > maxPending {
 		v.rebuild()
 	}
-	if err != nil {
-		return err
-	}
-	v.tell(st)
-	return nil
+	return err
 }
 
-// tell notes that a held statement was told in this round.
-func (v *Verifier) tell(st *stmt.Statement) {
-	if st.Kind == stmt.KindClaim {
-		v.telling[mark{st.Author, st.Epoch, st.Seq}] = true
+// Begin begins with a new source of news: what an earlier one told of a round that
+// it did not end is no part of any.
+func (v *Verifier) Begin() {
+	v.telling, v.gone, v.over = map[guest.Name]told{}, map[guest.Name]bool{}, false
+}
+
+// note notes that raw, which is st or nothing, is told in this round.
+func (v *Verifier) note(raw []byte, st *stmt.Statement) {
+	if len(v.telling) >= v.known {
+		v.over = true
+		return
+	}
+	var t told
+	if st != nil {
+		t.id = st.ID
+		if st.Kind == stmt.KindClaim {
+			t.claim = mark{st.Author, st.Epoch, st.Seq}
+		}
+	}
+	v.telling[guest.NameOf(raw)] = t
+}
+
+// Gone says that a statement that was told before is no part of what there is.
+func (v *Verifier) Gone(n guest.Name) {
+	if _, ok := v.set[n]; ok {
+		v.gone[n] = true
 	}
 }
 
@@ -112,10 +147,44 @@ func (v *Verifier) rebuild() {
 	v.state = fresh
 }
 
-// End ends a round: claims that were not told in it do not count any more, as
-// they may be over, which nothing else would say.
-func (v *Verifier) End() {
-	v.told, v.telling, v.full = v.telling, map[mark]bool{}, false
+// End ends a round, of all that there is or, with since, of what has changed since
+// the last one. Claims that are no part of it do not count any more, as they may be
+// over, which nothing else would say.
+func (v *Verifier) End(since bool) {
+	if since {
+		v.over = v.over || len(v.set)+len(v.telling) > v.known
+		for n := range v.gone {
+			delete(v.set, n)
+		}
+	} else {
+		v.set = map[guest.Name]told{}
+	}
+	if !since || !v.over { // else there is no room, and all will be told
+		maps.Copy(v.set, v.telling)
+	}
+	v.told = map[mark]bool{}
+	for _, t := range v.set {
+		if t.claim != (mark{}) && v.state.Holds(t.id) {
+			v.told[t.claim] = true
+		}
+	}
+	v.all, v.full = v.over, false
+	v.Begin()
+}
+
+// Acknowledge is what the guest says of the last round: over what it was told, and
+// what of that it does not hold.
+func (v *Verifier) Acknowledge() (sum guest.Name, again []guest.Name, all bool) {
+	for n, t := range v.set {
+		if !v.state.Holds(t.id) {
+			again = append(again, n)
+		}
+	}
+	slices.SortFunc(again, guest.Name.Compare)
+	if len(again) > guest.MaxAgain {
+		return guest.Sum(v.set), nil, true
+	}
+	return guest.Sum(v.set), again, v.all
 }
 
 // Held is how many statements the Verifier holds.

@@ -184,7 +184,7 @@ func TestHostsThatKeepBack(t *testing.T) {
 	w := newWorld(t)
 	v := NewVerifier(w.pin())
 	w.round(v)
-	v.End()
+	v.End(false)
 	if got := rendered(v.Parties()); got != "" {
 		t.Errorf("after a round of nothing: %s", got)
 	}

@@ -130,7 +130,7 @@ func (w *world) round(v *Verifier, more ...[]byte) (refused []error) {
 			refused = append(refused, err)
 		}
 	}
-	v.End()
+	v.End(false)
 	return refused
 }
 
