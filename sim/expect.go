@@ -23,6 +23,7 @@ const (
 	Slept         des.Invariant = "sleepers-take-nothing" // who slept takes nothing from who served
 	DeletedGone   des.Invariant = "deleted-stays-gone"    // what was deleted does not run again
 	OperatorsOnly des.Invariant = "operators-only"        // who is not named does not run it
+	Always        des.Invariant = "served-always"         // what ran runs somewhere all the while
 	Sometimes     des.Invariant = "sometimes"             // what a scenario is about has happened
 	SameHash      des.Invariant = "same-hash"             // a seed gives the same events again
 )
@@ -54,6 +55,13 @@ func (r *run) watch() {
 	}
 	if len(r.plan.Liars) > 0 {
 		r.operatorsOnly()
+	}
+	if e.Always {
+		for _, slot := range sortedSlots(r.before) {
+			if len(r.Executing(slot)) == 0 {
+				r.fail(Always, "%.8s/%d, which ran on %v, runs nowhere", slot.Instance, slot.Slot, r.before[slot])
+			}
+		}
 	}
 }
 

@@ -51,7 +51,7 @@ func Run(p *scenario.Plan, mutant des.Mutant) *Result { return runUntil(p, mutan
 func runUntil(p *scenario.Plan, mutant des.Mutant, broken des.Invariant) *Result {
 	cfg := des.Config{
 		Seed: p.Seed, Nodes: p.Nodes, Drift: p.Drift, Domains: p.Domains, Mutant: mutant,
-		Net: des.NetConfig{Loss: p.Network.Loss, Duplicate: p.Network.Duplicate, Damage: p.Network.Damage},
+		Net: des.NetConfig{Regions: p.Network.Regions, Loss: p.Network.Loss, Duplicate: p.Network.Duplicate, Damage: p.Network.Damage},
 	}
 	r := &run{
 		Sim: des.New(cfg), plan: p, until: broken, names: map[string]string{}, exposed: map[string]bool{}, gone: map[string]bool{},

@@ -51,6 +51,10 @@ func (c *checks) crashed(s *Sim, i int32) {
 
 func (c *checks) started(i int32) { delete(c.down, i) }
 
+// refuting is how long a node that has come back may take to be heard of by those who
+// were about to confirm its death.
+const refuting = 10 * time.Second
+
 // confirmed notes what a detector found.
 func (s *Sim) confirmed(by *node, of stmt.Key) {
 	i, c := s.index[of], &s.checks
@@ -58,7 +62,9 @@ func (s *Sim) confirmed(by *node, of stmt.Key) {
 		c.confirms = append(c.confirms, Confirmation{int(by.i), int(i), s.now - since, slices.Contains(by.interest, of)})
 		return
 	}
-	if s.net.reaches(by.i, i) && s.net.reaches(i, by.i) {
+	o := s.nodes[i]
+	up := s.now - max(o.started, o.awake, o.paused)
+	if up > refuting && s.net.meets(by.i, i) && !s.clogs.on(i) && !s.clogs.on(by.i) {
 		c.falseDeaths++
 	}
 }

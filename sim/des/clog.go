@@ -12,9 +12,12 @@ type clogs struct {
 	held []event
 }
 
+// on says whether a node is clogged.
+func (c *clogs) on(i int32) bool { return len(c.at) > 0 && slices.Contains(c.at, i) }
+
 // hold keeps a message that cannot get through now.
 func (c *clogs) hold(e *event) bool {
-	if len(c.at) == 0 || !slices.Contains(c.at, e.from) && !slices.Contains(c.at, e.node) {
+	if !c.on(e.from) && !c.on(e.node) {
 		return false
 	}
 	c.held = append(c.held, *e)

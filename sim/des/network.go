@@ -50,17 +50,19 @@ type pair struct{ from, to int32 }
 // network is who reaches whom, and how fast.
 type network struct {
 	NetConfig
-	seed  uint64
-	sent  [][]uint32 // per sender and receiver: how many draws its link has made
-	at    []int      // the region of each node
-	side  []int32
-	sides int // of the partition
-	cut   map[pair]bool
-	extra []time.Duration // what a slow node takes for a message
-	total [Classes]Traffic
-	lost  uint64
-	ver   uint64        // raised when who reaches whom changes
-	since time.Duration // of that
+	seed   uint64
+	sent   [][]uint32 // per sender and receiver: how many draws its link has made
+	at     []int      // the region of each node
+	side   []int32
+	sides  int // of the partition
+	cut    map[pair]bool
+	extra  []time.Duration // what a slow node takes for a message
+	total  [Classes]Traffic
+	lost   uint64
+	behind map[int32]bool   // a NAT
+	relays func(int32) bool // who can be one
+	ver    uint64           // raised when who reaches whom changes
+	since  time.Duration    // of that
 }
 
 func newNetwork(cfg NetConfig, seed uint64) *network {
@@ -75,7 +77,11 @@ func (n *network) add() {
 }
 
 func (n *network) reaches(from, to int32) bool {
-	return n.side[from] == n.side[to] && (len(n.cut) == 0 || !n.cut[pair{from, to}])
+	if n.relayed(from, to) {
+		_, ok := n.relay(from, to)
+		return ok
+	}
+	return n.direct(from, to)
 }
 
 // rewired notes that who reaches whom has changed.
@@ -133,6 +139,16 @@ func (n *network) roll(from, to int32) uint64 {
 
 // least is how long a message takes when nothing holds it up.
 func (n *network) least(a, b int32) time.Duration {
+	if n.relayed(a, b) {
+		if r, ok := n.relay(a, b); ok {
+			return n.straight(a, r) + n.straight(r, b)
+		}
+	}
+	return n.straight(a, b)
+}
+
+// straight is least without a relay.
+func (n *network) straight(a, b int32) time.Duration {
 	if n.Regions {
 		return regions.RoundTrip(n.at[a], n.at[b]) / 2
 	}

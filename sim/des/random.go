@@ -25,6 +25,7 @@ const (
 	useAuthor
 	useClock
 	useVoters
+	useRelay
 	useRegion
 )
 

@@ -40,6 +40,7 @@ func (s *Scenario) Expand(nodes int, seed uint64) (*Plan, error) {
 		return nil, fmt.Errorf("%d nodes, allowed are %d to %d", nodes, MinNodes, MaxNodes)
 	}
 	p := &Plan{Scenario: s, Nodes: nodes, Seed: seed, Liars: some(s.Liars, nodes, seed, useLiars), Newcomers: some(s.Newcomers, nodes, seed, useNewcomers)}
+	p.End = chance.Between(s.Until.Min, s.Until.Max, chance.Stream(seed, useStep))
 	var at time.Duration
 	for i := range s.Schedule {
 		at = p.enter(i, at)
@@ -52,9 +53,8 @@ func (s *Scenario) Expand(nodes int, seed uint64) (*Plan, error) {
 		p.Steps[i].N = i
 	}
 	if n := len(p.Steps); n > 0 {
-		p.End = p.Steps[n-1].At
+		p.End = max(p.End, p.Steps[n-1].At)
 	}
-	p.End = max(p.End, chance.Between(s.Until.Min, s.Until.Max, chance.Stream(seed, useStep)))
 	return p, nil
 }
 
@@ -73,6 +73,10 @@ func (p *Plan) enter(i int, last time.Duration) time.Duration {
 	at := last + span(e.Then, rng)
 	if e.At != (Span{}) {
 		at = span(e.At, rng)
+	}
+	if e.Lifetimes != (Span{}) {
+		p.churn(i, at)
+		return at
 	}
 	times := e.Repeat.Of(p.Nodes)
 	if e.Repeat == (Count{}) {

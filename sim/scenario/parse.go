@@ -7,6 +7,7 @@ import (
 	"io"
 	"slices"
 	"strings"
+	"time"
 
 	"go.yaml.in/yaml/v3"
 )
@@ -97,6 +98,7 @@ func (s *Scenario) check() error {
 	say(slices.Contains([]string{"", "some", "none"}, e.Takeovers), "expect.takeovers: %q is none of some, none", e.Takeovers)
 	say(len(s.Schedule) <= maxEntries, "schedule: %d entries, at most %d", len(s.Schedule), maxEntries)
 	for i := range s.Schedule {
+		say(s.Schedule[i].Lifetimes == Span{} || s.Until != Span{}, "until: lifetimes have no end without it")
 		if err := s.Schedule[i].check(); err != nil {
 			bad = append(bad, fmt.Errorf("line %d: %w", s.Schedule[i].line, err))
 		}
@@ -107,6 +109,9 @@ func (s *Scenario) check() error {
 func (e *Entry) check() error {
 	if e.At != (Span{}) && e.Then != (Span{}) {
 		return errors.New("both at and then")
+	}
+	if e.Lifetimes != (Span{}) && (e.Lifetimes.Min < time.Second || e.Repeat != Count{} || e.Node != Each) {
+		return errors.New("lifetimes: a week lasts a second or more, of node: each, without repeat")
 	}
 	if e.At.Min < 0 || e.Then.Min < 0 || e.Every.Min < 0 {
 		return errors.New("a time before the beginning")

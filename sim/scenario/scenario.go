@@ -79,6 +79,8 @@ type Expect struct {
 	// and Stops how long until the other does not.
 	Sides time.Duration `yaml:"side-serves"`
 	Stops time.Duration `yaml:"side-stops"`
+	// Always: what ran when the first fault came runs somewhere all the while.
+	Always bool `yaml:"served-always"`
 	// Slept: who has just slept takes nothing from those who served meanwhile.
 	Slept bool `yaml:"sleepers-take-nothing"`
 	// Delivery is the 99th percentile of the time until all nodes have a statement,
@@ -98,6 +100,10 @@ type Entry struct {
 	// Repeat is how often, and Every how long lies between.
 	Repeat Count `yaml:"repeat"`
 	Every  Span  `yaml:"every"`
+	// Lifetimes has it happen to each node again and again, whenever the node has been
+	// up for a time drawn from how long machines of a real fleet are, in which a week
+	// lasts so long (churn.go), until the scenario's Until.
+	Lifetimes Span `yaml:"lifetimes"`
 	// Choose are several of which one is drawn each time.
 	Choose []Choice `yaml:"choose"`
 	// Each are several that are done each time, one after the other, at once.

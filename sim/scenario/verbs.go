@@ -29,6 +29,7 @@ var Verbs = []Verb{
 	{"lie", "each that lies tells one lie", []string{"kind"}, nil, []string{"boast", "equivocate", "forge", "replay", "usurp"}},
 	{"lose-votes", "a node that is down forgets what it promised as a voter", []string{"node"}, []string{"node"}, nil},
 	{"loss", "so many messages are lost from now on", []string{"share"}, nil, nil},
+	{"nat", "a share of the nodes reach each other through a relay only, from now on", []string{"share"}, []string{"share"}, nil},
 	{"partition", "the swarm is split: a share of the nodes, drawn, on one side", []string{"share", "node"}, nil, nil},
 	{"replay", "a node says again what it once heard", []string{"node"}, []string{"node"}, nil},
 	{"scale", "an owner changes how many replicas one of its instances has, or the one of a name", []string{"owner", "node", "name", "replicas"}, nil, nil},
