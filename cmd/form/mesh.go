@@ -236,13 +236,13 @@ func (a *app) agentOf(ctx context.Context, d ownDevice) (agent.Place, error) {
 
 // meshPath reaches a replica over the mesh. The device is listed again where the
 // nodes do not know it.
-func (a *app) meshPath(ctx context.Context, c *swarm.Conn, d ownDevice, t agent.Target) (*agent.Path, error) {
+func (a *app) meshPath(ctx context.Context, c *swarm.Conn, d ownDevice, t agent.Target, hasty bool) (*agent.Path, error) {
 	reach := func() (*agent.Path, error) {
 		place, err := a.agentOf(ctx, d)
 		if err != nil {
 			return nil, err
 		}
-		return agent.Reach(ctx, place.Socket(), t)
+		return agent.Reach(ctx, place.Socket(), t, hasty)
 	}
 	p, err := reach()
 	if !errors.Is(err, agent.ErrUnlisted) || ctx.Err() != nil {
@@ -319,7 +319,7 @@ func meshError(i api.Instance, r api.Replica, err error) error {
 var errSlow = errors.New("the mesh did not answer in time")
 
 // dialMesh connects over the mesh. By auto it gives up when the host is reached by
-// libp2p and the mesh does not answer soon after.
+// libp2p and the mesh does not answer soon after, at once if it did not lately.
 func (a *app) dialMesh(ctx context.Context, c *swarm.Conn, d ownDevice, t agent.Target, port int) (net.Conn, error) {
 	wait := meshPatience
 	if a.via == viaAuto {
@@ -332,11 +332,13 @@ func (a *app) dialMesh(ctx context.Context, c *swarm.Conn, d ownDevice, t agent.
 		err  error
 	}
 	paths := make(chan reached, 1)
-	go func() {
-		p, err := a.meshPath(ctx, c, d, t)
+	reach := func(hasty bool) {
+		p, err := a.meshPath(ctx, c, d, t, hasty)
 		paths <- reached{p, err}
-	}()
-	var host chan error // nil: nobody asks for it
+	}
+	go reach(a.via == viaAuto)
+	var host chan error // nil: nobody asks for it, or it has said
+	var noHost error
 	if a.via == viaAuto {
 		host = make(chan error, 1)
 		go func() { host <- c.Reach(ctx, t.Node) }()
@@ -345,12 +347,21 @@ func (a *app) dialMesh(ctx context.Context, c *swarm.Conn, d ownDevice, t agent.
 	for {
 		select {
 		case r := <-paths:
+			if errors.Is(r.err, agent.ErrSilent) {
+				if host != nil {
+					noHost, host = <-host, nil
+				}
+				if noHost != nil { // the mesh is the only way
+					go reach(false)
+					continue
+				}
+			}
 			if r.err != nil {
 				return nil, r.err
 			}
 			return r.path.Dial(ctx, uint16(port))
 		case err := <-host:
-			if host = nil; err == nil {
+			if noHost, host = err, nil; err == nil {
 				grace = time.After(meshGrace)
 			}
 		case <-grace:

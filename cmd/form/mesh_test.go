@@ -274,6 +274,41 @@ func TestWays(t *testing.T) {
 	}
 }
 
+// Of a guest that did not answer the agent tells the next form at once; who insists
+// on the mesh is told nothing of it.
+func TestSilentGuest(t *testing.T) {
+	h := newHome(t)
+	id := h.ships(crdt.Spec{Name: "hello", Replicas: 1})
+	g := h.hosts(id)
+	h.kit()
+	h.runtimeDir()
+	g.cut()
+	silent := func() bool {
+		const stream = "by the stream\n"
+		if code, out, talk := h.form("proxy", "hello", "8080"); code != 0 || out != stream {
+			t.Fatalf("exit %d, %q\n%s", code, out, talk)
+		}
+		code, out, talk := h.form("net", "agent", "status", "--json")
+		var s agent.Status
+		if err := json.Unmarshal([]byte(out), &s); code != 0 || err != nil || len(s.Peers) != 1 {
+			t.Fatalf("%v: %s%s", err, out, talk)
+		}
+		return s.Peers[0].Silent
+	}
+	within := time.Now().Add(time.Minute)
+	for !silent() { // a slow machine has not asked often enough
+		if time.Now().After(within) {
+			t.Fatal("after a minute nobody knows of it")
+		}
+	}
+	wait, grace := meshWait, meshGrace
+	meshWait, meshGrace = time.Hour, time.Hour // more than the test has
+	t.Cleanup(func() { meshWait, meshGrace = wait, grace })
+	if !silent() {
+		t.Error("it is forgotten without an answer")
+	}
+}
+
 // A key that the owner has lent cannot list itself: what has to be done is said.
 func TestLentDevice(t *testing.T) {
 	h := newHome(t)

@@ -232,7 +232,7 @@ func TestReachAndDial(t *testing.T) {
 	if err := echo(ctx, socket, Target{Instance: w.id}, 8084, "hello", " by IPv4"); err != nil {
 		t.Error(err)
 	}
-	p, err := Reach(ctx, socket, Target{Address: w.address("one", 0)})
+	p, err := Reach(ctx, socket, Target{Address: w.address("one", 0)}, false)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -243,13 +243,13 @@ func TestReachAndDial(t *testing.T) {
 	if err != nil || len(status.Peers) != 2 || status.Peers[0].Handshake == nil || status.Peers[0].Received < 800_000 || status.Peers[1].Handshake != nil {
 		t.Errorf("status %+v, %v", status, err)
 	}
-	if p, err := Reach(ctx, socket, Target{Instance: "nobody"}); !errors.Is(err, ErrNoPeer) {
+	if p, err := Reach(ctx, socket, Target{Instance: "nobody"}, false); !errors.Is(err, ErrNoPeer) {
 		t.Errorf("nobody is reached: %v, %v", p, err)
 	}
 	// A host that cannot be reached costs its form the time that it has.
 	short, stop := context.WithTimeout(ctx, time.Second)
 	defer stop()
-	if p, err := Reach(short, socket, Target{Instance: w.id, Slot: 1}); !errors.Is(err, context.DeadlineExceeded) {
+	if p, err := Reach(short, socket, Target{Instance: w.id, Slot: 1}, false); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("a dead host is reached: %v, %v", p, err)
 	}
 	// What a node says that proves nothing changes nothing.
@@ -264,7 +264,7 @@ func TestReachAndDial(t *testing.T) {
 }
 
 func echo(ctx context.Context, socket string, to Target, port uint16, text, word string) error {
-	p, err := Reach(ctx, socket, to)
+	p, err := Reach(ctx, socket, to, false)
 	if err != nil {
 		return err
 	}

@@ -16,9 +16,10 @@ const maxReply = 1 << 20
 type Path struct{ conn net.Conn }
 
 // Reach asks the agent on a socket for a replica, and returns when that has
-// answered over the mesh.
-func Reach(ctx context.Context, socket string, t Target) (*Path, error) {
-	c, err := call(ctx, socket, request{Version: Version, Op: opReach, Target: t}, nil)
+// answered over the mesh. When hasty, the error is at once ErrSilent for one that did
+// not answer lately.
+func Reach(ctx context.Context, socket string, t Target, hasty bool) (*Path, error) {
+	c, err := call(ctx, socket, request{Version: Version, Op: opReach, Target: t, Hasty: hasty}, nil)
 	if err != nil {
 		return nil, err
 	}

@@ -82,11 +82,13 @@ type Mesh struct {
 	stack   *netstack.Net // nil with a TUN
 	ask     chan chan struct{}
 	told    chan struct{} // capacity 1: news for News
+	retry   chan Peer     // that are silent
 
-	mu    sync.Mutex
-	known Roster
-	uses  map[wg.Key]int // connections and attempts
-	err   error          // of the last question
+	mu      sync.Mutex
+	known   Roster
+	uses    map[wg.Key]int // connections and attempts
+	err     error          // of the last question
+	silence silence
 }
 
 // New opens the device and its UDP port; nothing happens before [Mesh.Run], which
@@ -101,7 +103,7 @@ func New(cfg Config) (*Mesh, error) {
 	}
 	m := &Mesh{
 		cfg: cfg, space: space, address: cfg.Identity.Address(space),
-		ask: make(chan chan struct{}), told: make(chan struct{}, 1), uses: map[wg.Key]int{},
+		ask: make(chan chan struct{}), told: make(chan struct{}, 1), retry: make(chan Peer, maxTries), uses: map[wg.Key]int{},
 	}
 	if m.socket, err = carrier.Listen(0, netip.Addr{}); err != nil {
 		return nil, err
@@ -188,6 +190,9 @@ func (m *Mesh) Run(ctx context.Context) error {
 	g.Go(func() error { return m.carrier.Run(ctx) })
 	g.Go(func() error { return m.mesh.Run(ctx) })
 	g.Go(func() error { m.follow(ctx); return nil })
+	if m.stack != nil {
+		g.Go(func() error { m.tryAgain(ctx); return nil })
+	}
 	g.Go(func() error {
 		select {
 		case <-ctx.Done():
@@ -342,8 +347,9 @@ type Reached struct {
 	done func()
 }
 
-// Reach finds the peer that is meant and waits until it answers.
-func (m *Mesh) Reach(ctx context.Context, t Target) (*Reached, error) {
+// Reach finds the peer that is meant and waits until it answers. When hasty, the
+// error is at once ErrSilent for one that did not answer lately.
+func (m *Mesh) Reach(ctx context.Context, t Target, hasty bool) (*Reached, error) {
 	if m.stack == nil {
 		return nil, errors.New("mesh: the device is an interface of the system's")
 	}
@@ -351,9 +357,15 @@ func (m *Mesh) Reach(ctx context.Context, t Target) (*Reached, error) {
 	if err != nil {
 		return nil, err
 	}
+	if hasty && m.isSilent(p) {
+		return nil, ErrSilent
+	}
 	r := &Reached{m: m, peer: p, done: m.use(wg.Key(p.Key))}
-	if err := m.ping(ctx, p.Address6); err != nil {
+	echoes, err := m.ping(ctx, p.Address6)
+	m.answered(wg.Key(p.Key), echoes, err)
+	if err != nil {
 		r.Close()
+		m.again(p)
 		return nil, fmt.Errorf("%s/%d does not answer on the mesh: %w", p.Name, p.Slot, err)
 	}
 	return r, nil
@@ -409,16 +421,17 @@ func (u *using) Close() error {
 	return u.halfCloser.Close()
 }
 
-// ping returns when the address has answered an ICMPv6 echo. Each echo has a socket
-// of its own, as a netstack.PingConn whose answer is there before Read waits for it
+// ping returns when the address has answered an ICMPv6 echo, and how many there
+// were. Each has a socket of its own, as a netstack.PingConn whose answer is there before Read waits for it
 // never tells of one.
-func (m *Mesh) ping(ctx context.Context, at netip.Addr) error {
+func (m *Mesh) ping(ctx context.Context, at netip.Addr) (echoes int, err error) {
 	var asking sync.WaitGroup
 	defer asking.Wait()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	answered := make(chan error, 1)
 	for wait := pingEvery; ; wait = min(wait+wait/4, pingMost) {
+		echoes++
 		asking.Go(func() {
 			err := m.echo(ctx, at)
 			select {
@@ -428,9 +441,9 @@ func (m *Mesh) ping(ctx context.Context, at netip.Addr) error {
 		})
 		select {
 		case err := <-answered:
-			return err
+			return echoes, err
 		case <-ctx.Done():
-			return ctx.Err()
+			return echoes, ctx.Err()
 		case <-time.After(wait):
 		}
 	}

@@ -13,6 +13,8 @@ import (
 
 	"golang.org/x/sync/errgroup"
 	"gvisor.dev/gvisor/pkg/tcpip"
+
+	"github.com/formthefog/formation/wg"
 )
 
 const (
@@ -185,7 +187,7 @@ func (s *server) reach(ctx context.Context, c net.Conn, r request) error {
 		}
 		next <- err
 	}()
-	to, err := s.m.Reach(ctx, r.Target)
+	to, err := s.m.Reach(ctx, r.Target, r.Hasty)
 	if err != nil {
 		return errors.Join(writeLine(c, replyOf(err)), c.Close(), ignoreEOF(<-next))
 	}
@@ -259,8 +261,9 @@ func (s *server) status() (Status, error) {
 	if err != nil {
 		return out, err
 	}
+	silent := s.m.silentPeers(have)
 	for _, p := range peers {
-		ps := PeerStatus{Instance: p.Instance, Name: p.Name, Slot: p.Slot, Node: p.Node, Address6: p.Address6.String()}
+		ps := PeerStatus{Silent: silent[wg.Key(p.Key)], Instance: p.Instance, Name: p.Name, Slot: p.Slot, Node: p.Node, Address6: p.Address6.String()}
 		if p.Address4.IsValid() {
 			ps.Address = p.Address4.String()
 		}

@@ -33,6 +33,9 @@ type request struct {
 	Op      string `json:"op"`
 	Target  Target `json:"target,omitzero"`
 	Port    uint16 `json:"port,omitempty"`
+	// Hasty is of "reach": who asks has another way, and waits for nobody of whom it
+	// is known that it would be in vain.
+	Hasty bool `json:"hasty,omitempty"`
 }
 
 type reply struct {
@@ -48,6 +51,7 @@ const (
 	kindNoPeer   = "no-peer"  // [ErrNoPeer]
 	kindUnlisted = "unlisted" // [ErrUnlisted]
 	kindRefused  = "refused"  // the guest answered, and nothing listens there
+	kindSilent   = "silent"   // [ErrSilent]
 )
 
 // ErrVersion: the agent is another version's.
@@ -79,6 +83,7 @@ type PeerStatus struct {
 	Address   string     `json:"address"`
 	Address6  string     `json:"address6"`
 	Handshake *time.Time `json:"handshake"` // null: none
+	Silent    bool       `json:"silent"`    // it did not answer lately: nobody in a haste waits for it
 	Received  int64      `json:"received_bytes"`
 	Sent      int64      `json:"sent_bytes"`
 }
@@ -87,7 +92,7 @@ func (r reply) err() error {
 	if r.Error == "" {
 		return nil
 	}
-	for kind, err := range map[string]error{kindVersion: ErrVersion, kindNoPeer: ErrNoPeer, kindUnlisted: ErrUnlisted, kindRefused: ErrRefused} {
+	for kind, err := range map[string]error{kindVersion: ErrVersion, kindNoPeer: ErrNoPeer, kindUnlisted: ErrUnlisted, kindRefused: ErrRefused, kindSilent: ErrSilent} {
 		if kind == r.Kind {
 			return fmt.Errorf("%w: %s", err, r.Error)
 		}
@@ -106,6 +111,8 @@ func replyOf(err error) reply {
 		r.Kind = kindNoPeer
 	case errors.Is(err, ErrRefused):
 		r.Kind = kindRefused
+	case errors.Is(err, ErrSilent):
+		r.Kind = kindSilent
 	}
 	return r
 }

@@ -240,12 +240,12 @@ func (m *machine) serve(t *testing.T, port uint16, at netip.Addr, word string) {
 
 // swarm is a [Swarm] of machines of this process.
 type swarm struct {
-	w        *world
-	machines map[peer.ID]*machine
+	w *world
 
-	mu   sync.Mutex
-	says Testimony // instead of the world's, when it has a name
-	fail error
+	mu       sync.Mutex
+	machines map[peer.ID]*machine
+	says     Testimony // instead of the world's, when it has a name
+	fail     error
 }
 
 func (s *swarm) set(fail error, says Testimony) {
@@ -264,7 +264,9 @@ func (s *swarm) Testimony(context.Context) (Testimony, error) {
 }
 
 func (s *swarm) OpenStream(_ context.Context, host peer.ID) (io.ReadWriteCloser, error) {
+	s.mu.Lock()
 	m := s.machines[host]
+	s.mu.Unlock()
 	if m == nil {
 		return nil, errors.New("no such host")
 	}
