@@ -54,6 +54,10 @@ type Node struct {
 	joined         chan struct{} // capacity 1: a peer was admitted
 }
 
+// bucketSize is Kademlia's k: how many peers a node knows at each distance, keeps a
+// record at, and asks at the end of a search (docs/decisions/0025).
+const bucketSize = 8
+
 const (
 	stateIdle = iota
 	stateOpen
@@ -126,6 +130,7 @@ func (n *Node) assemble(p parsed) (err error) {
 	n.dht, err = dht.New(&guardedHost{Host: n.inner, gate: n.gate, nodesOnly: true}, append(mode,
 		dht.ProtocolPrefix(protocol.ID("/formd/"+n.cfg.Network)),
 		dht.BootstrapPeers(p.bootstrap...),
+		dht.BucketSize(bucketSize),
 		dht.DisableValues(), // no record but who provides what
 	)...)
 	if err != nil {
