@@ -60,11 +60,6 @@ func address(node int) netip.Addr {
 	return netip.AddrFrom4([4]byte{11, byte(node >> 16), byte(node >> 8), byte(node)})
 }
 
-func nodeAt(ip netip.Addr) int {
-	b := ip.As4()
-	return int(b[1])<<16 | int(b[2])<<8 | int(b[3])
-}
-
 // listen opens a socket of a node, on a port of its own when addr has none.
 func (n *network) listen(node int, addr *net.UDPAddr) (net.PacketConn, error) {
 	n.mu.Lock()
