@@ -1,16 +1,21 @@
 package ingress
 
 import (
+	"bytes"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/sha256"
+	"crypto/tls"
 	"crypto/x509"
+	"encoding/asn1"
 	"encoding/base64"
 	"encoding/json"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"math/big"
 	"net"
 	"net/http"
@@ -18,16 +23,18 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 )
 
-// acmeServer is an ACME authority (RFC 8555) on loopback, for one account. It
-// checks every signature and nonce, asks by HTTP-01 at the address given whether
-// the name is the client's, and signs what the order was for.
+// acmeServer is an ACME authority (RFC 8555) on loopback, for one account and one
+// order at a time. It checks every signature and nonce, asks by HTTP-01 or
+// TLS-ALPN-01 at the addresses given whether the name is the client's, and signs
+// what the order was for.
 type acmeServer struct {
-	t    *testing.T
-	at   string // where names lead
-	ca   *authority
-	http *httptest.Server
+	t         *testing.T
+	at, tlsAt string // where names lead
+	ca        *authority
+	http      *httptest.Server
 
 	mu      sync.Mutex
 	account *ecdsa.PublicKey
@@ -35,19 +42,24 @@ type acmeServer struct {
 	nonces  map[string]bool
 	name    string // of the one order
 	proven  bool
-	issued  []byte // PEM
-	asked   int    // HTTP-01 questions
+	issued  []byte         // PEM
+	asked   map[string]int // questions by kind
+	down    bool
+	age     time.Duration // of what it signs: it was good before, and ends so much sooner
 }
+
+// acmeLife is how long it signs for.
+const acmeLife = 90 * 24 * time.Hour
 
 const acmeToken = "dGhlIHRva2VuIG9mIHRoaXMgdGVzdA"
 
-func newACME(t *testing.T, at string) *acmeServer {
+func newACME(t *testing.T, at, tlsAt string) *acmeServer {
 	t.Helper()
 	ca, err := openAuthority(t.TempDir())
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &acmeServer{t: t, at: at, ca: ca, nonces: map[string]bool{}}
+	s := &acmeServer{t: t, at: at, tlsAt: tlsAt, ca: ca, nonces: map[string]bool{}, asked: map[string]int{}}
 	s.http = httptest.NewTLSServer(s)
 	t.Cleanup(s.http.Close)
 	return s
@@ -62,6 +74,10 @@ type jwk struct{ Crv, Kty, X, Y string }
 func (s *acmeServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.down {
+		s.say(w, 500, map[string]any{"type": "urn:ietf:params:acme:error:serverInternal"})
+		return
+	}
 	nonce := rand.Text()
 	s.nonces[nonce] = true
 	w.Header().Set("Replay-Nonce", nonce)
@@ -90,17 +106,27 @@ func (s *acmeServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		if err := json.Unmarshal(payload, &o); err != nil || len(o.Identifiers) != 1 || o.Identifiers[0].Type != "dns" {
 			s.t.Errorf("ACME: order %s: %v", payload, err)
 		} else {
-			s.name = o.Identifiers[0].Value
+			s.name, s.proven, s.issued = o.Identifiers[0].Value, false, nil
 		}
 		w.Header().Set("Location", s.url("/order/1"))
 		s.say(w, 201, s.order())
 	case "/order/1":
 		s.say(w, 200, s.order())
 	case "/authz/1":
-		s.say(w, 200, map[string]any{"status": s.status("valid", "pending"), "identifier": map[string]string{"type": "dns", "value": s.name}, "challenges": []any{s.challenge()}})
-	case "/challenge/1":
-		s.prove()
-		s.say(w, 200, s.challenge())
+		s.say(w, 200, map[string]any{"status": s.status("valid", "pending"), "identifier": map[string]string{"type": "dns", "value": s.name}, "challenges": []any{s.challenge("http-01"), s.challenge("tls-alpn-01")}})
+	case "/challenge/http-01", "/challenge/tls-alpn-01":
+		kind := strings.TrimPrefix(r.URL.Path, "/challenge/")
+		s.asked[kind]++
+		prove := s.proveHTTP
+		if kind == "tls-alpn-01" {
+			prove = s.proveTLS
+		}
+		if err := prove(); err != nil {
+			s.t.Errorf("%s of %s: %v", kind, s.name, err)
+		} else {
+			s.proven = true
+		}
+		s.say(w, 200, s.challenge(kind))
 	case "/finalize/1":
 		s.finalize(payload)
 		w.Header().Set("Location", s.url("/order/1"))
@@ -127,8 +153,8 @@ func (s *acmeServer) status(yes, no string) string {
 	return no
 }
 
-func (s *acmeServer) challenge() map[string]any {
-	return map[string]any{"type": "http-01", "url": s.url("/challenge/1"), "token": acmeToken, "status": s.status("valid", "pending")}
+func (s *acmeServer) challenge(kind string) map[string]any {
+	return map[string]any{"type": kind, "url": s.url("/challenge/" + kind), "token": acmeToken, "status": s.status("valid", "pending")}
 }
 
 func (s *acmeServer) order() map[string]any {
@@ -140,26 +166,54 @@ func (s *acmeServer) order() map[string]any {
 	return out
 }
 
-// prove asks the name's site for the answer that only the account can give.
-func (s *acmeServer) prove() {
-	s.asked++
+// proveHTTP asks the name's site for the answer that only the account can give.
+func (s *acmeServer) proveHTTP() error {
 	r, err := http.NewRequestWithContext(s.t.Context(), "GET", "http://"+s.at+"/.well-known/acme-challenge/"+acmeToken, nil)
 	if err != nil {
-		s.t.Error(err)
-		return
+		return err
 	}
 	r.Host = s.name
 	res, err := http.DefaultClient.Do(r)
 	if err != nil {
-		s.t.Error(err)
-		return
+		return err
 	}
 	defer res.Body.Close()
 	b, err := io.ReadAll(res.Body)
-	s.proven = err == nil && res.StatusCode == 200 && strings.TrimSpace(string(b)) == acmeToken+"."+s.thumb
-	if !s.proven {
-		s.t.Errorf("HTTP-01 is answered %s %q, %v", res.Status, b, err)
+	if err == nil && (res.StatusCode != 200 || strings.TrimSpace(string(b)) != acmeToken+"."+s.thumb) {
+		err = fmt.Errorf("%s %q", res.Status, b)
 	}
+	return err
+}
+
+// proveTLS asks for it by RFC 8737: a certificate for the name alone that has the
+// answer's hash in it, shown to who speaks nothing but acme-tls/1.
+func (s *acmeServer) proveTLS() error {
+	d := tls.Dialer{NetDialer: &net.Dialer{Timeout: 20 * time.Second},
+		Config: &tls.Config{ServerName: s.name, NextProtos: []string{"acme-tls/1"}, InsecureSkipVerify: true}} // it signs itself
+	raw, err := d.DialContext(s.t.Context(), "tcp", s.tlsAt)
+	if err != nil {
+		return err
+	}
+	defer raw.Close()
+	state := raw.(*tls.Conn).ConnectionState()
+	leaf := state.PeerCertificates[0]
+	if state.NegotiatedProtocol != "acme-tls/1" || fmt.Sprint(leaf.DNSNames) != "["+s.name+"]" {
+		return fmt.Errorf("by %q a certificate for %v", state.NegotiatedProtocol, leaf.DNSNames)
+	}
+	sum := sha256.Sum256([]byte(acmeToken + "." + s.thumb))
+	want, err := asn1.Marshal(sum[:])
+	if err != nil {
+		return err
+	}
+	for _, e := range leaf.Extensions {
+		if e.Id.Equal(asn1.ObjectIdentifier{1, 3, 6, 1, 5, 5, 7, 1, 31}) {
+			if !e.Critical || !bytes.Equal(e.Value, want) {
+				return fmt.Errorf("the answer is %x, critical %v", e.Value, e.Critical)
+			}
+			return nil
+		}
+	}
+	return errors.New("a certificate without an answer")
 }
 
 func (s *acmeServer) finalize(payload []byte) {
@@ -177,12 +231,15 @@ func (s *acmeServer) finalize(payload []byte) {
 		s.t.Errorf("ACME: finalize, proven %v: %v", s.proven, err)
 		return
 	}
-	leaf, err := s.ca.Issue(s.t.Context(), csr)
+	begin := time.Now().Add(-time.Minute - s.age)
+	template := &x509.Certificate{SerialNumber: serial(), DNSNames: csr.DNSNames, NotBefore: begin, NotAfter: begin.Add(acmeLife),
+		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}}
+	leaf, err := x509.CreateCertificate(rand.Reader, template, s.ca.cert, csr.PublicKey, s.ca.key)
 	if err != nil {
 		s.t.Error(err)
 		return
 	}
-	s.issued = append(leaf.Certificate, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: s.ca.cert.Raw})...)
+	s.issued = append(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: leaf}), pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: s.ca.cert.Raw})...)
 }
 
 // verify checks a signed request and returns what it says.
@@ -240,53 +297,130 @@ func (s *acmeServer) register(k jwk) error {
 	return err
 }
 
-// TestACME: the first client that asks for a site gets a certificate of the
-// authority, which is proven to by HTTP on the port that serves sites; the second
-// gets the same.
-func TestACME(t *testing.T) {
+// acmeSites serves x.example and others by HTTPS with certificates of an ACME
+// authority.
+type acmeSites struct {
+	*front
+	t            *testing.T
+	https        string
+	ca           *acmeServer
+	certificates *Certificates
+	roots        *x509.CertPool
+}
+
+// startACME makes one; with alpn, questions come by TLS alone.
+func startACME(t *testing.T, alpn bool) *acmeSites {
+	t.Helper()
 	https, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	var f *front
-	var ca *acmeServer
-	var certificates *Certificates
-	f = run(t, replicas{"a": serveReplica(t, "a", says("a"))}, func(c *Config) {
-		ca = newACME(t, c.HTTP.Addr().String())
+	s := &acmeSites{t: t, https: https.Addr().String(), roots: x509.NewCertPool()}
+	s.front = run(t, replicas{"a": serveReplica(t, "a", says("a"))}, func(c *Config) {
+		s.ca = newACME(t, c.HTTP.Addr().String(), s.https)
 		trust := x509.NewCertPool()
-		trust.AddCert(ca.http.Certificate())
-		certificates, err = NewCertificates(CertConfig{Dir: t.TempDir(), Directory: ca.url("/directory"), Email: "me@example.org", Roots: trust,
-			HTTP: c.HTTP, Logger: c.Logger, Allowed: func(name string) bool { return f.Serves(name) }})
-		if err != nil {
+		trust.AddCert(s.ca.http.Certificate())
+		// An attempt that fails is made again after a minute, by somebody who does
+		// not end with the test.
+		cc := CertConfig{Dir: t.TempDir(), Directory: s.ca.url("/directory"), Email: "me@example.org", Roots: trust,
+			Logger: slog.New(slog.DiscardHandler), Allowed: func(name string) bool { return s.Serves(name) }}
+		if alpn {
+			cc.HTTPS = https
+		} else {
+			cc.HTTP = c.HTTP
+		}
+		if s.certificates, err = NewCertificates(cc); err != nil {
 			t.Fatal(err)
 		}
-		t.Cleanup(certificates.Close)
-		c.HTTPS, c.TLS, c.Challenge = https, certificates.TLS(), certificates.Challenge
+		t.Cleanup(s.certificates.Close)
+		c.HTTPS, c.TLS, c.Challenge = https, s.certificates.TLS(), s.certificates.Challenge
 	})
-	f.serves("x.example", 80, "a")
-	roots := x509.NewCertPool()
-	roots.AddCert(ca.ca.cert)
-	first, err := dialTLS(https.Addr().String(), "x.example", roots)
+	s.roots.AddCert(s.ca.ca.cert)
+	s.Set(Desired{Sites: map[string]Service{"x.example": of(80, "a"), "w.example": of(80, "a")}})
+	return s
+}
+
+// with changes the authority.
+func (s *acmeSites) with(change func(ca *acmeServer)) {
+	s.ca.mu.Lock()
+	defer s.ca.mu.Unlock()
+	change(s.ca)
+}
+
+// shown is the certificate of a site.
+func (s *acmeSites) shown(name string) *x509.Certificate {
+	s.t.Helper()
+	c, err := dialTLS(s.https, name, s.roots)
 	if err != nil {
-		t.Fatal(err)
+		s.t.Fatal(err)
 	}
-	second, err := dialTLS(https.Addr().String(), "x.example", roots)
-	if err != nil || !second.Equal(first) || fmt.Sprint(first.DNSNames) != "[x.example]" {
-		t.Errorf("%v, names %v", err, first.DNSNames)
+	return c
+}
+
+// TestACME: the first client that asks for a site gets a certificate of the
+// authority, which is proven to by the port that serves sites, by HTTP or by TLS;
+// the second gets the same.
+func TestACME(t *testing.T) {
+	for _, kind := range []string{"http-01", "tls-alpn-01"} {
+		t.Run(kind, func(t *testing.T) {
+			s := startACME(t, kind == "tls-alpn-01")
+			first := s.shown("x.example")
+			if second := s.shown("x.example"); !second.Equal(first) || fmt.Sprint(first.DNSNames) != "[x.example]" {
+				t.Errorf("names %v", first.DNSNames)
+			}
+			if _, err := dialTLS(s.https, "y.example", s.roots); err == nil {
+				t.Error("there is a certificate for a site that is not served")
+			}
+			got := s.certificates.Stats(s.Sites())
+			if want := (CertStats{Obtained: 1, Refused: 1, Held: 1, Expires: first.NotAfter}); got != want {
+				t.Errorf("counted %+v, want %+v", got, want)
+			}
+			s.with(func(ca *acmeServer) {
+				if asked := fmt.Sprint(ca.asked); asked != "map["+kind+":1]" || ca.name != "x.example" {
+					t.Errorf("questions %s about %s", asked, ca.name)
+				}
+			})
+			if status, body := s.get("x.example", "/.well-known/acme-challenge/other"); status != 200 || !strings.HasPrefix(body, "a: ") {
+				t.Errorf("a path of the site's own: %d %q", status, body)
+			}
+		})
 	}
-	if _, err := dialTLS(https.Addr().String(), "y.example", roots); err == nil {
-		t.Error("there is a certificate for a site that is not served")
+}
+
+// TestRenewal: a certificate that ends soon is shown until there is another; when
+// the authority is away it still is.
+func TestRenewal(t *testing.T) {
+	s := startACME(t, true)
+	s.with(func(ca *acmeServer) { ca.age = acmeLife * 9 / 10 })
+	old := s.shown("x.example")
+	other := s.shown("w.example")
+	for _, c := range []*x509.Certificate{old, other} {
+		if left := time.Until(c.NotAfter); left > acmeLife/9 {
+			t.Fatalf("%v are left", left)
+		}
 	}
-	s := certificates.Stats([]string{"w.example", "x.example"})
-	if want := (CertStats{Obtained: 1, Refused: 1, Held: 1, Expires: first.NotAfter}); s != want {
-		t.Errorf("counted %+v, want %+v", s, want)
+
+	s.with(func(ca *acmeServer) { ca.age = 0 })
+	if c := s.shown("x.example"); !c.Equal(old) {
+		t.Error("a client waited for the renewal")
 	}
-	ca.mu.Lock()
-	defer ca.mu.Unlock()
-	if ca.asked != 1 || ca.name != "x.example" {
-		t.Errorf("%d questions about %s", ca.asked, ca.name)
+	eventually(t, 30*time.Second, "the new certificate", func() bool { return !s.shown("x.example").Equal(old) })
+	if left := time.Until(s.shown("x.example").NotAfter); left < acmeLife*9/10 {
+		t.Errorf("the new one has %v left", left)
 	}
-	if status, body := f.get("x.example", "/.well-known/acme-challenge/other"); status != 200 || !strings.HasPrefix(body, "a: ") {
-		t.Errorf("a path of the site's own: %d %q", status, body)
+	if got := s.certificates.Stats(s.Sites()); got.Held != 2 || !got.Expires.Equal(other.NotAfter) || got.Failed > 0 {
+		t.Errorf("counted %+v", got)
+	}
+
+	s.with(func(ca *acmeServer) { ca.down = true })
+	failed := func() uint64 { return s.certificates.Stats(nil).Failed }
+	eventually(t, 30*time.Second, "a renewal to fail", func() bool {
+		if c := s.shown("w.example"); !c.Equal(other) {
+			t.Fatal("another certificate, of an authority that is away")
+		}
+		return failed() > 0
+	})
+	if c := s.shown("w.example"); !c.Equal(other) {
+		t.Error("another certificate, of an authority that is away")
 	}
 }
