@@ -38,6 +38,7 @@ type daemon struct {
 	ip           string   // where it listens; "": loopback
 	addrs        []string // of its libp2p node, if it has one
 	mesh         api.Mesh // what it says of it
+	public       map[string][]api.PublicURL
 	handler      http.Handler
 	invite       func(api.InviteRequest) (api.Invite, error)
 	forgot       []stmt.Key // nodes
@@ -46,6 +47,9 @@ type daemon struct {
 	explained    api.Explain
 	onDrain      func(ctx context.Context, on bool) error
 }
+
+// Public is what the daemon says of ingress nodes.
+func (d *daemon) Public(_ *crdt.View, id string) []api.PublicURL { return d.public[id] }
 
 // at is the IPv4 address at which it listens.
 func (d *daemon) at() string {
@@ -153,7 +157,7 @@ func newHome(t *testing.T) *home {
 		t.Fatal(err)
 	}
 	d := h.daemon
-	handler := api.NewHandler(api.Config{State: d, Signed: d, Placement: d, Packs: d, Host: d, Guests: d, Operator: d, Mesh: d.Mesh, Now: time.Now})
+	handler := api.NewHandler(api.Config{State: d, Signed: d, Placement: d, Packs: d, Host: d, Guests: d, Operator: d, Mesh: d.Mesh, Public: d.Public, Now: time.Now})
 	d.handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		handler.ServeHTTP(w, r.WithContext(api.WithCaller(r.Context(), api.Caller{Local: true})))
 	})

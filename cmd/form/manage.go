@@ -18,7 +18,7 @@ import (
 
 func newManage(a *app) *cobra.Command {
 	return group("manage", "look after instances",
-		group("get", "one fact about an instance", newGetStatus(a)),
+		group("get", "one fact about an instance", newGetStatus(a), newGetURLs(a)),
 		newManageLs(a), newInspect(a), newStop(a), newStart(a), newRestart(a), newUpdate(a),
 		newDelete(a), newManageScale(a), newManageLogs(a), newExec(a), newExplain(a),
 		newEvents(a), newHistory(a), newDelegate(a),
@@ -208,15 +208,16 @@ func writeInstance(w io.Writer, i api.Instance) {
 	for _, k := range i.Spec.Voters {
 		voters = append(voters, k.String())
 	}
-	cli.Pairs(w,
-		[2]string{"name", i.Name}, [2]string{"id", i.ID}, [2]string{"owner", i.Owner.String()},
-		[2]string{"status", statusText(i)}, [2]string{"reason", reasonUnlessFailure(i)}, [2]string{"pack", i.Pack},
-		[2]string{"generation", strconv.FormatUint(i.Generation, 10)},
-		[2]string{"wanted", fmt.Sprintf("%d replicas, %s", i.Desired.Replicas, i.Desired.Phase)},
-		[2]string{"vcpu", vcpu}, [2]string{"memory", size(i.Spec.MemoryBytes)}, [2]string{"disk", size(i.Spec.DiskBytes)},
-		[2]string{"expose", strings.Join(i.Spec.Expose, ", ")}, [2]string{"region", i.Spec.Region},
-		[2]string{"labels", strings.Join(labels, " ")}, [2]string{"partition", i.Spec.Partition},
-		[2]string{"voters", strings.Join(voters, " ")})
+	cli.Pairs(w, append([][2]string{
+		{"name", i.Name}, {"id", i.ID}, {"owner", i.Owner.String()},
+		{"status", statusText(i)}, {"reason", reasonUnlessFailure(i)}, {"pack", i.Pack},
+		{"generation", strconv.FormatUint(i.Generation, 10)},
+		{"wanted", fmt.Sprintf("%d replicas, %s", i.Desired.Replicas, i.Desired.Phase)},
+		{"vcpu", vcpu}, {"memory", size(i.Spec.MemoryBytes)}, {"disk", size(i.Spec.DiskBytes)},
+		{"expose", strings.Join(i.Spec.Expose, ", ")}, {"region", i.Spec.Region},
+		{"labels", strings.Join(labels, " ")}, {"partition", i.Spec.Partition},
+		{"voters", strings.Join(voters, " ")},
+	}, publicPairs(i)...)...)
 	for _, o := range i.Omitted {
 		fmt.Fprintf(w, "left out: a change of %s by %s, signed %s; it does not count, and may be made again\n",
 			strings.Join(o.Keys, ", "), short(o.Author), o.SignedAt.Format(time.RFC3339))

@@ -334,12 +334,13 @@ func (a *app) warnShortage(ctx context.Context, c *swarm.Conn, inst string) erro
 }
 
 func (a *app) answerInstance(ctx context.Context, c *swarm.Conn, inst string) error {
-	if !a.p.JSON {
-		return a.p.Answer(nil, func(w io.Writer) { fmt.Fprintln(w, inst) })
-	}
 	// The wait may have used all the time there was.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 	defer cancel()
+	if !a.p.JSON {
+		a.notePublic(ctx, c, inst)
+		return a.p.Answer(nil, func(w io.Writer) { fmt.Fprintln(w, inst) })
+	}
 	i, err := c.API().Instance(ctx, inst)
 	if err != nil {
 		return err

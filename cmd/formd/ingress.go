@@ -20,18 +20,6 @@ import (
 	"github.com/formthefog/formation/wg/ingress"
 )
 
-// labelIngress is the label of nodes that serve what instances offer to everybody;
-// its value is the domain that sites have there, if there is one.
-const labelIngress = config.ReservedLabel + "ingress"
-
-// labelOfIngress is the label's value.
-func labelOfIngress(c config.Config) string {
-	if len(c.IngressDomain) > 0 && len(c.IngressDomain[0]) <= 63 {
-		return c.IngressDomain[0]
-	}
-	return "on"
-}
-
 // publicSites is the ingress of a node that is one.
 type publicSites struct {
 	*ingress.Ingress

@@ -126,6 +126,24 @@ func TestIngress(t *testing.T) {
 			return err
 		})
 	}
+	within(t, 20*time.Second, "public URLs, as another node tells them", func() error {
+		i, err := first.local.Instance(t.Context(), id)
+		if err != nil {
+			return err
+		}
+		var got []string
+		for _, u := range i.Public {
+			if len(u.Nodes) == 1 && u.Nodes[0] == front.key {
+				got = append(got, u.URL)
+			}
+		}
+		host := strings.Replace(site, names.Zone, "example.org", 1)
+		_, sites, _ := strings.Cut(secure, ":")
+		if want := fmt.Sprintf("[https://%[1]s:%[2]s tcp://%[1]s:%[3]d udp://%[1]s:%[3]d]", host, sites, port); fmt.Sprint(got) != want {
+			return fmt.Errorf("%v, want %s", got, want)
+		}
+		return nil
+	})
 	if _, err := get("other.example.org"); err == nil || !strings.Contains(err.Error(), "404") {
 		t.Errorf("a site that is not: %v", err)
 	}
@@ -204,7 +222,7 @@ func TestIngress(t *testing.T) {
 			t.Errorf("%v certificates, for %v", figures["formd_ingress_certificates"], left)
 		}
 	}
-	if _, ok := first.metrics()["formd_ingress_sites"]; ok {
+	if _, ok := procOf(first, second, replicas[0].Node).metrics()["formd_ingress_sites"]; ok {
 		t.Error("a node that is no ingress says how it does as one")
 	}
 	if code := front.terminate(); code != 0 {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"net"
 	"net/http"
@@ -25,6 +26,7 @@ import (
 
 	"github.com/formthefog/formation/cmd/internal/api"
 	"github.com/formthefog/formation/cmd/internal/config"
+	"github.com/formthefog/formation/cmd/internal/routes"
 	"github.com/formthefog/formation/crdt"
 	"github.com/formthefog/formation/crdt/automerge"
 	"github.com/formthefog/formation/crdt/policy"
@@ -318,9 +320,7 @@ func (d *formd) openReconciler() error {
 	d.register = crdt.Node{
 		Key: d.id.self(), Total: total, Labels: labels, Region: d.cfg.Region, Version: versionText(), Accel: accel,
 	}
-	if d.cfg.Ingress {
-		d.register.Labels[labelIngress] = labelOfIngress(d.cfg)
-	}
+	maps.Copy(d.register.Labels, routes.Labels(d.cfg)) // labels of its own have another prefix
 	if d.register.Operators, err = d.id.named(d.cfg.Operator); err != nil {
 		return err
 	}
@@ -390,8 +390,8 @@ func (d *formd) openAPI() error {
 		Signed:    d.state,
 		Placement: place, Packs: &content{d.store, d.rec, d.accept}, Host: host, Guests: vms,
 		Operator: &operator{d.id, d.node.Addrs, d.state, d.store, d.rec, d.now},
-		Mesh:     d.mesh.status,
-		Version:  versionText(), OpenAPI: docs.OpenAPI, Metrics: metrics, Pprof: pprofHandler(), Now: d.now,
+		Mesh:     d.mesh.status, Public: publicURLs(d.id.Full().Zone),
+		Version: versionText(), OpenAPI: docs.OpenAPI, Metrics: metrics, Pprof: pprofHandler(), Now: d.now,
 		Publishers: d.id.publishers(), Logger: d.log.With("part", "api"),
 		Refused: func(ctx context.Context, err error) {
 			if p, reason := callingPeer(ctx), refusalReason(err); p != "" && reason != "" {

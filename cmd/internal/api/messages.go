@@ -44,17 +44,26 @@ const (
 // Instance is one instance as a user sees it. The first level is the stable
 // contract of `--json`; Spec adds what its owner asked for.
 type Instance struct {
-	ID         string    `json:"id"`
-	Name       string    `json:"name"`
-	Owner      stmt.Key  `json:"owner"`
-	Pack       string    `json:"pack"`
-	Generation uint64    `json:"generation"`
-	Status     string    `json:"status"` // PENDING, SUCCESS or FAILURE
-	Reason     string    `json:"reason"`
-	Desired    Desired   `json:"desired"`
-	Replicas   []Replica `json:"replicas"` // sorted by slot, then node; never null
-	Spec       Spec      `json:"spec"`
-	Omitted    []Omitted `json:"omitted,omitempty"` // of one instance only: the latest last
+	ID         string      `json:"id"`
+	Name       string      `json:"name"`
+	Owner      stmt.Key    `json:"owner"`
+	Pack       string      `json:"pack"`
+	Generation uint64      `json:"generation"`
+	Status     string      `json:"status"` // PENDING, SUCCESS or FAILURE
+	Reason     string      `json:"reason"`
+	Desired    Desired     `json:"desired"`
+	Replicas   []Replica   `json:"replicas"` // sorted by slot, then node; never null
+	Public     []PublicURL `json:"public"`   // never null
+	Spec       Spec        `json:"spec"`
+	Omitted    []Omitted   `json:"omitted,omitempty"` // of one instance only: the latest last
+}
+
+// PublicURL is a URL by which everybody reaches an instance, as the nodes that are
+// an ingress say of themselves: of https, http, tcp or udp.
+type PublicURL struct {
+	URL       string     `json:"url"`
+	Nodes     []stmt.Key `json:"nodes"`     // that serve it
+	Addresses []string   `json:"addresses"` // theirs, where they are known; never null
 }
 
 // Omitted is a change of an instance that does not count, because a later epoch of

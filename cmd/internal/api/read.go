@@ -164,6 +164,7 @@ func (s *server) wireInstance(v *crdt.View, spec crdt.Spec) Instance {
 		Status: word, Reason: reason,
 		Desired:  Desired{Replicas: spec.Replicas, Phase: string(spec.Phase)},
 		Replicas: s.replicas(v, spec),
+		Public:   append([]PublicURL{}, s.Public(v, spec.ID)...),
 		Spec: Spec{
 			Restart: spec.Restart, VCPU: spec.VCPU, MemoryBytes: spec.MemoryBytes, DiskBytes: spec.DiskBytes,
 			Env: spec.Env, SSHKeys: spec.SSHKeys, Expose: spec.Expose, Labels: spec.Labels, Region: spec.Region,

@@ -91,7 +91,9 @@ type Config struct {
 	Guests    Guests
 	Operator  Operator
 	Mesh      func() Mesh // the node's part in it
-	Version   string
+	// Public are the URLs by which everybody reaches an instance; nil: there are none.
+	Public  func(v *crdt.View, id string) []PublicURL
+	Version string
 	// Publishers are the keys whose base names this node trusts.
 	Publishers []stmt.Key
 	OpenAPI    []byte       // the document of /v1/openapi.yaml
@@ -110,6 +112,9 @@ type server struct{ Config }
 func NewHandler(c Config) http.Handler {
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	if c.Public == nil {
+		c.Public = func(*crdt.View, string) []PublicURL { return nil }
 	}
 	if c.Refused == nil {
 		c.Refused = func(context.Context, error) {}

@@ -38,6 +38,10 @@ func ParsePorts(text string) (low, high int, err error) {
 	return low, high, nil
 }
 
+// ValidDomain says whether sites may be served under a name: with APP and OWNER
+// before it, a name has 253 bytes at most.
+func ValidDomain(name string) bool { return len(name) <= 120 && domain.MatchString(name) }
+
 func (c Config) validateIngress(bad func(key, format string, args ...any)) {
 	for key, v := range map[string]string{"ingress-http": c.IngressHTTP, "ingress-https": c.IngressHTTPS} {
 		if err := checkHostPort(v); err != nil {
@@ -48,7 +52,7 @@ func (c Config) validateIngress(bad func(key, format string, args ...any)) {
 		bad("ingress-domain", "has %d names; at most %d are allowed", len(c.IngressDomain), maxDomains)
 	}
 	for _, d := range c.IngressDomain {
-		if len(d) > 120 || !domain.MatchString(d) { // with APP and OWNER before it, a name has 253 at most
+		if !ValidDomain(d) {
 			bad("ingress-domain", "%q is no DNS name in small letters", d)
 		}
 	}
