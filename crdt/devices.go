@@ -13,6 +13,9 @@ import (
 // MaxDevices is how many devices of an owner count, the first by key.
 const MaxDevices = 32
 
+// MaxOwnNodes is how many nodes that an owner lists count, the first by key.
+const MaxOwnNodes = 256
+
 // maxDeviceNumber bounds how often a device is described anew.
 const maxDeviceNumber = 1 << 32
 
@@ -23,19 +26,33 @@ type Device struct {
 	Name string // a DNS label, for people; "" = none
 	// MeshKey is the device's WireGuard public key, zero when it has none.
 	MeshKey stmt.Key
+	// Node: it is no device, but a node that the owner runs. It does not speak for the
+	// owner, and its MeshKey is in its own register.
+	Node bool
 }
 
-// deviceBody is a device in an owner statement. Of two descriptions of a key the
-// one with the higher (Number, Name, Mesh) holds.
+// deviceBody is a device in an owner statement, or a node of the owner's. Of two
+// descriptions of a key the one with the higher (Number, Name, Mesh, Node) holds.
 type deviceBody struct {
 	Key    stmt.Key `cbor:"key"`
 	Number uint64   `cbor:"n,omitempty"`
 	Name   string   `cbor:"name,omitempty"`
 	Mesh   stmt.Key `cbor:"mesh,omitzero"`
+	Node   bool     `cbor:"node,omitempty"`
 }
 
 func (d deviceBody) compare(o deviceBody) int {
-	return cmp.Or(cmp.Compare(d.Number, o.Number), cmp.Compare(d.Name, o.Name), bytes.Compare(d.Mesh[:], o.Mesh[:]))
+	return cmp.Or(cmp.Compare(d.Number, o.Number), cmp.Compare(d.Name, o.Name), bytes.Compare(d.Mesh[:], o.Mesh[:]), compareBools(d.Node, o.Node))
+}
+
+func compareBools(a, b bool) int {
+	switch {
+	case a == b:
+		return 0
+	case b:
+		return -1
+	}
+	return 1
 }
 
 // checkDevices holds for the device lists of an owner statement.
@@ -48,6 +65,8 @@ func (b *ownerBody) checkDevices(owner stmt.Key) error {
 			return fmt.Errorf("%w: the owner or nobody as a device", ErrInvalid)
 		case d.Name != "" && !isLabel(d.Name):
 			return fmt.Errorf("%w: device name %.80q is no DNS label", ErrInvalid, d.Name)
+		case d.Node && !d.Mesh.IsZero():
+			return fmt.Errorf("%w: a mesh key of node %s, which its register has", ErrInvalid, d.Key)
 		case d.Number >= maxDeviceNumber:
 			return fmt.Errorf("%w: description %d of device %s", ErrInvalid, d.Number, d.Key)
 		}
@@ -104,7 +123,7 @@ func (o *ownerState) deviceFacts() (listed map[stmt.Key]deviceBody, gone map[stm
 	return listed, gone
 }
 
-// devicesOf are the devices of an owner that count, by key.
+// devicesOf are the devices and nodes of an owner that count, by key.
 func (s *State) devicesOf(owner stmt.Key) []Device {
 	o := s.owners[owner]
 	if o == nil || o.closed {
@@ -112,12 +131,21 @@ func (s *State) devicesOf(owner stmt.Key) []Device {
 	}
 	listed, _ := o.deviceFacts()
 	var out []Device
+	counted := map[bool]int{}
 	for _, k := range slices.SortedFunc(maps.Keys(listed), stmt.Key.Compare) {
-		if d := listed[k]; len(out) < MaxDevices {
-			out = append(out, Device{Key: k, Name: d.Name, MeshKey: d.Mesh})
+		d := listed[k]
+		if counted[d.Node]++; counted[d.Node] <= mostOf(d.Node) {
+			out = append(out, Device{Key: k, Name: d.Name, MeshKey: d.Mesh, Node: d.Node})
 		}
 	}
 	return out
+}
+
+func mostOf(nodes bool) int {
+	if nodes {
+		return MaxOwnNodes
+	}
+	return MaxDevices
 }
 
 // refreshDevices recomputes the devices that the next View has of owner.
@@ -135,35 +163,38 @@ func (s *State) refreshDevices(owner stmt.Key) {
 	}
 }
 
-// Devices returns the devices of owner by key: those listed and not removed.
+// Devices returns the devices of owner and the nodes that it runs, by key: those
+// listed and not removed.
 func (v *View) Devices(owner stmt.Key) []Device { return v.devices[owner] }
 
 // SpeaksFor says whether key may speak for owner now: as itself, or as one of its
 // devices, while owner's instances count here.
 func (v *View) SpeaksFor(key, owner stmt.Key) bool {
 	return v.OwnerAllowed(owner) && (key == owner ||
-		slices.ContainsFunc(v.devices[owner], func(d Device) bool { return d.Key == key }))
+		slices.ContainsFunc(v.devices[owner], func(d Device) bool { return d.Key == key && !d.Node }))
 }
 
 // devicePage spreads devices over 64 pages, as instances are.
 func devicePage(k stmt.Key) byte { return k[0] >> 2 }
 
-// Devices returns the owner's devices as the statements known to this Author have
+// Devices returns the owner's devices and nodes as the statements known to this Author have
 // them.
 func (a *Author) Devices() []Device { return a.state.devicesOf(a.owner) }
 
-// SetDevice lists a device, or describes it anew. A removed one is ErrInvalid:
-// removal is for ever. Errors also wrap ErrQuota, ErrNotOwner or stmt.ErrTooLarge.
+// SetDevice lists a device or a node, or describes it anew. A removed one is
+// ErrInvalid: removal is for ever; so is one that would become the other. Errors also wrap ErrQuota, ErrNotOwner or stmt.ErrTooLarge.
 func (a *Author) SetDevice(d Device) (raws [][]byte, err error) {
 	return a.changeDevices(d.Key, func(listed map[stmt.Key]deviceBody, gone map[stmt.Key]bool) error {
 		old, known := listed[d.Key]
 		switch {
 		case gone[d.Key]:
 			return fmt.Errorf("%w: device %s was removed, which is for ever: it needs a new key", ErrInvalid, d.Key)
-		case !known && len(listed) >= MaxDevices:
-			return fmt.Errorf("%w: %d devices", ErrQuota, MaxDevices)
+		case known && old.Node != d.Node:
+			return fmt.Errorf("%w: %s is listed as a device or as a node, and cannot be both", ErrInvalid, d.Key)
+		case !known && countOf(listed, d.Node) >= mostOf(d.Node):
+			return fmt.Errorf("%w: %d devices or nodes", ErrQuota, mostOf(d.Node))
 		}
-		add := deviceBody{Key: d.Key, Name: d.Name, Mesh: d.MeshKey}
+		add := deviceBody{Key: d.Key, Name: d.Name, Mesh: d.MeshKey, Node: d.Node}
 		if known {
 			add.Number = old.Number + 1
 		}
@@ -172,7 +203,16 @@ func (a *Author) SetDevice(d Device) (raws [][]byte, err error) {
 	})
 }
 
-// RemoveDevice removes a device for ever. Errors wrap ErrNotFound or ErrNotOwner.
+func countOf(listed map[stmt.Key]deviceBody, nodes bool) (n int) {
+	for _, d := range listed { // any order: a number
+		if d.Node == nodes {
+			n++
+		}
+	}
+	return n
+}
+
+// RemoveDevice removes a device, or a node, for ever. Errors wrap ErrNotFound or ErrNotOwner.
 func (a *Author) RemoveDevice(key stmt.Key) (raws [][]byte, err error) {
 	return a.changeDevices(key, func(listed map[stmt.Key]deviceBody, gone map[stmt.Key]bool) error {
 		if _, ok := listed[key]; !ok {

@@ -3,6 +3,7 @@ package crdt
 import (
 	"errors"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -72,6 +73,74 @@ func TestDevices(t *testing.T) {
 	applyAll(s, [][]byte{w.member(stmt.MemberBody{Key: pub("olga"), Revoked: true})})
 	if v := s.View(); v.SpeaksFor(pub("ci"), pub("olga")) || len(v.Devices(pub("olga"))) != 0 {
 		t.Error("a device of a revoked owner speaks")
+	}
+}
+
+// A node that its owner lists speaks for nobody, and is never a device. Who asks for
+// the owner's statements as a device is told of the nodes that the owner or the root
+// names, and of no other that names the owner.
+func TestOwnNodes(t *testing.T) {
+	w := newWorld(t)
+	w.admit("olga", stmt.RoleOwner)
+	for _, n := range []string{"n1", "n2", "mallory"} {
+		w.admit(n, stmt.RoleNode)
+	}
+	w.member(stmt.MemberBody{Key: pub("n2"), Role: stmt.RoleNode, Operator: pub("olga")})
+	a := w.author("olga", nil)
+	s := w.state()
+	applyAll(s, w.raws)
+	for _, n := range []string{"n1", "n2", "mallory"} {
+		by, err := stmt.SignOperators(keyOf(n), w.net, []stmt.Key{pub("olga")})
+		if err != nil {
+			t.Fatal(err)
+		}
+		applyAll(s, [][]byte{w.node(n, 1, 1, Node{Operators: by, MeshKey: pub("mesh " + n)})})
+	}
+	do := func(raws [][]byte, err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+		applyAll(s, raws)
+	}
+	do(a.SetDevice(Device{Key: pub("phone"), MeshKey: pub("mesh")}))
+	do(a.SetDevice(Device{Key: pub("n1"), Name: "attic", Node: true}))
+	v := s.View()
+	if v.SpeaksFor(pub("n1"), pub("olga")) || !v.SpeaksFor(pub("phone"), pub("olga")) {
+		t.Error("a node speaks for its owner, or the phone does not")
+	}
+	if _, err := a.SetDevice(Device{Key: pub("n1")}); !errors.Is(err, ErrInvalid) {
+		t.Errorf("a node as a device: %v", err)
+	}
+	if _, err := a.SetDevice(Device{Key: pub("phone"), Node: true}); !errors.Is(err, ErrInvalid) {
+		t.Errorf("a device as a node: %v", err)
+	}
+	if _, err := a.SetDevice(Device{Key: pub("n3"), MeshKey: pub("mesh"), Node: true}); !errors.Is(err, ErrInvalid) {
+		t.Errorf("a node with a mesh key: %v", err)
+	}
+	told := func() string {
+		fresh := w.state()
+		for _, raw := range s.DeviceStatements(pub("olga")) {
+			if _, err := fresh.Apply(raw, time.Time{}); err != nil && !errors.Is(err, ErrStale) {
+				t.Error(err)
+			}
+		}
+		out := ""
+		for _, n := range fresh.View().Nodes() {
+			for _, name := range []string{"n1", "n2", "mallory"} {
+				if n.Key == pub(name) {
+					out += " " + name
+				}
+			}
+		}
+		return out
+	}
+	if got := told(); !strings.Contains(got, "n1") || !strings.Contains(got, "n2") || strings.Contains(got, "mallory") {
+		t.Errorf("told of%s", got)
+	}
+	do(a.RemoveDevice(pub("n1")))
+	if got := told(); got != " n2" {
+		t.Errorf("with n1 removed told of%s", got)
 	}
 }
 

@@ -222,6 +222,21 @@ func (r *Replica) RevokeNode(ctx context.Context, key stmt.Key) error {
 	return r.signMember(ctx, stmt.MemberBody{Key: key, Role: stmt.RoleNode, Revoked: true}, 0, 0)
 }
 
+// NameOperator says by the root key, which this node must hold, whom a node belongs
+// to; zero: nobody. The latest word holds.
+func (r *Replica) NameOperator(ctx context.Context, node, operator stmt.Key) error {
+	if r.View().OperatorOf(node) == operator {
+		return nil
+	}
+	var epoch, seq uint64
+	r.mu.Lock()
+	if a := r.state.members.admitted[node][admitKey{role: stmt.RoleNode}]; a != nil {
+		epoch, seq = a.epoch, a.seq
+	}
+	r.mu.Unlock()
+	return r.signMember(ctx, stmt.MemberBody{Key: node, Role: stmt.RoleNode, Operator: operator}, epoch, seq+1)
+}
+
 // SetAnyOwner makes every key an owner by the root key, which this node must
 // hold, or ends that. What holds already is not said again.
 func (r *Replica) SetAnyOwner(ctx context.Context, on bool) error {

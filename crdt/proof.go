@@ -53,6 +53,31 @@ func (s *State) MeshStatements(owner stmt.Key) [][]byte {
 	return append(append(out, specs...), claims...)
 }
 
+// DeviceStatements is MeshStatements, and what proves which nodes are the owner's, as
+// a device wants to know: their admissions and registers.
+func (s *State) DeviceStatements(owner stmt.Key) [][]byte {
+	var nodes []stmt.Key
+	for _, d := range s.devicesOf(owner) {
+		if d.Node {
+			nodes = append(nodes, d.Key)
+		}
+	}
+	for k, op := range s.members.operator { // any order: sorted below
+		if op == owner {
+			nodes = append(nodes, k)
+		}
+	}
+	slices.SortFunc(nodes, stmt.Key.Compare)
+	nodes = slices.Compact(nodes)
+	out := s.MeshStatements(owner)
+	for _, k := range nodes[:min(len(nodes), MaxOwnNodes)] {
+		if r := s.nodes[k]; r != nil {
+			out = append(append(out, s.members.about(k)...), r.raw)
+		}
+	}
+	return out
+}
+
 // about returns the held statements about a key's membership.
 func (m *memberState) about(key stmt.Key) [][]byte {
 	var out [][]byte
@@ -161,6 +186,13 @@ func (r *Replica) ClaimStatements(id string) [][]byte {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.state.ClaimStatements(doc)
+}
+
+// DeviceStatements is [State.DeviceStatements].
+func (r *Replica) DeviceStatements(owner stmt.Key) [][]byte {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.state.DeviceStatements(owner)
 }
 
 // MeshStatements is [State.MeshStatements].

@@ -151,6 +151,11 @@ func makeVectors(t *testing.T) vectorFile {
 		t.Fatal(err)
 	}
 	add("owner page of devices", "olga", phone[0])
+	own, err := newWorld(t).author("olga", nil).SetDevice(Device{Key: pub("n1"), Name: "attic", Node: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	add("owner page with a node", "olga", own[0])
 	add("session of a device", "phone", must(stmt.SignSession(keyOf("phone"), w.net, stmt.SessionBody{Client: pub("client"), Server: pub("n1"), Expires: testNow.Unix(), Owner: pub("olga")})))
 	plain("hello", must(stmt.EncodeHello(stmt.Hello{Member: member, Session: session})))
 	plain("gossip message", must(encodeGossip([][]byte{raws[0], raws[1]})))

@@ -80,6 +80,9 @@ func newDeviceLs(a *app) *cobra.Command {
 					return err
 				}
 				for _, d := range au.Devices() {
+					if d.Node {
+						continue
+					}
 					v := device{Key: d.Key, Name: d.Name, This: slices.Contains(self, d.Key)}
 					if !d.MeshKey.IsZero() {
 						v.MeshKey = fmt.Sprintf("%x", d.MeshKey[:])

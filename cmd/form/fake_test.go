@@ -43,6 +43,7 @@ type daemon struct {
 	invite       func(api.InviteRequest) (api.Invite, error)
 	forgot       []stmt.Key // nodes
 	onForget     func(stmt.Key) error
+	named        [][2]stmt.Key                           // nodes and their operators
 	onSubmit     func(raws ...[]byte) ([]stmt.ID, error) // instead of the state's
 	explained    api.Explain
 	onDrain      func(ctx context.Context, on bool) error
@@ -81,6 +82,11 @@ func (d *daemon) Forget(_ context.Context, k stmt.Key) error {
 		return d.onForget(k)
 	}
 	d.forgot = append(d.forgot, k)
+	return nil
+}
+
+func (d *daemon) NameOperator(_ context.Context, node, operator stmt.Key) error {
+	d.named = append(d.named, [2]stmt.Key{node, operator})
 	return nil
 }
 
@@ -157,7 +163,7 @@ func newHome(t *testing.T) *home {
 		t.Fatal(err)
 	}
 	d := h.daemon
-	handler := api.NewHandler(api.Config{State: d, Signed: d, Placement: d, Packs: d, Host: d, Guests: d, Operator: d, Mesh: d.Mesh, Public: d.Public, Now: time.Now})
+	handler := api.NewHandler(api.Config{State: d, Signed: d, Placement: d, Packs: d, Host: d, Guests: d, Operator: d, Root: d, Mesh: d.Mesh, Public: d.Public, Now: time.Now})
 	d.handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		handler.ServeHTTP(w, r.WithContext(api.WithCaller(r.Context(), api.Caller{Local: true})))
 	})

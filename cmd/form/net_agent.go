@@ -54,9 +54,13 @@ func showAgent(w io.Writer, s agent.Status) {
 	}
 	var rows [][]string
 	for _, p := range s.Peers {
-		rows = append(rows, []string{fmt.Sprintf("%s/%d", p.Name, p.Slot), p.Address6, p.Address, since(p.Handshake), cli.Bytes(uint64(p.Received)), cli.Bytes(uint64(p.Sent))})
+		name := fmt.Sprintf("%s/%d", p.Name, p.Slot)
+		if p.Instance == "" {
+			name = "node " + p.Node.String()
+		}
+		rows = append(rows, []string{name, p.Address6, p.Address, since(p.Handshake), cli.Bytes(uint64(p.Received)), cli.Bytes(uint64(p.Sent))})
 	}
-	cli.Table(w, []string{"REPLICA", "ADDRESS", "IPV4", "HANDSHAKE", "RECEIVED", "SENT"}, rows)
+	cli.Table(w, []string{"PEER", "ADDRESS", "IPV4", "HANDSHAKE", "RECEIVED", "SENT"}, rows)
 }
 
 func newAgentStop(a *app) *cobra.Command {

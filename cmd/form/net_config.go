@@ -105,7 +105,7 @@ func (a *app) runNetConfig(ctx context.Context, c *swarm.Conn, au *crdt.Author, 
 
 func (a *app) runNetPeers(ctx context.Context, c *swarm.Conn, au *crdt.Author, device string) error {
 	devices := au.Devices()
-	i := slices.IndexFunc(devices, func(d crdt.Device) bool { return d.Key.String() == device || d.Name == device })
+	i := slices.IndexFunc(devices, func(d crdt.Device) bool { return !d.Node && (d.Key.String() == device || d.Name == device) })
 	if i < 0 {
 		return cli.Errorf(api.ExitNotFound, "no device %q", device).Hint("which there are: form key device ls")
 	}
@@ -142,7 +142,7 @@ func (a *app) wgConfig(ctx context.Context, c *swarm.Conn, owner stmt.Key, d crd
 	}
 	v := wgConfig{Device: d.Key, Name: d.Name, Addresses: []string{id.Address(space).String() + "/128", id.Address4(space).String() + "/32"}, MTU: agent.MTU, Peers: []wgPeer{}}
 	for _, p := range known.Peers {
-		peer := wgPeer{Name: fmt.Sprintf("%s/%d", p.Name, p.Slot), PublicKey: wg.Key(p.Key).String(), AllowedIPs: []string{p.Address6.String() + "/128"}}
+		peer := wgPeer{Name: p.String(), PublicKey: wg.Key(p.Key).String(), AllowedIPs: []string{p.Address6.String() + "/128"}}
 		if p.Address4.IsValid() {
 			peer.AllowedIPs = append(peer.AllowedIPs, p.Address4.String()+"/32")
 		}

@@ -19,7 +19,7 @@ import (
 
 func newNode(a *app) *cobra.Command {
 	return group("node", "the machines of the swarm", newNodeLs(a), newNodeStatus(a), newDrain(a, true), newDrain(a, false),
-		newForget(a))
+		newForget(a), newNodeOperator(a))
 }
 
 // withSwarm runs f on a connection.
@@ -160,7 +160,7 @@ func writeNode(w io.Writer, n api.Node, more ...[2]string) {
 		{"node", n.Key.String()}, {"state", liveness(n)}, {"cpus", fmt.Sprint(n.CPUs)}, {"memory", cli.Bytes(n.Memory)},
 		{"disk", cli.Bytes(n.Disk)}, {"acceleration", n.Accel}, {"replicas", fmt.Sprint(n.Instances)},
 		{"holds", count(len(n.Holds), "pack")}, {"region", n.Region}, {"labels", labelText(n.Labels)},
-		{"version", n.Version}, {"restarts", fmt.Sprint(n.Restarts)}, {"operators", keysText(n.Operators)},
+		{"version", n.Version}, {"restarts", fmt.Sprint(n.Restarts)}, {"operators", keysText(n.Operators)}, {"operator by the root", operatorText(n.Operator)},
 		{"equivocated", equivocations(n.Equivocations)},
 	}, more...)...)
 	for _, a := range n.Addrs {

@@ -40,6 +40,47 @@ func TestNodeForget(t *testing.T) {
 	}
 }
 
+// An owner says that it runs a node, and takes that back for ever; the root's word goes
+// through the node that has its key. Who says alone what the node does not say is told.
+func TestNodeOperator(t *testing.T) {
+	h := newHome(t)
+	if err := h.daemon.SetNode(context.Background(), crdt.Node{}); err != nil {
+		t.Fatal(err)
+	}
+	here, other, me := stmt.KeyOf(testKey(9)), stmt.KeyOf(testKey(7)), stmt.KeyOf(h.owner)
+	listed := func() bool {
+		return slices.Contains(h.daemon.View().Devices(me), crdt.Device{Key: here, Node: true})
+	}
+	for _, tt := range []struct {
+		args   string
+		exit   int
+		says   string
+		listed bool
+	}{
+		{here.String(), api.ExitOK, here.String() + ": operator " + me.String() + ", by the owner's word\n", true},
+		{here.String(), api.ExitOK, "hint: there: formd run --operator " + me.String(), true},
+		{"--remove " + other.String(), api.ExitNotFound, "you do not say that you run", true},
+		{here.String() + " " + other.String(), api.ExitOK, "operator " + other.String() + ", by the root's word", true},
+		{here.String() + " none", api.ExitOK, "operator none, by the root's word", true},
+		{here.String() + " olga", api.ExitUsage, "an owner's peer ID", true},
+		{"--remove " + here.String() + " none", api.ExitUsage, "takes back your own word", true},
+		{"nonsense", api.ExitNotFound, `no node "nonsense"`, true},
+		{"--remove " + here.String(), api.ExitOK, "operator none, by the owner's word", false},
+		{here.String(), api.ExitUsage, "was removed, which is for ever", false},
+	} {
+		code, out, talk := h.form(append([]string{"node", "operator"}, strings.Fields(tt.args)...)...)
+		if code != tt.exit || !strings.Contains(out+talk, tt.says) || listed() != tt.listed {
+			t.Errorf("%s: exit %d, %q, %q, listed %v", tt.args, code, out, talk, listed())
+		}
+	}
+	if want := [][2]stmt.Key{{here, other}, {here, {}}}; !slices.Equal(h.daemon.named, want) {
+		t.Errorf("the root was asked for %v", h.daemon.named)
+	}
+	if code, out, _ := h.form("key", "device", "ls", "--json"); code != api.ExitOK || out != "[]\n" {
+		t.Errorf("a node among the devices: exit %d, %s", code, out)
+	}
+}
+
 // Where the root key is not, the key that a node has named for its operator takes
 // it out, and no other key does.
 func TestNodeForgetByItsOperator(t *testing.T) {

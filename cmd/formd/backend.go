@@ -357,6 +357,20 @@ func (o *operator) Forget(ctx context.Context, node stmt.Key) error {
 	return o.state.RevokeNode(ctx, node)
 }
 
+// NameOperator says by the root key whom a node belongs to.
+func (o *operator) NameOperator(ctx context.Context, node, owner stmt.Key) error {
+	switch v := o.state.View(); {
+	case o.id.open():
+		return api.Problemf(api.ExitUsage, "the network %q is open: nodes belong to nobody in it", o.id.Name)
+	case !v.IsMember(node, stmt.RoleNode):
+		return api.Problemf(api.ExitNotFound, "no node %s is a member of this network", node).WithHint("who is there: form node ls")
+	case o.id.RootKey == nil:
+		return api.Problemf(api.ExitNotAllowed, "this node does not hold the network's root key, so it cannot say whom a node belongs to").
+			WithHint("run the same on the node that made the network; or the owner says it itself: form node operator NODE")
+	}
+	return o.state.NameOperator(ctx, node, owner)
+}
+
 func (o *operator) Drain(_ context.Context, draining bool) error { return o.rec.SetDraining(draining) }
 
 // invite makes a ticket that admits to roles until expires, by the root key.

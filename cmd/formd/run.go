@@ -385,12 +385,13 @@ func (d *formd) openAPI() error {
 	refused := newRefusals(d.log.With("part", "api"), d.now)
 	d.figures = newFigures(newCollector(d.node, d.mesh, d.state, place, vms, d.leases.Stats, d.admission.refusals, refused.counts))
 	metrics := metricsHandler(d.figures)
+	op := &operator{d.id, d.node.Addrs, d.state, d.store, d.rec, d.now}
 	h := api.NewHandler(api.Config{
 		State:     &submitter{Replica: d.state, id: d.id, accept: d.accept, now: d.now, log: d.log},
 		Signed:    d.state,
 		Placement: place, Packs: &content{d.store, d.rec, d.accept}, Host: host, Guests: vms,
-		Operator: &operator{d.id, d.node.Addrs, d.state, d.store, d.rec, d.now},
-		Mesh:     d.mesh.status, Public: publicURLs(d.id.Full().Zone),
+		Operator: op, Root: op,
+		Mesh: d.mesh.status, Public: publicURLs(d.id.Full().Zone),
 		Version: versionText(), OpenAPI: docs.OpenAPI, Metrics: metrics, Pprof: pprofHandler(), Now: d.now,
 		Publishers: d.id.publishers(), Logger: d.log.With("part", "api"),
 		Refused: func(ctx context.Context, err error) {

@@ -21,11 +21,11 @@ type Fleet interface {
 const around = MaxPeers / 4
 
 // OfNode returns the peers of a node's own device: the devices of those who run
-// it, and the nodes of its group. Those are, with an operator that the root named
-// for it, the nodes with the same; without one, and when it names none itself, the
-// nodes that are alike, in a network that has a root: whoever holds that runs
-// them. What a node says of its operators lets their devices reach it, and no more:
-// anybody can say it. None when the node has no device.
+// it, as both it and they or the root say, and the nodes of its group. Those are,
+// with an operator that the root named for it, the nodes with the same; without one,
+// and when it names none itself, the nodes that are alike, in a network that has a
+// root: whoever holds that runs them. What a node alone says of its operators brings
+// it nobody: anybody can say it. None when the node has no device.
 func OfNode(f Fleet, node stmt.Key) []Party {
 	all := nodes(f)
 	at := slices.IndexFunc(all, func(n crdt.Node) bool { return n.Key == node })
@@ -35,7 +35,7 @@ func OfNode(f Fleet, node stmt.Key) []Party {
 	self := all[at]
 	var out []Party
 	taken := map[Key]bool{Key(self.MeshKey): true}
-	for _, owner := range operators(self) {
+	for _, owner := range operators(f, self) {
 		for _, p := range devices(f, owner) {
 			if !taken[p.Key] && len(out) < MaxPeers/2 {
 				taken[p.Key] = true
@@ -53,7 +53,7 @@ func OfNode(f Fleet, node stmt.Key) []Party {
 }
 
 // NodesOf returns the nodes that an owner's device may reach: those that the owner
-// runs, as the root or they themselves say. None when the device is not one of the
+// runs, as they say themselves and the owner or the root does too. None when the device is not one of the
 // owner's.
 func NodesOf(f Fleet, owner, device stmt.Key) []Party {
 	own := devices(f, owner)
@@ -62,7 +62,7 @@ func NodesOf(f Fleet, owner, device stmt.Key) []Party {
 	}
 	var out []Party
 	for _, n := range nodes(f) {
-		if !slices.Contains(operators(n), owner) || slices.ContainsFunc(own, func(p Party) bool { return p.Key == Key(n.MeshKey) }) {
+		if !slices.Contains(operators(f, n), owner) || slices.ContainsFunc(own, func(p Party) bool { return p.Key == Key(n.MeshKey) }) {
 			continue
 		}
 		if out = append(out, ofNode(n)); len(out) == MaxPeers {
@@ -112,14 +112,15 @@ func nodes(f Fleet) []crdt.Node {
 	return out
 }
 
-// operators are the keys that run a node: the root's word first.
-func operators(n crdt.Node) []stmt.Key {
-	var out []stmt.Key
-	if !n.Operator.IsZero() {
-		out = append(out, n.Operator)
+// operators are the keys that run a node: it names them, and the root names them too
+// or they list it.
+func operators(f Fleet, n crdt.Node) []stmt.Key {
+	lists := func(owner stmt.Key) bool {
+		return slices.ContainsFunc(f.Devices(owner), func(d crdt.Device) bool { return d.Node && d.Key == n.Key })
 	}
+	var out []stmt.Key
 	for _, k := range n.Named {
-		if k != n.Operator {
+		if !k.IsZero() && (k == n.Operator || lists(k)) {
 			out = append(out, k)
 		}
 	}

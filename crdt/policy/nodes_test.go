@@ -26,6 +26,7 @@ func (f *fleet) Root() stmt.Key                    { return f.root }
 func (f *fleet) Rank(k stmt.Key) uint64            { return f.rank[k] }
 func node(n int) crdt.Node                         { return crdt.Node{Key: id('n', n), MeshKey: mesh('n', n)} }
 func operated(n crdt.Node, by stmt.Key) crdt.Node  { n.Operator = by; return n }
+func agreed(n crdt.Node, by stmt.Key) crdt.Node    { return naming(operated(n, by), by) }
 func naming(n crdt.Node, by ...stmt.Key) crdt.Node { n.Named, n.Operators = by, []byte{1}; return n }
 func nodeNames(ps []Party) string {
 	var out []string
@@ -39,6 +40,15 @@ func nodeNames(ps []Party) string {
 	return strings.Join(out, " ")
 }
 
+// lists has an owner list nodes as its own.
+func lists(owner stmt.Key, nodes ...int) func(*fleet) {
+	return func(f *fleet) {
+		for _, n := range nodes {
+			f.devices[owner] = append(f.devices[owner], crdt.Device{Key: id('n', n), Node: true})
+		}
+	}
+}
+
 func TestWhoReachesNodes(t *testing.T) {
 	a, b := id('o', 1), id('o', 2)
 	for _, tt := range []struct {
@@ -50,17 +60,22 @@ func TestWhoReachesNodes(t *testing.T) {
 	}{
 		{"nobody is named", []crdt.Node{node(1), node(2), node(3)}, nil, "2 3", ""},
 		{"in an open network", []crdt.Node{node(1), node(2)}, func(f *fleet) { f.root = stmt.Key{} }, "", ""},
-		{"one operator", []crdt.Node{operated(node(1), a), operated(node(2), a), operated(node(3), b), node(4)}, nil, "laptop1 2", "1 2"},
-		{"its own word is no group", []crdt.Node{naming(node(1), a), naming(node(2), a), node(3)}, nil, "laptop1", "1 2"},
-		{"nor is it one with the root's word", []crdt.Node{operated(node(1), a), naming(node(2), a)}, nil, "laptop1", "1 2"},
-		{"the root's word and its own", []crdt.Node{naming(operated(node(1), b), a), operated(node(2), b)}, nil, "laptop1 laptop2 2", "1"},
+		{"one operator", []crdt.Node{agreed(node(1), a), agreed(node(2), a), agreed(node(3), b), node(4)}, nil, "laptop1 2", "1 2"},
+		{"the root alone says it", []crdt.Node{operated(node(1), a), operated(node(2), a)}, nil, "2", ""},
+		{"they alone say it", []crdt.Node{naming(node(1), a), naming(node(2), a), node(3)}, nil, "", ""},
+		{"they and the owner", []crdt.Node{naming(node(1), a), naming(node(2), a), naming(node(3), a)}, lists(a, 1, 2), "laptop1", "1 2"},
+		{"the owner alone says it", []crdt.Node{node(1), naming(node(2), b)}, lists(a, 1, 2), "", ""},
+		{"another owner says it", []crdt.Node{naming(node(1), a)}, lists(b, 1), "", ""},
+		{"as a device", []crdt.Node{naming(node(1), a)}, func(f *fleet) { f.devices[a] = append(f.devices[a], crdt.Device{Key: id('n', 1)}) }, "", ""},
+		{"the root's word and its own", []crdt.Node{naming(operated(node(1), b), a, b), operated(node(2), b)}, lists(a, 1), "laptop1 laptop2 2", "1"},
+		{"the root says another", []crdt.Node{naming(operated(node(1), b), a), operated(node(2), b)}, nil, "2", ""},
 		{"a word that cannot be read", []crdt.Node{{Key: id('n', 1), MeshKey: mesh('n', 1), Operators: []byte{1}}, node(2)}, nil, "", ""},
-		{"no device", []crdt.Node{{Key: id('n', 1), Operator: a}, operated(node(2), a)}, nil, "", "2"},
-		{"the other has none", []crdt.Node{operated(node(1), a), {Key: id('n', 2), Operator: a}}, nil, "laptop1", "1"},
-		{"the laptop has no key", []crdt.Node{operated(node(1), a)}, func(f *fleet) { f.devices[a][0].MeshKey = stmt.Key{} }, "", ""},
+		{"no device", []crdt.Node{{Key: id('n', 1), Operator: a}, agreed(node(2), a)}, nil, "", "2"},
+		{"the other has none", []crdt.Node{agreed(node(1), a), {Key: id('n', 2), Operator: a}}, nil, "laptop1", "1"},
+		{"the laptop has no key", []crdt.Node{agreed(node(1), a)}, func(f *fleet) { f.devices[a][0].MeshKey = stmt.Key{} }, "", ""},
 		{"another's key, taken later", []crdt.Node{node(1), {Key: id('n', 0), MeshKey: mesh('n', 1)}, node(2)}, func(f *fleet) { f.rank[id('n', 0)] = 1 }, "2", ""},
 		{"another's key, had first", []crdt.Node{node(1), {Key: id('n', 7), MeshKey: mesh('n', 1)}, node(2)}, func(f *fleet) { f.rank[id('n', 1)] = 1 }, "", ""},
-		{"a laptop's key", []crdt.Node{operated(node(1), a), {Key: id('n', 2), MeshKey: mesh('d', 1), Operator: a}}, nil, "laptop1", "1"},
+		{"a laptop's key", []crdt.Node{agreed(node(1), a), agreed(crdt.Node{Key: id('n', 2), MeshKey: mesh('d', 1)}, a)}, nil, "laptop1", "1"},
 	} {
 		f := &fleet{nodes: tt.nodes, devices: map[stmt.Key][]crdt.Device{a: {device(1, 1)}, b: {device(2, 2)}}, root: id('R', 0), rank: map[stmt.Key]uint64{}}
 		if tt.change != nil {
@@ -104,11 +119,15 @@ func TestNodesAsAModelSays(t *testing.T) {
 			} else if rapid.IntRange(0, 4).Draw(t, "copies") == 0 {
 				v.MeshKey = mesh('n', 0)
 			}
+			if rapid.Bool().Draw(t, "listed") {
+				lists(rapid.SampledFrom(owners[1:]).Draw(t, "by"), n)(f)
+			}
 			f.rank[v.Key] = uint64(rapid.IntRange(0, 1).Draw(t, "rank"))
 			f.nodes = append(f.nodes, v)
 		}
 		runs := func(n crdt.Node, o stmt.Key) bool {
-			return !o.IsZero() && (n.Operator == o || slices.Contains(n.Named, o))
+			return slices.Contains(n.Named, o) && (n.Operator == o ||
+				slices.ContainsFunc(f.devices[o], func(d crdt.Device) bool { return d.Key == n.Key }))
 		}
 		counts := func(n crdt.Node) bool {
 			return !n.MeshKey.IsZero() && !slices.ContainsFunc(f.nodes, func(o crdt.Node) bool {
@@ -134,6 +153,9 @@ func TestNodesAsAModelSays(t *testing.T) {
 			}
 			for _, o := range owners[1:] {
 				for _, d := range f.devices[o] {
+					if d.Node {
+						continue
+					}
 					want := counts(x) && runs(x, o)
 					if has(peers, d.MeshKey) != want || counts(x) && has(NodesOf(f, o, d.Key), x.MeshKey) != want {
 						t.Fatalf("node %d and device %d: want %v both ways", x.Key[1], d.Key[1], want)

@@ -36,6 +36,7 @@ type fake struct {
 	fetch   error
 	word    string
 	forgot  []stmt.Key
+	named   [2]stmt.Key
 }
 
 func (f *fake) Status(*crdt.View, crdt.Spec) (string, string) { return f.word, "why" }
@@ -51,6 +52,10 @@ func (f *fake) Count() int                        { return 0 }
 func (f *fake) Drain(context.Context, bool) error { return nil }
 func (f *fake) Forget(_ context.Context, k stmt.Key) error {
 	f.forgot = append(f.forgot, k)
+	return nil
+}
+func (f *fake) NameOperator(_ context.Context, node, operator stmt.Key) error {
+	f.named = [2]stmt.Key{node, operator}
 	return nil
 }
 func (f *fake) List(context.Context) ([]Pack, error) {
@@ -114,7 +119,7 @@ func serve(t *testing.T, c Caller) (*fake, *Client, string) {
 		t.Fatal(err)
 	}
 	h := NewHandler(Config{
-		State: f, Signed: f, Placement: f, Packs: f, Host: f, Guests: f, Operator: f, Version: "v", OpenAPI: doc, Now: time.Now,
+		State: f, Signed: f, Placement: f, Packs: f, Host: f, Guests: f, Operator: f, Root: f, Version: "v", OpenAPI: doc, Now: time.Now,
 		Mesh: func() Mesh { return Mesh{} },
 	})
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

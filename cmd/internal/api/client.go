@@ -224,6 +224,13 @@ func (c *Client) Forget(ctx context.Context, node stmt.Key) (Forgotten, error) {
 	return send[Forgotten](ctx, c, http.MethodPost, "/v1/nodes/"+node.String()+"/forget", struct{}{})
 }
 
+// NameOperator says whom a node belongs to by the root's word; zero: nobody. Unix
+// socket of a node with the root key only.
+func (c *Client) NameOperator(ctx context.Context, node, operator stmt.Key) error {
+	_, err := send[NodeOperator](ctx, c, http.MethodPost, "/v1/nodes/"+node.String()+"/operator", NodeOperator{Operator: operator})
+	return err
+}
+
 func get[T any](ctx context.Context, c *Client, path string) (T, error) {
 	return send[T](ctx, c, http.MethodGet, path, nil)
 }

@@ -142,6 +142,8 @@ type Node struct {
 	Self      bool              `json:"self"`
 	Instances int               `json:"instances"` // claims it holds
 	Holds     []string          `json:"holds"`     // CIDs complete there
+	// Operator is whom it belongs to by the root's word; zero: nobody.
+	Operator stmt.Key `json:"operator,omitzero"`
 	// Operators are the keys that may take it out of the network, and Operated is
 	// the raw statement by which it names them.
 	Operators []stmt.Key `json:"operators"`
@@ -417,6 +419,11 @@ type Event struct {
 	Slot     int       `json:"slot"`
 	Phase    string    `json:"phase,omitempty"`
 	Detail   string    `json:"detail,omitempty"`
+}
+
+// NodeOperator is whom a node belongs to by the root's word.
+type NodeOperator struct {
+	Operator stmt.Key `json:"operator"` // zero: nobody
 }
 
 // Forgotten is a node that was taken out of the network.

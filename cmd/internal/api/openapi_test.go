@@ -15,7 +15,7 @@ import (
 // answers are the types of the routes' 200 answers; of a stream, of its events.
 var answers = map[string]reflect.Type{
 	"GET /v1/health": reflect.TypeFor[Health](), "GET /v1/status": reflect.TypeFor[Status](), "GET /v1/node": reflect.TypeFor[Self](),
-	"POST /v1/node/drain": reflect.TypeFor[DrainRequest](), "GET /v1/nodes": reflect.TypeFor[Node](), "POST /v1/nodes/{key}/forget": reflect.TypeFor[Forgotten](), "GET /v1/peers": reflect.TypeFor[Peer](), "GET /v1/mesh": reflect.TypeFor[Mesh](),
+	"POST /v1/node/drain": reflect.TypeFor[DrainRequest](), "GET /v1/nodes": reflect.TypeFor[Node](), "POST /v1/nodes/{key}/forget": reflect.TypeFor[Forgotten](), "POST /v1/nodes/{key}/operator": reflect.TypeFor[NodeOperator](), "GET /v1/peers": reflect.TypeFor[Peer](), "GET /v1/mesh": reflect.TypeFor[Mesh](),
 	"GET /v1/doctor": reflect.TypeFor[Check](), "GET /v1/instances": reflect.TypeFor[Instance](), "GET /v1/instances/{id}": reflect.TypeFor[Instance](),
 	"GET /v1/instances/{id}/explain": reflect.TypeFor[Explain](), "GET /v1/instances/{id}/logs": reflect.TypeFor[LogLine](),
 	"GET /v1/instances/{id}/claims": reflect.TypeFor[Statements](), "GET /v1/instances/{id}/secrets": reflect.TypeFor[Secret](),

@@ -36,7 +36,7 @@ func (s *server) wireNode(v *crdt.View, n crdt.Node, self stmt.Key) Node {
 		Key: n.Key, Addrs: n.Addrs, CPUs: n.Total.CPUs, Memory: n.Total.Memory, Disk: n.Total.Disk,
 		Labels: n.Labels, Region: n.Region, Version: n.Version, Accel: n.Accel, Draining: n.Draining,
 		Restarts: n.Restarts, Live: s.Placement.Live(n.Key), Self: n.Key == self,
-		Instances: len(v.ClaimsBy(n.Key)), Holds: n.Holds, Operators: []stmt.Key{}, Equivocations: []Equivocation{},
+		Instances: len(v.ClaimsBy(n.Key)), Holds: n.Holds, Operator: n.Operator, Operators: []stmt.Key{}, Equivocations: []Equivocation{},
 	}
 	if keys, err := stmt.OperatorsOf(n.Operators, v.Network(), n.Key); err == nil {
 		out.Operators, out.Operated = keys, n.Operators
@@ -230,7 +230,7 @@ func (s *server) ownerStatements(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (s *server) meshStatements(w http.ResponseWriter, r *http.Request) error {
-	return statementsOf(w, r, s.Signed.MeshStatements)
+	return statementsOf(w, r, s.Signed.DeviceStatements)
 }
 
 // statementsOf writes raw statements that have to do with the owner of the path.

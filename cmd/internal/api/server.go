@@ -26,7 +26,7 @@ type State interface {
 type Signed interface {
 	OwnerStatements(owner stmt.Key) [][]byte
 	ClaimStatements(instance string) [][]byte
-	MeshStatements(owner stmt.Key) [][]byte
+	DeviceStatements(owner stmt.Key) [][]byte
 	// Omitted are the changes that a later epoch of an instance began without.
 	Omitted(instance string) []crdt.Omission
 	// Equivocations are the authors found to have signed two contents for one thing.
@@ -76,8 +76,14 @@ type Operator interface {
 	Invite(ctx context.Context, r InviteRequest) (Invite, error)
 	NameBase(ctx context.Context, r BaseRequest) (Base, error)
 	Drain(ctx context.Context, draining bool) error
+}
+
+// Root says what is the network's root's to say of nodes.
+type Root interface {
 	// Forget takes a node out of the network for good.
 	Forget(ctx context.Context, node stmt.Key) error
+	// NameOperator says whom a node belongs to; zero: nobody.
+	NameOperator(ctx context.Context, node, operator stmt.Key) error
 }
 
 // Config is what the handler serves. All fields but Metrics, Pprof, Refused and
@@ -90,6 +96,7 @@ type Config struct {
 	Host      Host
 	Guests    Guests
 	Operator  Operator
+	Root      Root
 	Mesh      func() Mesh // the node's part in it
 	// Public are the URLs by which everybody reaches an instance; nil: there are none.
 	Public  func(v *crdt.View, id string) []PublicURL
@@ -178,6 +185,7 @@ func (s *server) routes() []route {
 		{"POST", "/v1/node/drain", local, s.drain},
 		{"GET", "/v1/nodes", public, s.nodes},
 		{"POST", "/v1/nodes/{key}/forget", local, s.forget},
+		{"POST", "/v1/nodes/{key}/operator", local, s.nameOperator},
 		{"GET", "/v1/peers", member, s.peers},
 		{"GET", "/v1/mesh", member, s.mesh},
 		{"GET", "/v1/doctor", member, s.doctor},

@@ -163,10 +163,25 @@ func (s *server) forget(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return Problemf(ExitUsage, "%v", err)
 	}
-	if err := s.Operator.Forget(r.Context(), key); err != nil {
+	if err := s.Root.Forget(r.Context(), key); err != nil {
 		return err
 	}
 	return reply(w, Forgotten{Node: key})
+}
+
+func (s *server) nameOperator(w http.ResponseWriter, r *http.Request) error {
+	key, err := stmt.ParseKey(r.PathValue("key"))
+	if err != nil {
+		return Problemf(ExitUsage, "%v", err)
+	}
+	req, err := decode[NodeOperator](r)
+	if err != nil {
+		return err
+	}
+	if err := s.Root.NameOperator(r.Context(), key, req.Operator); err != nil {
+		return err
+	}
+	return reply(w, req)
 }
 
 // maxLogLine cuts longer log lines, in bytes.

@@ -50,7 +50,7 @@ func TestPeersOfANode(t *testing.T) {
 	operator := stmt.Key{7}
 	w := &world{rank: map[stmt.Key]uint64{}, devices: []crdt.Device{{Key: stmt.Key{'d'}, Name: "laptop", MeshKey: stmt.Key{'m', 0}}}}
 	for n := range 3 {
-		w.nodes = append(w.nodes, crdt.Node{Key: key(n), MeshKey: stmt.Key{'m', 1, byte(n)}, Address4: first(n), Operator: operator})
+		w.nodes = append(w.nodes, crdt.Node{Key: key(n), MeshKey: stmt.Key{'m', 1, byte(n)}, Address4: first(n), Operator: operator, Named: []stmt.Key{operator}})
 	}
 	w.nodes[2].Address4 = netip.MustParseAddr("10.128.1.1") // by no right
 	if w.nodes[2].Address4 == first(2) {

@@ -130,6 +130,71 @@ func TestJudge(t *testing.T) {
 	}
 }
 
+// A node that says it is the owner's is a peer when the owner or the root says so
+// too, and not by its own word, whatever a host adds.
+func TestNodesOfTheOwner(t *testing.T) {
+	w := newWorld(t)
+	w.admit("three", stmt.RoleNode)
+	registers := map[string][]byte{}
+	for _, n := range []string{"one", "two", "three"} {
+		by, err := stmt.SignOperators(keyOf(n), netID, []stmt.Key{pub("olga")})
+		if err != nil {
+			t.Fatal(err)
+		}
+		key := w.guests["two"].PublicKey() // three's is that of two's guest
+		if n != "three" {
+			key = privateKey(t).PublicKey()
+		}
+		node := crdt.Node{Operators: by, MeshKey: stmt.Key(key)}
+		state := crdt.NewState(netID, pub("root"), crdt.NewModel())
+		out, err := crdt.NewRegisters(keyOf(n), netID, 1).Node(state, node)
+		if err != nil {
+			t.Fatal(err)
+		}
+		registers[n] = out[0].Statement().Raw
+		w.all([][]byte{registers[n]}, nil)
+	}
+	names := map[stmt.Key]string{pub("one"): "one", pub("two"): "two", pub("three"): "three"}
+	is := func(when, want string) {
+		t.Helper()
+		s := w.testimony()
+		for _, raw := range registers { // a hostile host tells more than it should
+			s.Statements = append(s.Statements, raw)
+		}
+		known, err := Judge(w.identity(), w.laptop.PublicKey(), w.space, s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for _, p := range known.Peers {
+			text := p.String()
+			if p.IsNode() {
+				text = "node " + names[p.Node]
+				if found, ok := find(known.Peers, Target{Node: p.Node}); !ok || found.Key != p.Key || p.Host != peer.ID(p.Node.PeerID()) {
+					t.Errorf("%s: %s is found as %v, %v", when, text, found, ok)
+				}
+			}
+			got = append(got, text)
+		}
+		slices.Sort(got)
+		if text := strings.Join(got, ", "); text != want {
+			t.Errorf("%s: %s, want %s", when, text, want)
+		}
+	}
+	is("by their own word", "app/0, app/1")
+	w.all(w.author().SetDevice(crdt.Device{Key: pub("one"), Node: true}))
+	is("one by the owner's", "app/0, app/1, node one")
+	w.member(stmt.MemberBody{Key: pub("two"), Role: stmt.RoleNode, Operator: pub("olga")})
+	is("two by the root's", "app/0, app/1, node one, node two")
+	w.all(w.author().SetDevice(crdt.Device{Key: pub("three"), Node: true}))
+	is("of two with one key the node has it", "app/0, node one, node three, node two")
+	w.all(w.author().RemoveDevice(pub("one")))
+	w.all(w.author().RemoveDevice(pub("three")))
+	is("with the owner's word taken back", "app/0, app/1, node two")
+	w.member(stmt.MemberBody{Key: pub("two"), Role: stmt.RoleNode, Operator: pub("otto")})
+	is("with the root's word for another", "app/0, app/1")
+}
+
 // Settings of the network that a node makes up are not those of its ID.
 func TestJudgeSettings(t *testing.T) {
 	w := newWorld(t)

@@ -67,8 +67,8 @@ const (
 	dial4Timeout = 5 * time.Second
 )
 
-// ErrNoPeer: no replica of that kind is the device's peer.
-var ErrNoPeer = errors.New("no such replica is on the mesh")
+// ErrNoPeer: no replica or node of that kind is the device's peer.
+var ErrNoPeer = errors.New("no such replica or node is on the mesh")
 
 // Mesh is a device and its peers. Its methods may be called by several goroutines.
 type Mesh struct {
@@ -366,7 +366,7 @@ func (m *Mesh) Reach(ctx context.Context, t Target, hasty bool) (*Reached, error
 	if err != nil {
 		r.Close()
 		m.again(p)
-		return nil, fmt.Errorf("%s/%d does not answer on the mesh: %w", p.Name, p.Slot, err)
+		return nil, fmt.Errorf("%s does not answer on the mesh: %w", p, err)
 	}
 	return r, nil
 }
@@ -389,7 +389,7 @@ func (r *Reached) Dial(ctx context.Context, port uint16) (net.Conn, error) {
 		}
 	}
 	if err != nil {
-		return nil, fmt.Errorf("port %d of %s/%d: %w", port, r.peer.Name, r.peer.Slot, err)
+		return nil, fmt.Errorf("port %d of %s: %w", port, r.peer, err)
 	}
 	return &using{halfCloser: c, done: r.m.use(wg.Key(r.peer.Key))}, nil
 }

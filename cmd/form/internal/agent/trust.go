@@ -42,10 +42,18 @@ var (
 // own with an epoch's changes.
 const maxStatements = 1 << 16
 
-// Peer is a replica that the device may talk to.
+// Peer is a replica or a node that the device may talk to.
 type Peer struct {
 	mesh.Peer
-	Endpoint string // where its host says that it is
+	Endpoint string // where its host says that it is; "": as the node
+}
+
+// String is its name for people.
+func (p Peer) String() string {
+	if p.IsNode() {
+		return "node " + p.Node.String()
+	}
+	return fmt.Sprintf("%s/%d", p.Name, p.Slot)
 }
 
 // Roster is what statements prove of an owner's mesh.
@@ -63,7 +71,8 @@ func (t Testimony) After(r Roster) Testimony {
 	return t
 }
 
-// Judge is pure: the replicas that statements prove to be the device's peers.
+// Judge is pure: the nodes and replicas that statements prove to be the device's
+// peers. Of two with one key a node has it, as the owner runs that.
 // Statements that prove nothing are ignored.
 func Judge(id Identity, key wg.Key, space wg.Space, t Testimony) (Roster, error) {
 	if id.NetworkID(t.Name, t.Root) != id.Network {
@@ -82,10 +91,17 @@ func Judge(id Identity, key wg.Key, space wg.Space, t Testimony) (Roster, error)
 		return r, ErrUnlisted
 	}
 	r.Book = mesh.NewBook(v, space)
-	for _, p := range r.Book.Peers(policy.OfDevice(v, id.Owner, id.Device)) {
-		if p.Instance != "" && p.Host != "" {
-			r.Peers = append(r.Peers, Peer{Peer: p, Endpoint: endpointOf(v, p.Party)})
+	parties, taken := policy.NodesOf(v, id.Owner, id.Device), map[policy.Key]bool{}
+	for _, p := range parties {
+		taken[p.Key] = true
+	}
+	for _, p := range policy.OfDevice(v, id.Owner, id.Device) {
+		if !taken[p.Key] && len(parties) < policy.MaxPeers {
+			parties = append(parties, p)
 		}
+	}
+	for _, p := range r.Book.Peers(parties) {
+		r.Peers = append(r.Peers, Peer{Peer: p, Endpoint: endpointOf(v, p.Party)})
 	}
 	return r, nil
 }
@@ -99,7 +115,8 @@ func endpointOf(v *crdt.View, p policy.Party) string {
 	return ""
 }
 
-// Target is what of the mesh is meant: a replica, or who has an address.
+// Target is what of the mesh is meant: a replica, a node when Node alone is set, or
+// who has an address.
 type Target struct {
 	Instance string     `json:"instance,omitempty"`
 	Slot     int        `json:"slot"`
@@ -118,7 +135,7 @@ func find(peers []Peer, t Target) (Peer, bool) {
 		case t.Address.IsValid():
 			return t.Address == p.Address6 || t.Address == p.Address4
 		}
-		return t.Instance != ""
+		return t.Instance != "" || p.IsNode() && !t.Node.IsZero()
 	})
 	if i < 0 {
 		return Peer{}, false

@@ -73,9 +73,9 @@ type Status struct {
 	Peers       []PeerStatus `json:"peers"`           // never null
 }
 
-// PeerStatus is one replica in a [Status].
+// PeerStatus is one replica or node in a [Status].
 type PeerStatus struct {
-	Instance  string     `json:"instance"`
+	Instance  string     `json:"instance"` // "": a node
 	Name      string     `json:"name"`
 	Slot      int        `json:"slot"`
 	Node      stmt.Key   `json:"node"`

@@ -163,7 +163,7 @@ func (w *world) identity() Identity {
 }
 
 func (w *world) testimony() Testimony {
-	return Testimony{Name: netName, Root: pub("root"), Statements: w.host.MeshStatements(pub("olga"))}
+	return Testimony{Name: netName, Root: pub("root"), Statements: w.host.DeviceStatements(pub("olga"))}
 }
 
 // machine is a host with a guest, on loopback.
