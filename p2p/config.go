@@ -12,6 +12,7 @@ import (
 
 	"github.com/formthefog/formation/p2p/exchange"
 	"github.com/ipfs/boxo/blockstore"
+	pubsub "github.com/libp2p/go-libp2p-pubsub"
 	"github.com/libp2p/go-libp2p/core/peer"
 	ma "github.com/multiformats/go-multiaddr"
 )
@@ -130,6 +131,11 @@ type Config struct {
 	// neither dials others back to tell them whether they can be reached, nor
 	// learns its own addresses from peers; and it can run in virtual time.
 	Simulated bool
+	// Avoid says of a peer that there is to be no connection with it, neither dialled
+	// nor accepted. Optional.
+	Avoid func(p peer.ID) bool
+	// Trace sees what gossip does, as the library tells it. Optional.
+	Trace pubsub.RawTracer
 	// Portmap asks the router for a port by UPnP or NAT-PMP.
 	Portmap bool
 	// ClientOnly makes a node that listens on nothing, serves no DHT record,

@@ -48,13 +48,17 @@ func (g *gossip) followed() []string {
 	return out
 }
 
-func newGossip(ctx context.Context, h *gossipHost, short string, now func() time.Time, near *near, offence func(p peer.ID, what string)) (*gossip, error) {
+func newGossip(ctx context.Context, h *gossipHost, short string, now func() time.Time, near *near, trace pubsub.RawTracer, offence func(p peer.ID, what string)) (*gossip, error) {
 	g := &gossip{
 		host: h, self: h.ID(), short: short, repute: newRepute(now), offence: offence,
 		topics: make(map[string]*pubsub.Topic), subbed: make(map[string]bool),
 	}
 	ours := regexp.MustCompile("^" + regexp.QuoteMeta("/formd/") + ".+" + regexp.QuoteMeta("/"+short) + "$")
-	ps, err := pubsub.NewGossipSub(ctx, h,
+	var traced []pubsub.Option
+	if trace != nil {
+		traced = append(traced, pubsub.WithRawTracer(trace))
+	}
+	ps, err := pubsub.NewGossipSub(ctx, h, append(traced,
 		pubsub.WithMessageSignaturePolicy(pubsub.StrictNoSign),
 		pubsub.WithNoAuthor(),
 		pubsub.WithMessageIdFn(messageID),
@@ -64,7 +68,7 @@ func newGossip(ctx context.Context, h *gossipHost, short string, now func() time
 		pubsub.WithFloodPublish(true),
 		pubsub.WithSubscriptionFilter(pubsub.WrapLimitSubscriptionFilter(pubsub.NewRegexpSubscriptionFilter(ours), maxTopics)),
 		pubsub.WithPeerScore(scoreParams(g.repute, near)),
-	)
+	)...)
 	if err != nil {
 		return nil, fmt.Errorf("p2p: start gossip: %w", err)
 	}

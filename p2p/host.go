@@ -225,10 +225,15 @@ type connGater struct {
 	open    func() bool
 	refused func(p peer.ID) time.Duration                      // for how long; such a peer is not dialled
 	allowed func(p peer.ID, a ma.Multiaddr, inbound bool) bool // nil: all are
+	avoid   func(p peer.ID) bool                               // nil: nobody is
 	inner   []netip.Prefix                                     // not dialled
 }
 
-func (g *connGater) InterceptPeerDial(p peer.ID) bool { return g.open() && g.refused(p) == 0 }
+func (g *connGater) InterceptPeerDial(p peer.ID) bool {
+	return g.open() && g.refused(p) == 0 && !g.avoids(p)
+}
+
+func (g *connGater) avoids(p peer.ID) bool { return g.avoid != nil && g.avoid(p) }
 
 func (g *connGater) InterceptAddrDial(p peer.ID, a ma.Multiaddr) bool {
 	return !inside(g.inner, a) && (g.allowed == nil || g.allowed(p, a, false))
@@ -237,7 +242,7 @@ func (g *connGater) InterceptAddrDial(p peer.ID, a ma.Multiaddr) bool {
 func (g *connGater) InterceptAccept(network.ConnMultiaddrs) bool { return g.open() }
 
 func (g *connGater) InterceptSecured(dir network.Direction, p peer.ID, c network.ConnMultiaddrs) bool {
-	return dir == network.DirOutbound || g.allowed == nil || g.allowed(p, c.RemoteMultiaddr(), true)
+	return dir == network.DirOutbound || !g.avoids(p) && (g.allowed == nil || g.allowed(p, c.RemoteMultiaddr(), true))
 }
 
 func (g *connGater) InterceptUpgraded(network.Conn) (bool, control.DisconnectReason) { return true, 0 }

@@ -95,7 +95,7 @@ func New(cfg Config) (*Node, error) {
 	n.ctx, n.cancel = context.WithCancel(context.Background())
 	n.inner, err = newHost(&cfg, parsed, hostOptions{
 		gate:    n.gate,
-		gater:   &connGater{open: n.isOpen, refused: n.penalties.left, allowed: cfg.allowed, inner: cfg.Inner},
+		gater:   &connGater{open: n.isOpen, refused: n.penalties.left, allowed: cfg.allowed, avoid: cfg.Avoid, inner: cfg.Inner},
 		bytes:   n.bytes,
 		relays:  n.relayCandidates,
 		refused: n.streamRefused,
@@ -140,7 +140,7 @@ func (n *Node) assemble(p parsed) (err error) {
 		if err := n.startRelay(); err != nil {
 			return err
 		}
-		if n.gossip, err = newGossip(n.ctx, n.newGossipHost(), n.cfg.Network, time.Now, n.near, n.Offence); err != nil {
+		if n.gossip, err = newGossip(n.ctx, n.newGossipHost(), n.cfg.Network, time.Now, n.near, n.cfg.Trace, n.Offence); err != nil {
 			return err
 		}
 	}

@@ -42,9 +42,7 @@ func (s *Swarm) newNode(i int) (*node, error) {
 	return n, err
 }
 
-func (n *node) listens() string {
-	return fmt.Sprintf("/ip4/%s/udp/%d/quic-v1", address(n.i), port)
-}
+func listens(node int) string { return fmt.Sprintf("/ip4/%s/udp/%d/quic-v1", address(node), port) }
 
 // maxKnown is how many addresses a node is told of at its start, as by formd.
 const maxKnown = 32
@@ -92,13 +90,13 @@ func (n *node) connect(log *slog.Logger) error {
 		return err
 	}
 	cfg := p2p.Config{
-		Key: n.key, Network: n.swarm.id.String(), Listen: []string{n.listens()},
+		Key: n.key, Network: n.swarm.id.String(), Listen: []string{listens(n.i)},
 		Admission: admission{hello, n.state}, Logger: log, Simulated: true,
 		ListenUDP: func(_ string, addr *net.UDPAddr) (net.PacketConn, error) { return n.swarm.net.listen(n.i, addr) },
 	}
 	for _, o := range n.swarm.nodes[:n.swarm.cfg.Seeds] {
 		if o != n {
-			cfg.Bootstrap = append(cfg.Bootstrap, o.listens()+"/p2p/"+o.id.String())
+			cfg.Bootstrap = append(cfg.Bootstrap, listens(o.i)+"/p2p/"+o.id.String())
 		}
 	}
 	for _, o := range n.state.View().Nodes() { // as a ticket's peers may be gone

@@ -53,13 +53,23 @@ const MaxNodes = 1000
 // lastDial is longer than any dial takes.
 const lastDial = 2 * time.Minute
 
-// Run has f do something with a swarm, of which nobody runs yet, in a bubble of its
-// own, and ends the swarm.
-func Run(t *testing.T, cfg Config, f func(t *testing.T, s *Swarm)) {
+// bubble runs f in a bubble. Once f has returned time goes on for as long as the
+// library's dials do, which outlive their host until they time out: time stands still
+// when the bubble's own goroutine has ended.
+func bubble(t *testing.T, f func(t *testing.T)) {
 	// The library counts bytes in a goroutine that the first count starts and that
 	// never ends: it must not be one of the bubble's.
 	metrics.NewBandwidthCounter().LogSentMessage(1)
 	synctest.Test(t, func(t *testing.T) {
+		defer time.Sleep(lastDial)
+		f(t)
+	})
+}
+
+// Run has f do something with a swarm, of which nobody runs yet, in a bubble of its
+// own, and ends the swarm.
+func Run(t *testing.T, cfg Config, f func(t *testing.T, s *Swarm)) {
+	bubble(t, func(t *testing.T) {
 		s, err := newSwarm(cfg)
 		if err != nil {
 			t.Fatal(err)
@@ -68,9 +78,6 @@ func Run(t *testing.T, cfg Config, f func(t *testing.T, s *Swarm)) {
 			if err := s.stop(); err != nil {
 				t.Error(err)
 			}
-			// The library's dials outlive their host, until they time out; and time
-			// stands still when the bubble's own goroutine has ended.
-			time.Sleep(lastDial)
 		}()
 		f(t, s)
 	})
@@ -101,8 +108,10 @@ func newSwarm(cfg Config) (*Swarm, error) {
 	return s, nil
 }
 
-func (s *Swarm) key(what string, i int) ed25519.PrivateKey {
-	b := binary.BigEndian.AppendUint64([]byte(what), s.cfg.Seed)
+func (s *Swarm) key(what string, i int) ed25519.PrivateKey { return keyOf(what, s.cfg.Seed, i) }
+
+func keyOf(what string, of uint64, i int) ed25519.PrivateKey {
+	b := binary.BigEndian.AppendUint64([]byte(what), of)
 	seed := sha256.Sum256(binary.BigEndian.AppendUint64(b, uint64(i)))
 	return ed25519.NewKeyFromSeed(seed[:])
 }
