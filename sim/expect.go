@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/formthefog/formation/crdt"
 	"github.com/formthefog/formation/fogvm/reconcile/plan"
@@ -24,6 +25,8 @@ const (
 	DeletedGone   des.Invariant = "deleted-stays-gone"    // what was deleted does not run again
 	OperatorsOnly des.Invariant = "operators-only"        // who is not named does not run it
 	Always        des.Invariant = "served-always"         // what ran runs somewhere all the while
+	Delivery      des.Invariant = "delivery-p99"          // statements come to all nodes within a time
+	Sends         des.Invariant = "sends"                 // a node sends not too many messages for each
 	Sometimes     des.Invariant = "sometimes"             // what a scenario is about has happened
 	SameHash      des.Invariant = "same-hash"             // a seed gives the same events again
 )
@@ -170,6 +173,7 @@ func (r *run) judge() {
 	if e.Takeovers == "none" && all > 0 || e.Takeovers == "some" && all == 0 {
 		r.fail(Takeovers, "%d, where there are to be %s", all, e.Takeovers)
 	}
+	r.delivery()
 	if n := r.Usurped(); e.Slept && n > 0 {
 		r.fail(Slept, "%d slots were taken by who slept from who served", n)
 	}
@@ -183,6 +187,25 @@ func (r *run) judge() {
 	}
 	for _, w := range sortedKeys(r.Seen) {
 		r.note("%s: %d", w, r.Seen[w])
+	}
+}
+
+// delivery holds how statements come to all to what that may take.
+func (r *run) delivery() {
+	e := r.plan.Expect
+	if e.Delivery == 0 && e.Sends == 0 {
+		return
+	}
+	m := r.observer.metrics()
+	if m.Convergence.Count == 0 {
+		r.fail(Delivery, "no statement came to all nodes: nothing was measured")
+		return
+	}
+	if p99 := time.Duration(m.Convergence.P99) * time.Microsecond; e.Delivery > 0 && p99 > e.Delivery {
+		r.fail(Delivery, "all nodes have a statement after %v, the 99th of a hundred, allowed are %v", p99, e.Delivery)
+	}
+	if e.Sends > 0 && m.Sends > e.Sends {
+		r.fail(Sends, "a node sends %.2f messages for each statement, allowed are %.2f", m.Sends, e.Sends)
 	}
 }
 

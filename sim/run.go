@@ -12,6 +12,7 @@ import (
 	"github.com/formthefog/formation/fogvm/reconcile/plan"
 	"github.com/formthefog/formation/sim/chance"
 	"github.com/formthefog/formation/sim/des"
+	"github.com/formthefog/formation/sim/record"
 	"github.com/formthefog/formation/sim/scenario"
 )
 
@@ -26,8 +27,11 @@ type Result struct {
 	Virtual  time.Duration `json:"virtualNanoseconds"`
 	Hash     string        `json:"hash"` // of every event
 	Notes    []string      `json:"notes"`
-	Bad      []des.Broken  `json:"bad"` // invariants that did not hold
-	mutant   des.Mutant
+	// Metrics are its figures, and Recording is what happened.
+	Metrics   record.Metrics    `json:"metrics"`
+	Recording *record.Recording `json:"-"`
+	Bad       []des.Broken      `json:"bad"` // invariants that did not hold
+	mutant    des.Mutant
 }
 
 // Replay is the command that repeats the run.
@@ -49,35 +53,43 @@ func Run(p *scenario.Plan, mutant des.Mutant) *Result { return runUntil(p, mutan
 
 // runUntil is Run up to where an invariant breaks.
 func runUntil(p *scenario.Plan, mutant des.Mutant, broken des.Invariant) *Result {
+	o := newObserver()
 	cfg := des.Config{
-		Seed: p.Seed, Nodes: p.Nodes, Drift: p.Drift, Domains: p.Domains, Mutant: mutant,
+		Seed: p.Seed, Nodes: p.Nodes, Drift: p.Drift, Domains: p.Domains, Mutant: mutant, Watch: o,
 		Net: des.NetConfig{Regions: p.Network.Regions, Loss: p.Network.Loss, Duplicate: p.Network.Duplicate, Damage: p.Network.Damage},
 	}
 	r := &run{
-		Sim: des.New(cfg), plan: p, until: broken, names: map[string]string{}, exposed: map[string]bool{}, gone: map[string]bool{},
+		observer: o,
+		Sim:      des.New(cfg), plan: p, until: broken, names: map[string]string{}, exposed: map[string]bool{}, gone: map[string]bool{},
 		res: &Result{Scenario: p.Name, Nodes: p.Nodes, Seed: p.Seed, Steps: len(p.Steps), Notes: []string{}, Bad: []des.Broken{}, mutant: mutant},
 	}
+	o.run = r
 	r.whole()
 	r.res.Events, r.res.Virtual, r.res.Hash = r.Events(), r.Now(), r.Hash()
 	r.res.Bad = append(r.res.Bad, r.Bad...)
 	slices.SortStableFunc(r.res.Bad, func(a, b des.Broken) int { return int(a.At - b.At) })
+	r.res.Metrics = o.metrics()
+	r.res.Notes = append(notes(r.res.Metrics), r.res.Notes...)
+	r.res.Recording = o.recording()
 	return r.res
 }
 
 // run is one run of a scenario in the discrete-event tier.
 type run struct {
 	*des.Sim
-	plan    *scenario.Plan
-	until   des.Invariant // a run ends when it breaks; "": at its end
-	res     *Result
-	names   map[string]string // of instances that steps name, to their IDs
-	exposed map[string]bool   // instances that nodes may run that lie
-	gone    map[string]bool   // instances that were deleted
+	plan     *scenario.Plan
+	observer *observer
+	until    des.Invariant // a run ends when it breaks; "": at its end
+	res      *Result
+	names    map[string]string // of instances that steps name, to their IDs
+	exposed  map[string]bool   // instances that nodes may run that lie
+	gone     map[string]bool   // instances that were deleted
 
 	before  map[plan.Slot][]int // what ran where when the first fault came
 	touched []int               // nodes that were not up all the while since
 	smaller []int               // one side of the last split; nil: there is none
 	calm    time.Duration       // since when nothing was done
+	picked  int                 // the node that the step is about; -1: none by number
 }
 
 func (r *run) note(format string, args ...any) {
@@ -108,7 +120,9 @@ func (r *run) whole() {
 		if isFault(s.Do) && r.before == nil {
 			r.before = r.Placement()
 		}
+		r.picked = -1
 		actions[s.Do](r, s, chance.Stream(s.Draw))
+		r.observer.step(s, r.picked)
 		r.calm = r.Now()
 	}
 	r.pass(r.plan.End - r.Now())
@@ -121,6 +135,7 @@ func (r *run) pass(d time.Duration) {
 		step := min(d, time.Second)
 		r.Run(step)
 		d -= step
+		r.observer.sample()
 		r.watch()
 	}
 }
@@ -173,6 +188,14 @@ func (r *run) settle() {
 
 // pick draws the node that a step is about; false: there is none.
 func (r *run) pick(s scenario.Step, rng *rand.Rand) (int, bool) {
+	i, ok := r.draw(s, rng)
+	if ok {
+		r.picked = i
+	}
+	return i, ok
+}
+
+func (r *run) draw(s scenario.Step, rng *rand.Rand) (int, bool) {
 	if n, ok := s.Node.Number(); ok {
 		return n, true
 	}

@@ -49,10 +49,12 @@ type simFlags struct {
 	nodes int
 	seed  uint64
 	once  bool
+	jsonl string // file to record to; "": none
 }
 
 func (f *simFlags) add(cmd *cobra.Command) {
 	cmd.Flags().IntVar(&f.nodes, "nodes", 0, "how many nodes (0: as the scenario wants)")
+	cmd.Flags().StringVar(&f.jsonl, "jsonl", "", "write what happens to this file, one JSON object a line (of several seeds the last)")
 	cmd.Flags().BoolVar(&f.once, "once", false, "do not run it a second time to see that it gives the same events")
 }
 
@@ -125,7 +127,7 @@ SCENARIO is one of form sim list, or a file that ends in .yaml.`,
 				if err != nil {
 					return err
 				}
-				if err := a.runSim(p, !f.once, !noShrink); err != nil {
+				if err := a.runSim(p, &f, !noShrink); err != nil {
 					return err
 				}
 				f.seed++
@@ -169,7 +171,7 @@ With --only it leaves out all others.`,
 			for _, s := range p.Steps {
 				a.p.Note("step %v", s)
 			}
-			return a.runSim(p, !f.once, false)
+			return a.runSim(p, &f, false)
 		},
 	}
 	f.add(cmd)
@@ -195,12 +197,39 @@ func stepsOf(only string, steps int) ([]int, error) {
 	return slices.Compact(keep), nil
 }
 
+// record writes what a run leaves behind.
+func (f *simFlags) record(r *sim.Result) error {
+	if f.jsonl == "" {
+		return nil
+	}
+	return writeFile(f.jsonl, r.Recording.Write)
+}
+
+// writeFile makes a file anew of what write gives.
+func writeFile(name string, write func(io.Writer) error) error {
+	out, err := os.Create(name)
+	if err != nil {
+		return cli.Errorf(api.ExitUsage, "%v", err)
+	}
+	if err := write(out); err != nil {
+		_ = out.Close() // the first error tells
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	if err := out.Close(); err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	return nil
+}
+
 // shrinkRuns bounds how often a schedule is run to shrink it.
 const shrinkRuns = 300
 
-func (a *app) runSim(p *scenario.Plan, twice, shrink bool) error {
+func (a *app) runSim(p *scenario.Plan, f *simFlags, shrink bool) error {
 	r := sim.Run(p, "")
-	if twice {
+	if err := f.record(r); err != nil {
+		return err
+	}
+	if !f.once {
 		r.Compare(sim.Run(p, ""))
 	}
 	word := "ok"

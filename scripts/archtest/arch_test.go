@@ -76,6 +76,7 @@ var rules = []rule{
 	{"sim/live", []string{"crdt", "crdt/stmt", "p2p", "sim/des", "sim/gossip", "sim/regions"}, "runs what formd runs of state and network, and nothing that is a machine's"},
 	{"sim/chance", nil, "numbers that a seed and words name"},
 	{"sim/scenario", []string{"sim/chance"}, "what happens is data; which tier has it happen is somebody else's"},
+	{"sim/record", nil, "what a run leaves behind, for whoever reads it: no tier's types are in it"},
 	{"sim", anything, "runs the real parts over a simulated world"},
 	{"scripts/...", anything, "tools of the repository"},
 }

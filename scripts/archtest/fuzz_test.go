@@ -108,6 +108,7 @@ var decoders = []struct{ dir, fn, fuzz, reason string }{
 	{"cmd/internal/api", "decode", "FuzzBody", ""},
 	{"cmd/internal/api", "ReadHeader", "FuzzReadHeader", ""},
 	{"cmd/internal/api", "readEvents", "FuzzReadEvents", ""},
+	{"sim/record", "Read", "FuzzRead", ""},
 }
 
 // decoding is how a function is called that takes bytes apart.

@@ -38,6 +38,7 @@ var pure = []struct {
 	{"sim/des", nil},
 	{"sim/gossip", nil},
 	{"sim/regions", nil},
+	{"sim/record", nil},
 }
 
 // impure are functions and packages that read the world. Methods of a *rand.Rand

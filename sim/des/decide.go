@@ -22,7 +22,10 @@ type knowledge struct {
 const fetching = 2
 
 // pack is one that a node has or fetches.
-type pack struct{ at time.Duration } // complete from then on
+type pack struct {
+	at      time.Duration // complete from then on
+	fetched bool          // and nothing of it has run yet, for the Watcher
+}
 
 // vm is a virtual machine, which outlives the daemon.
 type vm struct {
@@ -170,7 +173,7 @@ func (n *node) fetch(want, keep []string) {
 		if _, have := n.packs[p]; !have && open < fetching {
 			open++
 			d := n.sim.cfg.Fetch.draw(n.rng)
-			n.packs[p] = &pack{at: n.sim.now + d}
+			n.packs[p] = &pack{at: n.sim.now + d, fetched: true}
 			n.after(d, evPack, 0, 0, nil)
 		}
 	}

@@ -73,6 +73,7 @@ func (n *node) gossip(e *event) {
 		}
 	}
 	if len(out.news) > 0 {
+		n.sim.firsts++
 		n.relay(f, e.from)
 	} else if n.sim.nodes[e.from].liar {
 		n.sim.Seen["a replayed statement was nothing new"]++

@@ -268,6 +268,7 @@ func (n *node) committed(c *commit) {
 		return
 	}
 	n.disk.synced = max(n.disk.synced, c.upTo)
+	n.sim.begin(n, c.news)
 	for vs := range slices.Chunk(c.news, gossipBatch) {
 		n.publish(newBatch(vs))
 	}
@@ -281,6 +282,7 @@ func (n *node) merge(b batch) outcome {
 	before := n.h.id
 	h, out := n.sim.pool.apply(n.h, b)
 	n.h = h
+	n.sim.holds(n, b, out.errs)
 	n.disk.tail = append(n.disk.tail, out.news...)
 	for _, v := range out.news {
 		id := v.Statement().ID

@@ -27,6 +27,7 @@ const (
 	useVoters
 	useRelay
 	useRegion
+	usePack
 )
 
 // draw is a number that seed and words give.

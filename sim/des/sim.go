@@ -32,6 +32,8 @@ type Config struct {
 	// slow.
 	Drift  int64
 	Mutant Mutant // "": none
+	// Watch is told what happens; nil: nobody.
+	Watch Watcher
 }
 
 func (c *Config) setDefaults() {
@@ -95,6 +97,8 @@ type Sim struct {
 	checks    checks
 	contracts bool     // an instance has another contract than keep
 	fenced    []string // instances, by ID
+	watch     *watching
+	firsts    uint64
 
 	// Bad are the invariants that did not hold, the first of them.
 	Bad []Broken
@@ -111,7 +115,7 @@ func New(cfg Config) *Sim {
 	cfg.setDefaults()
 	s := &Sim{
 		cfg: cfg, index: map[stmt.Key]int32{}, members: map[stmt.ID]stmt.Key{}, trace: newTrace(), Seen: map[string]int{},
-		net: newNetwork(cfg.Net, cfg.Seed),
+		net: newNetwork(cfg.Net, cfg.Seed), watch: newWatching(cfg.Watch),
 	}
 	s.rootKey = s.key("root", 0)
 	s.root = stmt.KeyOf(s.rootKey)
@@ -147,6 +151,9 @@ func (s *Sim) Nodes() int { return len(s.nodes) }
 // Traffic is what all nodes together have sent.
 func (s *Sim) Traffic() [Classes]Traffic { return s.net.total }
 
+// Firsts is how many messages of statements said something new to who received them.
+func (s *Sim) Firsts() uint64 { return s.firsts }
+
 // Copies is how often a state was copied, as a measure of work.
 func (s *Sim) Copies() int { return s.pool.copies }
 
@@ -167,10 +174,13 @@ func (s *Sim) Do(d time.Duration, f func()) {
 // Run lets d pass.
 func (s *Sim) Run(d time.Duration) {
 	end := s.now + d
+	s.look()
 	for len(s.queue) > 0 && s.queue[0].at <= end {
 		s.next()
 	}
 	s.now = end
+	s.look()
+	s.settleSpread()
 }
 
 // RunUntil lets time pass until ok, which it asks every step, and says whether
@@ -193,6 +203,7 @@ func (s *Sim) next() {
 		s.trace.event(&e)
 		e.load.(func())()
 		s.checkFences()
+		s.look()
 		return
 	}
 	n := s.nodes[e.node]
@@ -213,4 +224,7 @@ func (s *Sim) next() {
 	}
 	s.trace.event(&e)
 	n.handle(&e)
+	if s.watch != nil && !e.kind.isMessage() {
+		s.lookAt(n)
+	}
 }
