@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"github.com/formthefog/formation/cmd/internal/api"
+	"github.com/formthefog/formation/wg/wgtest"
 )
 
 // fleet is a swarm of real formd processes on loopback and one user of it, who
@@ -38,9 +39,10 @@ type member struct {
 	f    *fleet
 	dir  string
 	args []string
-	peer string   // peer ID
-	addr string   // multiaddr
-	at   []string // where it listens, once it has: a restart keeps its ports
+	peer string            // peer ID
+	addr string            // multiaddr
+	at   []string          // where it listens, once it has: a restart keeps its ports
+	ns   *wgtest.Namespace // in which it runs; nil: this one
 	cmd  *exec.Cmd
 	gone chan struct{} // closed when the process has ended
 }
@@ -57,6 +59,17 @@ func required(t *testing.T, name string) string {
 // newFleet starts n nodes with these flags. FORMATION_DRIVER=fake tries the test itself without
 // virtual machines.
 func newFleet(t *testing.T, n int, flags ...string) *fleet {
+	f := emptyFleet(t)
+	f.start(append([]string{"--accept", "any"}, flags...)...)
+	f.ticket = strings.TrimSpace(f.as(f.nodes[0]).must("net", "invite"))
+	for range n - 1 {
+		f.start(append([]string{"--join", f.ticket, "--accept", "any"}, flags...)...)
+	}
+	return f
+}
+
+// emptyFleet has no nodes yet.
+func emptyFleet(t *testing.T) *fleet {
 	dir, err := os.MkdirTemp("", "form-e2e-") // a socket's path must be short
 	if err == nil {
 		err = os.Chmod(dir, 0o711) // a user without rights has a home in it
@@ -72,18 +85,19 @@ func newFleet(t *testing.T, n int, flags ...string) *fleet {
 	}
 	f.env = append(f.env, "HOME="+f.home(), "FORM_PASSWORD=correct-horse", "XDG_RUNTIME_DIR="+filepath.Join(dir, "run"))
 	t.Cleanup(f.stop)
-	f.start(append([]string{"--accept", "any"}, flags...)...)
-	f.ticket = strings.TrimSpace(f.as(f.nodes[0]).must("net", "invite"))
-	for range n - 1 {
-		f.start(append([]string{"--join", f.ticket, "--accept", "any"}, flags...)...)
-	}
 	return f
 }
 
 // start adds a node and waits until it is ready.
 func (f *fleet) start(args ...string) *member {
 	f.t.Helper()
-	m := &member{f: f, dir: filepath.Join(f.dir, "n"+strconv.Itoa(len(f.nodes)+1)), args: args}
+	return f.startIn(nil, args...)
+}
+
+// startIn does so in a network namespace.
+func (f *fleet) startIn(ns *wgtest.Namespace, args ...string) *member {
+	f.t.Helper()
+	m := &member{f: f, dir: filepath.Join(f.dir, "n"+strconv.Itoa(len(f.nodes)+1)), args: args, ns: ns}
 	f.nodes = append(f.nodes, m)
 	if err := os.MkdirAll(m.dir, 0o700); err != nil {
 		f.t.Fatal(err)
@@ -99,7 +113,11 @@ func (m *member) run() {
 	args := []string{"run", "--data", filepath.Join(m.dir, "data"), "--api", "unix://" + m.socket(), "--web", "off",
 		"--no-mdns", "--no-portmap", "--mesh", "off", "--stop-vms"}
 	if len(m.at) == 0 {
-		m.at = []string{"/ip4/127.0.0.1/tcp/0", "/ip4/127.0.0.1/udp/0/quic-v1"}
+		ip := "127.0.0.1"
+		if m.ns != nil {
+			ip = "0.0.0.0"
+		}
+		m.at = []string{"/ip4/" + ip + "/tcp/0", "/ip4/" + ip + "/udp/0/quic-v1"}
 	}
 	for _, a := range m.at {
 		args = append(args, "--listen", a)
@@ -107,7 +125,11 @@ func (m *member) run() {
 	if d := os.Getenv("FORMATION_DRIVER"); d != "" {
 		args = append(args, "--vm-driver", d)
 	}
-	m.cmd = exec.Command(filepath.Join(m.f.bin, "formd"), append(args, m.args...)...)
+	argv := slices.Concat([]string{filepath.Join(m.f.bin, "formd")}, args, m.args)
+	m.cmd = exec.Command(argv[0], argv[1:]...)
+	if m.ns != nil { // ip becomes what it runs: the process is formd's
+		m.cmd = m.ns.Command(context.Background(), argv...)
+	}
 	m.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	log, err := os.OpenFile(filepath.Join(m.dir, "log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {

@@ -24,13 +24,21 @@ import (
 )
 
 func newNetConfig(a *app) *cobra.Command {
-	var name, peersOf string
+	var name, peersOf, dns string
 	c := &cobra.Command{
 		Use: "config", Short: "print a WireGuard configuration for a phone, a router, any machine",
 		Long: `Makes a new device of yours and prints its configuration as wg-quick and every
 WireGuard app take it: your replicas as they are now, each at its host. The private
-key is in it and nowhere else, so keep it like a key. The names of the mesh are not
-in it.
+key is in it and nowhere else, so keep it like a key.
+
+The names of the mesh are answered to devices by the nodes that you run, where they
+have an interface on the mesh, in your scope; replicas answer themselves alone, so
+without such a node there is nobody to ask. A node refuses all other names. As
+WireGuard knows no names by which it could tell them apart, a DNS line has a phone or
+wg-quick ask there about every name, and nothing else on the internet is found any
+more: it is there with --dns all only. --dns mesh is for wg-quick on a machine with
+systemd-resolved, which is told to ask there about the mesh's names alone. Elsewhere
+tell the machine's resolver about the address that a comment gives.
 
 When replicas have moved, --peers NAME prints the peers of a device anew, as
 wg syncconf and wg addconf take them. form key device rm KEY ends a device.`,
@@ -41,18 +49,31 @@ wg syncconf and wg addconf take them. form key device rm KEY ends a device.`,
 			if peersOf != "" && name != "" {
 				return cli.Errorf(api.ExitUsage, "--device makes a device, and --peers is about one that there is")
 			}
+			if dns != "" && dns != dnsAll && dns != dnsMesh {
+				return cli.Errorf(api.ExitUsage, "--dns: %q is neither all nor mesh", dns)
+			}
+			if dns != "" && peersOf != "" {
+				return cli.Errorf(api.ExitUsage, "--dns is about the interface, and --peers prints peers alone")
+			}
 			return a.withAuthor(cmd.Context(), func(c *swarm.Conn, au *crdt.Author) error {
 				if peersOf != "" {
 					return a.runNetPeers(cmd.Context(), c, au, peersOf)
 				}
-				return a.runNetConfig(cmd.Context(), c, au, name)
+				return a.runNetConfig(cmd.Context(), c, au, name, dns)
 			})
 		},
 	}
 	c.Flags().StringVar(&name, "device", "", "a name for the device (a DNS label)")
 	c.Flags().StringVar(&peersOf, "peers", "", "print the peers of a device that there is: its name or key")
+	c.Flags().StringVar(&dns, "dns", "", "ask a node about names: mesh (those of the mesh, by systemd-resolved) or all")
 	return c
 }
+
+// What of a device's questions about names goes to a node, with --dns.
+const (
+	dnsAll  = "all"
+	dnsMesh = "mesh"
+)
 
 // wgConfig is a device's configuration.
 type wgConfig struct {
@@ -61,7 +82,11 @@ type wgConfig struct {
 	PrivateKey string   `json:"private_key,omitempty"`
 	Addresses  []string `json:"addresses"`
 	MTU        int      `json:"mtu"`
+	Nameserver string   `json:"nameserver,omitempty"` // who answers about the zone
+	Zone       string   `json:"zone"`
 	Peers      []wgPeer `json:"peers"` // never null
+
+	dns string // of --dns
 }
 
 type wgPeer struct {
@@ -71,7 +96,7 @@ type wgPeer struct {
 	Endpoint   string   `json:"endpoint,omitempty"`
 }
 
-func (a *app) runNetConfig(ctx context.Context, c *swarm.Conn, au *crdt.Author, name string) error {
+func (a *app) runNetConfig(ctx context.Context, c *swarm.Conn, au *crdt.Author, name, dns string) error {
 	// Only the public half of the device's own key is ever of use: it opens no session.
 	public, _, err := ed25519.GenerateKey(rand.Reader)
 	if err != nil {
@@ -98,7 +123,10 @@ func (a *app) runNetConfig(ctx context.Context, c *swarm.Conn, au *crdt.Author, 
 	if err != nil {
 		return err
 	}
-	v.PrivateKey = key.String()
+	v.PrivateKey, v.dns = key.String(), dns
+	if dns != "" && v.Nameserver == "" {
+		a.p.Warn("nobody answers this device about names: you run no node that has an interface on the mesh, so --dns %s changes nothing", dns)
+	}
 	a.p.Note("the private key is in this configuration and nowhere else; form key device rm %s ends it", d.Key)
 	return a.p.Answer(v, func(w io.Writer) { fmt.Fprint(w, v) })
 }
@@ -140,7 +168,7 @@ func (a *app) wgConfig(ctx context.Context, c *swarm.Conn, owner stmt.Key, d crd
 	if err != nil {
 		return wgConfig{}, err
 	}
-	v := wgConfig{Device: d.Key, Name: d.Name, Addresses: []string{id.Address(space).String() + "/128", id.Address4(space).String() + "/32"}, MTU: agent.MTU, Peers: []wgPeer{}}
+	v := wgConfig{Device: d.Key, Name: d.Name, Addresses: []string{id.Address(space).String() + "/128", id.Address4(space).String() + "/32"}, MTU: agent.MTU, Zone: settings.Full().Zone, Peers: []wgPeer{}}
 	for _, p := range known.Peers {
 		peer := wgPeer{Name: p.String(), PublicKey: wg.Key(p.Key).String(), AllowedIPs: []string{p.Address6.String() + "/128"}}
 		if p.Address4.IsValid() {
@@ -150,6 +178,9 @@ func (a *app) wgConfig(ctx context.Context, c *swarm.Conn, owner stmt.Key, d crd
 			a.p.Warn("%s: its host %s says no UDP address, so it is not reached before it reaches out", peer.Name, short(p.Node))
 		}
 		v.Peers = append(v.Peers, peer)
+		if p.IsNode() && v.Nameserver == "" {
+			v.Nameserver = p.Address6.String()
+		}
 	}
 	if len(v.Peers) == 0 {
 		a.p.Warn("no replica is on the mesh yet\nhint: later: form net config --peers %s", d.Key)
@@ -185,6 +216,15 @@ func usable(at netip.AddrPort) bool {
 func (v wgConfig) String() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "# Formation device %s %s\n[Interface]\nPrivateKey = %s\nAddress = %s\nMTU = %d\n", v.Name, v.Device, v.PrivateKey, strings.Join(v.Addresses, ", "), v.MTU)
+	switch {
+	case v.Nameserver == "":
+	case v.dns == dnsAll:
+		fmt.Fprintf(&b, "DNS = %s, %s\n", v.Nameserver, v.Zone)
+	case v.dns == dnsMesh:
+		fmt.Fprintf(&b, "PostUp = resolvectl dns %%i %s; resolvectl domain %%i '~%s'; resolvectl default-route %%i false\n", v.Nameserver, v.Zone)
+	default:
+		fmt.Fprintf(&b, "# %s answers about names below %s, and refuses others\n", v.Nameserver, v.Zone)
+	}
 	return b.String() + v.peers()
 }
 

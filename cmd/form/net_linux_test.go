@@ -235,24 +235,9 @@ func TestNetConfigForStandardClients(t *testing.T) {
 			t.Skip("not installed: ", tool)
 		}
 	}
-	dir := t.TempDir()
-	userspace := filepath.Join(dir, "wireguard-go")
-	if out, err := exec.CommandContext(t.Context(), "go", "build", "-o", userspace, "golang.zx2c4.com/wireguard").CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
 	text := l.must("net", "config", "--device", "phone")
 	name := fmt.Sprintf("fc%d", os.Getpid())
-	conf := filepath.Join(dir, name+".conf")
-	if err := os.WriteFile(conf, []byte(text), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	quick := func(verb string) {
-		cmd := l.ns.Command(t.Context(), "wg-quick", verb, conf)
-		cmd.Env = append(os.Environ(), "WG_QUICK_USERSPACE_IMPLEMENTATION="+userspace)
-		if out, err := cmd.CombinedOutput(); err != nil {
-			t.Fatalf("wg-quick %s: %v\n%s\n%s", verb, err, out, text)
-		}
-	}
+	quick := newQuick(t, l.ns, name, text)
 	quick("up")
 	l.fetches("[" + l.node.Guest.String() + "]")
 	l.fetches(l.node.Guest4.String())
@@ -267,6 +252,29 @@ func TestNetConfigForStandardClients(t *testing.T) {
 	var devices []device
 	if err := json.Unmarshal([]byte(l.must("key", "device", "ls", "--json")), &devices); err != nil || len(devices) != 1 || devices[0].Name != "phone" || devices[0].This {
 		t.Errorf("devices %+v, %v", devices, err)
+	}
+}
+
+// newQuick is wg-quick in a namespace with a configuration, where a reference WireGuard
+// runs in user space.
+func newQuick(t *testing.T, ns *wgtest.Namespace, name, text string) (quick func(verb string)) {
+	t.Helper()
+	dir := t.TempDir()
+	userspace := filepath.Join(dir, "wireguard-go")
+	if out, err := exec.CommandContext(t.Context(), "go", "build", "-o", userspace, "golang.zx2c4.com/wireguard").CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	conf := filepath.Join(dir, name+".conf")
+	if err := os.WriteFile(conf, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return func(verb string) {
+		t.Helper()
+		cmd := ns.Command(t.Context(), "wg-quick", verb, conf)
+		cmd.Env = append(os.Environ(), "WG_QUICK_USERSPACE_IMPLEMENTATION="+userspace)
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("wg-quick %s: %v\n%s\n%s", verb, err, out, text)
+		}
 	}
 }
 
