@@ -12,6 +12,7 @@ import (
 	"github.com/formthefog/formation/cmd/internal/config"
 	"github.com/formthefog/formation/crdt/stmt"
 	"github.com/formthefog/formation/fogvm/reconcile/plan"
+	"github.com/formthefog/formation/store/whole"
 )
 
 // acceptance is whose instances may run here: the --accept policy, and who this
@@ -74,7 +75,7 @@ func (a *acceptance) learn(k stmt.Key) error {
 	if err != nil {
 		return fmt.Errorf("operators: %w", err)
 	}
-	if err := writeFile(a.path, append(b, '\n')); err != nil {
+	if err := whole.Write(a.path, append(b, '\n'), 0o600); err != nil {
 		return err
 	}
 	a.operators = next

@@ -21,6 +21,7 @@ import (
 	"github.com/formthefog/formation/cmd/internal/api"
 	"github.com/formthefog/formation/cmd/internal/config"
 	"github.com/formthefog/formation/crdt/stmt"
+	"github.com/formthefog/formation/store/whole"
 )
 
 // identity is who this node is and which network it belongs to. It lives in the
@@ -107,7 +108,7 @@ func loadIdentity(c config.Config, now time.Time) (*identity, error) {
 	if err != nil {
 		return nil, fmt.Errorf("network: %w", err)
 	}
-	return id, writeFile(path, append(b, '\n'))
+	return id, whole.Write(path, append(b, '\n'), 0o600)
 }
 
 // begin chooses the network of a new node: a ticket's, an open one, or a
@@ -312,7 +313,7 @@ func loadKey(path string, create bool) (key ed25519.PrivateKey, fresh bool, err 
 		if err != nil {
 			return nil, false, fmt.Errorf("key: %w", err)
 		}
-		return key, true, writeFile(path, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}))
+		return key, true, whole.Write(path, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), 0o600)
 	}
 	if err != nil {
 		return nil, false, fmt.Errorf("key: %w", err)
@@ -330,34 +331,6 @@ func loadKey(path string, create bool) (key ed25519.PrivateKey, fresh bool, err 
 		return nil, false, fmt.Errorf("key: %s holds no Ed25519 key", path)
 	}
 	return key, false, nil
-}
-
-// writeFile replaces a file of mode 0600, whole or not at all.
-func writeFile(path string, b []byte) error {
-	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-*")
-	if err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
-	}
-	defer os.Remove(f.Name())
-	_, err = f.Write(b)
-	if err == nil {
-		err = f.Sync()
-	}
-	if err = errors.Join(err, f.Close()); err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
-	}
-	dir, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
-	}
-	defer dir.Close()
-	if err := dir.Sync(); err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
-	}
-	return nil
 }
 
 // newSeed is fresh randomness for an invite key.

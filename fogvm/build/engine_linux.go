@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/formthefog/formation/store"
+	"github.com/formthefog/formation/store/whole"
 )
 
 // Build executes opts.File and writes the pack to opts.Store. Errors to tell
@@ -167,7 +168,7 @@ func (b *builder) openBase(ctx context.Context, base *store.Base) error {
 	if err != nil {
 		return err
 	}
-	return writeFileAtomic(infoFile, text)
+	return whole.Write(infoFile, text, 0o600)
 }
 
 func (b *builder) inspect(ctx context.Context) (reply, error) {
@@ -205,18 +206,6 @@ func (b *builder) unpackBase(ctx context.Context, to string) error {
 	}
 	b.stack.Base, b.stack.IsImage = to, false
 	return nil
-}
-
-func writeFileAtomic(name string, text []byte) error {
-	f, err := os.CreateTemp(filepath.Dir(name), ".tmp")
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(text)
-	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return errors.Join(err, os.Remove(f.Name()))
-	}
-	return os.Rename(f.Name(), name)
 }
 
 // resolve finds what every COPY brings, before the first step takes its time,

@@ -8,7 +8,6 @@ import (
 	"io/fs"
 	"maps"
 	"os"
-	"path/filepath"
 	"reflect"
 	"slices"
 	"strconv"
@@ -24,6 +23,7 @@ import (
 	"github.com/formthefog/formation/fogvm/guest"
 	"github.com/formthefog/formation/fogvm/reconcile/plan"
 	"github.com/formthefog/formation/store"
+	"github.com/formthefog/formation/store/whole"
 )
 
 // vmStatus is what plan needs to know of this host's VMs. A VM that could not be
@@ -267,19 +267,7 @@ func saveDefinitions(path string, vms map[string]fogvm.VM) error {
 	if err != nil {
 		return fmt.Errorf("save VM definitions: %w", err)
 	}
-	f, err := os.CreateTemp(filepath.Dir(path), ".vms-*")
-	if err != nil {
-		return fmt.Errorf("save VM definitions: %w", err)
-	}
-	defer os.Remove(f.Name())
-	_, err = f.Write(b)
-	if err == nil {
-		err = f.Sync()
-	}
-	if err := errors.Join(err, f.Close()); err != nil {
-		return fmt.Errorf("save VM definitions: %w", err)
-	}
-	if err := os.Rename(f.Name(), path); err != nil {
+	if err := whole.Write(path, b, 0o600); err != nil {
 		return fmt.Errorf("save VM definitions: %w", err)
 	}
 	return nil

@@ -19,6 +19,7 @@ import (
 	"github.com/formthefog/formation/crdt/lease"
 	"github.com/formthefog/formation/crdt/stmt"
 	"github.com/formthefog/formation/fogvm/reconcile/plan"
+	"github.com/formthefog/formation/store/whole"
 )
 
 // ProtoLease is the bare protocol name of requests for leases: one frame each
@@ -205,24 +206,5 @@ func saveVotes(dir string, m lease.Memory) error {
 	if err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(dir, "."+votesFile+"-*")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(f.Name()) // it is renamed by then, or of no use
-	_, err = f.Write(binary.BigEndian.AppendUint32(b, crc32.Checksum(b, castagnoli)))
-	if err == nil {
-		err = f.Sync()
-	}
-	if err := errors.Join(err, f.Close()); err != nil {
-		return err
-	}
-	if err := os.Rename(f.Name(), filepath.Join(dir, votesFile)); err != nil {
-		return err
-	}
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
+	return whole.Write(filepath.Join(dir, votesFile), binary.BigEndian.AppendUint32(b, crc32.Checksum(b, castagnoli)), 0o600)
 }

@@ -19,6 +19,8 @@ import (
 	"time"
 
 	"github.com/caddyserver/certmagic"
+
+	"github.com/formthefog/formation/store/whole"
 )
 
 // Lives of what the own authority signs.
@@ -107,36 +109,13 @@ func makeAuthority(dir string) (*authority, error) {
 	}
 	cert := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
 	key := pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: keyDER})
-	if err := replaceFile(filepath.Join(dir, authorityCert), cert, 0o644); err != nil {
+	if err := whole.Write(filepath.Join(dir, authorityCert), cert, 0o644); err != nil {
 		return nil, err
 	}
-	if err := replaceFile(filepath.Join(dir, authorityKey), key, 0o600); err != nil {
+	if err := whole.Write(filepath.Join(dir, authorityKey), key, 0o600); err != nil {
 		return nil, err
 	}
 	return readAuthority(key, cert)
-}
-
-// replaceFile writes a file whole.
-func replaceFile(path string, b []byte, mode fs.FileMode) error {
-	f, err := os.CreateTemp(filepath.Dir(path), ".new-*")
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(b)
-	if err == nil {
-		err = f.Chmod(mode)
-	}
-	if err == nil {
-		err = f.Sync()
-	}
-	err = errors.Join(err, f.Close())
-	if err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		return errors.Join(err, os.Remove(f.Name()))
-	}
-	return nil
 }
 
 func serial() *big.Int {

@@ -30,6 +30,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/formthefog/formation/store/whole"
 )
 
 // Config says where things are.
@@ -185,35 +187,11 @@ func (r *Resolver) remember(rec record) error {
 	if err != nil {
 		return err
 	}
-	tmp := r.cfg.State + ".new"
-	err = writeSynced(tmp, b)
-	if err == nil {
-		err = os.Rename(tmp, r.cfg.State)
-	}
-	if err == nil {
-		err = syncDir(filepath.Dir(r.cfg.State))
-	}
+	err = whole.Write(r.cfg.State, b, 0o600)
 	if err != nil {
 		return fmt.Errorf("remember what is set: %w", err)
 	}
 	return nil
-}
-
-func writeSynced(path string, b []byte) error {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(b)
-	return errors.Join(err, f.Sync(), f.Close())
-}
-
-func syncDir(path string) error {
-	d, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }
 
 func (r *Resolver) recall() (rec record, err error) {

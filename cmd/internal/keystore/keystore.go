@@ -24,10 +24,11 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 
 	"filippo.io/age"
 	"filippo.io/age/armor"
+
+	"github.com/formthefog/formation/store/whole"
 )
 
 // Errors that callers tell apart with errors.Is.
@@ -59,7 +60,7 @@ func Save(path string, key ed25519.PrivateKey, password []byte) error {
 	if err != nil {
 		return fmt.Errorf("save key: %w", err)
 	}
-	if err := writeFile(path, b); err != nil {
+	if err := whole.Write(path, b, 0o600); err != nil {
 		return fmt.Errorf("save key: %w", err)
 	}
 	return nil
@@ -172,29 +173,4 @@ func decode(b []byte) (ed25519.PrivateKey, error) {
 		return nil, fmt.Errorf("%w: it holds a %T, not an Ed25519 key", ErrFormat, parsed)
 	}
 	return key, nil
-}
-
-// writeFile is a durable replacement: temp, fsync, rename, fsync of the folder.
-func writeFile(path string, b []byte) (err error) {
-	dir := filepath.Dir(path)
-	f, err := os.CreateTemp(dir, "."+filepath.Base(path)+"-*") // mode 0600
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(b)
-	if err == nil {
-		err = f.Sync()
-	}
-	err = errors.Join(err, f.Close())
-	if err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		return errors.Join(err, os.Remove(f.Name()))
-	}
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }

@@ -20,8 +20,10 @@ import (
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
 	"github.com/formthefog/formation/fogvm/guest"
+	"github.com/formthefog/formation/store/whole"
 	"github.com/formthefog/formation/wg"
 	"github.com/formthefog/formation/wg/dns"
+	"github.com/formthefog/formation/wg/keyfile"
 )
 
 // Interface is the guest's WireGuard interface.
@@ -83,9 +85,9 @@ func (m *Mesh) Start(ctx context.Context, cfg guest.Config, problem func(string)
 	if err := hold(m.cfg.Dir, pin); err != nil {
 		return "", err
 	}
-	key, err := loadKey(m.cfg.Dir)
+	key, err := keyfile.Load(filepath.Join(m.cfg.Dir, keyFile)) // peers know it: what cannot be read is not made anew
 	if err != nil {
-		return "", err
+		return "", fmt.Errorf("mesh: key: %w", err)
 	}
 	space, err := wg.NewSpace(pin.network(), pin.Full().Prefix4)
 	if err != nil {
@@ -306,7 +308,7 @@ func (m *Mesh) save() error {
 		}
 		lasting = lasting[n:]
 	}
-	if err := writeFile(filepath.Join(m.cfg.Dir, heldFile), b.Bytes()); err != nil {
+	if err := whole.Write(filepath.Join(m.cfg.Dir, heldFile), b.Bytes(), 0o600); err != nil {
 		return err
 	}
 	m.saved = sum

@@ -11,6 +11,7 @@ import (
 	"github.com/formthefog/formation/crdt"
 	"github.com/formthefog/formation/crdt/stmt"
 	"github.com/formthefog/formation/fogvm/guest"
+	"github.com/formthefog/formation/store/whole"
 )
 
 // ErrPinned: the host says that the guest is another than what it was told first.
@@ -66,7 +67,7 @@ func hold(dir string, p Pin) error {
 		if raw, err = json.Marshal(p); err != nil {
 			return fmt.Errorf("mesh: pin: %w", err)
 		}
-		return writeFile(path, raw)
+		return whole.Write(path, raw, 0o600)
 	}
 	if err != nil {
 		return fmt.Errorf("mesh: pin: %w", err)
@@ -87,27 +88,4 @@ func hold(dir string, p Pin) error {
 		}
 	}
 	return nil
-}
-
-// writeFile replaces a file that only the guest's root reads, durably.
-func writeFile(path string, content []byte) error {
-	f, err := os.CreateTemp(filepath.Dir(path), ".new-*") // mode 0600
-	if err != nil {
-		return fmt.Errorf("mesh: %w", err)
-	}
-	_, err = f.Write(content)
-	if err == nil {
-		err = f.Sync()
-	}
-	if err = errors.Join(err, f.Close()); err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		return errors.Join(fmt.Errorf("mesh: write %s: %w", filepath.Base(path), err), os.Remove(f.Name()))
-	}
-	dir, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return fmt.Errorf("mesh: %w", err)
-	}
-	return errors.Join(dir.Sync(), dir.Close())
 }

@@ -10,7 +10,7 @@ import (
 	"github.com/formthefog/formation/crdt/stmt"
 )
 
-const whole = "laptop=laptop app/1=guest-two"
+const all = "laptop=laptop app/1=guest-two"
 
 // A guest has the peers that the swarm gives it, and hears of each change.
 func TestPeersFollowTheSwarm(t *testing.T) {
@@ -19,7 +19,7 @@ func TestPeersFollowTheSwarm(t *testing.T) {
 		change func(w *world)
 		want   string
 	}{
-		{"as it is", func(*world) {}, whole},
+		{"as it is", func(*world) {}, all},
 		{"a phone", func(w *world) {
 			w.all(w.olga.SetDevice(crdt.Device{Key: pub("phone"), Name: "phone", MeshKey: meshKey("phone")}))
 		}, "laptop=laptop phone=phone app/1=guest-two"},
@@ -57,8 +57,8 @@ func TestPeersFollowTheSwarm(t *testing.T) {
 			if refused := w.round(v); len(refused) > 0 {
 				t.Fatal(refused)
 			}
-			if got := rendered(v.Parties()); got != whole {
-				t.Fatalf("%s, want %s", got, whole)
+			if got := rendered(v.Parties()); got != all {
+				t.Fatalf("%s, want %s", got, all)
 			}
 			tt.change(w)
 			if refused := w.round(v); len(refused) > 0 {
@@ -163,7 +163,7 @@ func TestHostsThatLie(t *testing.T) {
 			}
 			want := tt.want
 			if want == "" {
-				want = whole
+				want = all
 			}
 			if got := rendered(v.Parties()); got != want {
 				t.Errorf("peers %s, want %s", got, want)
@@ -189,8 +189,8 @@ func TestHostsThatKeepBack(t *testing.T) {
 		t.Errorf("after a round of nothing: %s", got)
 	}
 	w.round(v)
-	if got := rendered(v.Parties()); got != whole {
-		t.Errorf("%s, want %s", got, whole)
+	if got := rendered(v.Parties()); got != all {
+		t.Errorf("%s, want %s", got, all)
 	}
 }
 
@@ -229,8 +229,8 @@ func TestWhatIsHeldIsBounded(t *testing.T) {
 	if refused := w.round(v); len(refused) > 0 {
 		t.Errorf("what is held already: %v", refused)
 	}
-	if got := rendered(v.Parties()); got != whole {
-		t.Errorf("%s, want %s", got, whole)
+	if got := rendered(v.Parties()); got != all {
+		t.Errorf("%s, want %s", got, all)
 	}
 }
 
@@ -248,7 +248,7 @@ func TestWhatWaitsIsBounded(t *testing.T) {
 		}
 	}
 	w.round(v)
-	if got := rendered(v.Parties()); got != whole {
-		t.Errorf("%s, want %s", got, whole)
+	if got := rendered(v.Parties()); got != all {
+		t.Errorf("%s, want %s", got, all)
 	}
 }
