@@ -23,7 +23,7 @@ var pure = []struct {
 	pkg    string
 	driver *regexp.Regexp
 }{
-	{"crdt", regexp.MustCompile(`^(replica|run|own|gossip|ae|log|fsys|author|verifier|dialogues|audit)\.go$`)},
+	{"crdt", regexp.MustCompile(`^(replica|submit|run|own|gossip|ae|log|fsys|author|verifier|dialogues|audit)\.go$`)},
 	{"crdt/place", nil},
 	{"crdt/live", nil},
 	{"crdt/lease", nil},
