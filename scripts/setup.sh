@@ -45,6 +45,7 @@ iputils-ping|ping|pings over the mesh
 tcpdump|tcpdump|shows what a host sees of its guests
 rsync|rsync|copies over form proxy
 curl|curl|asks public sites with other people's code
+chromium|chromium|looks at the pages of simulated runs
 "
 fi
 

@@ -122,6 +122,9 @@ func partition(r *run, s scenario.Step, rng *rand.Rand) {
 	if i, ok := r.pick(s, rng); ok && s.Node != "" && !slices.Contains(away, i) {
 		away = append(away, i)
 	}
+	if s.Node == "" {
+		r.picked = -1
+	}
 	r.split(away)
 }
 

@@ -15,6 +15,7 @@ import (
 	"github.com/formthefog/formation/cmd/internal/api"
 	"github.com/formthefog/formation/sim"
 	"github.com/formthefog/formation/sim/des"
+	"github.com/formthefog/formation/sim/page"
 	"github.com/formthefog/formation/sim/scenario"
 )
 
@@ -50,11 +51,13 @@ type simFlags struct {
 	seed  uint64
 	once  bool
 	jsonl string // file to record to; "": none
+	html  string // file to draw to; "": none
 }
 
 func (f *simFlags) add(cmd *cobra.Command) {
 	cmd.Flags().IntVar(&f.nodes, "nodes", 0, "how many nodes (0: as the scenario wants)")
 	cmd.Flags().StringVar(&f.jsonl, "jsonl", "", "write what happens to this file, one JSON object a line (of several seeds the last)")
+	cmd.Flags().StringVar(&f.html, "html", "", "draw what happens as a page of its own, to scrub through in a browser")
 	cmd.Flags().BoolVar(&f.once, "once", false, "do not run it a second time to see that it gives the same events")
 }
 
@@ -199,10 +202,15 @@ func stepsOf(only string, steps int) ([]int, error) {
 
 // record writes what a run leaves behind.
 func (f *simFlags) record(r *sim.Result) error {
-	if f.jsonl == "" {
-		return nil
+	if f.jsonl != "" {
+		if err := writeFile(f.jsonl, r.Recording.Write); err != nil {
+			return err
+		}
 	}
-	return writeFile(f.jsonl, r.Recording.Write)
+	if f.html != "" {
+		return writeFile(f.html, func(w io.Writer) error { return page.Write(w, r.Recording) })
+	}
+	return nil
 }
 
 // writeFile makes a file anew of what write gives.

@@ -79,6 +79,7 @@ var rules = []rule{
 	{"sim/chance", nil, "numbers that a seed and words name"},
 	{"sim/scenario", []string{"sim/chance"}, "what happens is data; which tier has it happen is somebody else's"},
 	{"sim/record", nil, "what a run leaves behind, for whoever reads it: no tier's types are in it"},
+	{"sim/page", []string{"sim/record"}, "draws what was recorded, whichever tier it was"},
 	{"sim", anything, "runs the real parts over a simulated world"},
 	{"scripts/...", anything, "tools of the repository"},
 }
