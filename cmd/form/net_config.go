@@ -24,7 +24,7 @@ import (
 )
 
 func newNetConfig(a *app) *cobra.Command {
-	var name, peersOf, dns string
+	var name, peersOf, dns, rotated string
 	c := &cobra.Command{
 		Use: "config", Short: "print a WireGuard configuration for a phone, a router, any machine",
 		Long: `Makes a new device of yours and prints its configuration as wg-quick and every
@@ -41,7 +41,11 @@ systemd-resolved, which is told to ask there about the mesh's names alone. Elsew
 tell the machine's resolver about the address that a comment gives.
 
 When replicas have moved, --peers NAME prints the peers of a device anew, as
-wg syncconf and wg addconf take them. form key device rm KEY ends a device.`,
+wg syncconf and wg addconf take them. form key device rm KEY ends a device.
+
+--rotate NAME gives a device that was made so a new private key, and prints its
+configuration: the addresses stay. Replicas go over to the new key as soon as it is
+used, and leave the old one after a quarter of a minute in any case.`,
 		Example: `  form net config --device phone | qrencode -t ansiutf8
   form net config --device router >/etc/wireguard/fog.conf && wg-quick up fog`,
 		Args: noArgs(),
@@ -55,15 +59,22 @@ wg syncconf and wg addconf take them. form key device rm KEY ends a device.`,
 			if dns != "" && peersOf != "" {
 				return cli.Errorf(api.ExitUsage, "--dns is about the interface, and --peers prints peers alone")
 			}
+			if rotated != "" && (name != "" || peersOf != "") {
+				return cli.Errorf(api.ExitUsage, "--rotate names the device itself")
+			}
 			return a.withAuthor(cmd.Context(), func(c *swarm.Conn, au *crdt.Author) error {
 				if peersOf != "" {
 					return a.runNetPeers(cmd.Context(), c, au, peersOf)
+				}
+				if rotated != "" {
+					return a.runNetRotate(cmd.Context(), c, au, rotated, dns)
 				}
 				return a.runNetConfig(cmd.Context(), c, au, name, dns)
 			})
 		},
 	}
 	c.Flags().StringVar(&name, "device", "", "a name for the device (a DNS label)")
+	c.Flags().StringVar(&rotated, "rotate", "", "give a device that there is a new key: its name or key")
 	c.Flags().StringVar(&peersOf, "peers", "", "print the peers of a device that there is: its name or key")
 	c.Flags().StringVar(&dns, "dns", "", "ask a node about names: mesh (those of the mesh, by systemd-resolved) or all")
 	return c
@@ -102,11 +113,37 @@ func (a *app) runNetConfig(ctx context.Context, c *swarm.Conn, au *crdt.Author, 
 	if err != nil {
 		return fmt.Errorf("make a device: %w", err)
 	}
+	return a.keyed(ctx, c, au, crdt.Device{Key: stmt.Key(public), Name: name}, dns)
+}
+
+// runNetRotate gives a device another WireGuard key. Those that form is follow from
+// their own keys, and so do not take one.
+func (a *app) runNetRotate(ctx context.Context, c *swarm.Conn, au *crdt.Author, device, dns string) error {
+	d, err := deviceOf(au, device)
+	if err != nil {
+		return err
+	}
+	if d.MeshKey.IsZero() {
+		return cli.Errorf(api.ExitUsage, "%s has no place on the mesh", d.Key).Hint("a device that has: form net config --device NAME")
+	}
+	own, err := a.deviceKeys()
+	if err != nil {
+		return err
+	}
+	if slices.Contains(own, d.Key) {
+		return cli.Errorf(api.ExitUsage, "%s is this machine's own device: its WireGuard key follows from the device's", d.Key).
+			Hint("for another key make it another device: form net agent stop, form key device rm %s, and remove %s or %s", d.Key, a.dir().Device(), a.dir().Interface())
+	}
+	return a.keyed(ctx, c, au, d, dns)
+}
+
+// keyed gives a device a new WireGuard key, lists it so and answers its configuration.
+func (a *app) keyed(ctx context.Context, c *swarm.Conn, au *crdt.Author, d crdt.Device, dns string) error {
 	key, err := wgtypes.GeneratePrivateKey()
 	if err != nil {
-		return fmt.Errorf("make a device: %w", err)
+		return fmt.Errorf("make a key: %w", err)
 	}
-	d := crdt.Device{Key: stmt.Key(public), Name: name, MeshKey: stmt.Key(key.PublicKey())}
+	d.MeshKey = stmt.Key(key.PublicKey())
 	raws, err := au.SetDevice(d)
 	switch {
 	case errors.Is(err, crdt.ErrInvalid):
@@ -132,16 +169,25 @@ func (a *app) runNetConfig(ctx context.Context, c *swarm.Conn, au *crdt.Author, 
 }
 
 func (a *app) runNetPeers(ctx context.Context, c *swarm.Conn, au *crdt.Author, device string) error {
-	devices := au.Devices()
-	i := slices.IndexFunc(devices, func(d crdt.Device) bool { return !d.Node && (d.Key.String() == device || d.Name == device) })
-	if i < 0 {
-		return cli.Errorf(api.ExitNotFound, "no device %q", device).Hint("which there are: form key device ls")
+	d, err := deviceOf(au, device)
+	if err != nil {
+		return err
 	}
-	v, err := a.wgConfig(ctx, c, au.Owner(), devices[i])
+	v, err := a.wgConfig(ctx, c, au.Owner(), d)
 	if err != nil {
 		return err
 	}
 	return a.p.Answer(v, func(w io.Writer) { fmt.Fprint(w, v.peers()) })
+}
+
+// deviceOf is the owner's device that a name or a key means.
+func deviceOf(au *crdt.Author, device string) (crdt.Device, error) {
+	devices := au.Devices()
+	i := slices.IndexFunc(devices, func(d crdt.Device) bool { return !d.Node && (d.Key.String() == device || d.Name == device) })
+	if i < 0 {
+		return crdt.Device{}, cli.Errorf(api.ExitNotFound, "no device %q", device).Hint("which there are: form key device ls")
+	}
+	return devices[i], nil
 }
 
 // wgConfig is the configuration of a device that is listed, without its key. Who

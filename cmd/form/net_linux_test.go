@@ -249,6 +249,14 @@ func TestNetConfigForStandardClients(t *testing.T) {
 	if !strings.HasSuffix(text, peers) || strings.Contains(peers, "PrivateKey") || !strings.HasPrefix(peers, "\n# hello/0\n[Peer]\n") {
 		t.Errorf("the peers of the device:\n%s\nits configuration:\n%s", peers, text)
 	}
+	rotated := l.must("net", "config", "--rotate", "phone")
+	if strings.Contains(rotated, secretOf(text)) || addressOf(rotated) != addressOf(text) || !strings.HasSuffix(rotated, peers) {
+		t.Errorf("with a new key:\n%s\nit was:\n%s", rotated, text)
+	}
+	quick = newQuick(t, l.ns, name, rotated)
+	quick("up")
+	l.fetches("[" + l.node.Guest.String() + "]")
+	quick("down")
 	var devices []device
 	if err := json.Unmarshal([]byte(l.must("key", "device", "ls", "--json")), &devices); err != nil || len(devices) != 1 || devices[0].Name != "phone" || devices[0].This {
 		t.Errorf("devices %+v, %v", devices, err)
@@ -276,6 +284,15 @@ func newQuick(t *testing.T, ns *wgtest.Namespace, name, text string) (quick func
 			t.Fatalf("wg-quick %s: %v\n%s\n%s", verb, err, out, text)
 		}
 	}
+}
+
+func secretOf(conf string) string  { return lineOf(conf, "PrivateKey = ") }
+func addressOf(conf string) string { return lineOf(conf, "Address = ") }
+
+func lineOf(conf, key string) string {
+	_, rest, _ := strings.Cut(conf, key)
+	line, _, _ := strings.Cut(rest, "\n")
+	return line
 }
 
 // form net join gives every program the mesh, by address and by name, and form net
