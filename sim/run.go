@@ -148,6 +148,7 @@ func (r *run) over() bool {
 
 // end calms the swarm, if it is to be, and holds it to what is expected then.
 func (r *run) end() {
+	r.Rest()
 	if r.plan.Calm {
 		r.Heal()
 		for _, i := range r.Clogged() {

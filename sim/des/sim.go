@@ -99,6 +99,7 @@ type Sim struct {
 	fenced    []string // instances, by ID
 	watch     *watching
 	firsts    uint64
+	resting   bool // owners change nothing any more
 
 	// Bad are the invariants that did not hold, the first of them.
 	Bad []Broken

@@ -244,13 +244,18 @@ func (s *Sim) Delete(ownerNo, i int, id string) {
 	s.bring(ownerNo, i, raws)
 }
 
-// Changes has owners restart an instance so often, drawn, at nodes drawn, until the
-// end of virtual time.
+// Rest ends what Changes began.
+func (s *Sim) Rest() { s.resting = true }
+
+// Changes has owners restart an instance so often, drawn, at nodes drawn, until Rest.
 func (s *Sim) Changes(mean time.Duration) {
 	rng := stream(s.cfg.Seed, useWorld, uint64(len(s.nodes)), 1)
 	wait := func() time.Duration { return time.Duration(rng.ExpFloat64() * float64(mean)) }
 	var next func()
 	next = func() {
+		if s.resting {
+			return
+		}
 		owner := rng.IntN(len(s.owners))
 		mine, up := s.Instances(owner), s.Honest()
 		if len(mine) > 0 && len(up) > 0 {
