@@ -66,11 +66,29 @@ func TestMutantsAreNoticed(t *testing.T) {
 		{des.NoKeeper, "fence", des.FencedOnce},
 		{des.NoVoters, "stop-minority", SideStops},
 		{des.SurplusStays, "keep", Settles},
+		{des.SurplusStays, "deleted-then-replayed", DeletedGone},
 		{OpenToAll, "byzantine", OperatorsOnly},
 		{des.NoResync, "laptop-sleep", des.Resynced},
+		{des.NoResync, "laptop-sleep", Slept},
 		{des.SignaturesUnchecked, "byzantine", des.Refused},
+		{des.WakesAtOnce, "node-dies", des.PlanPure},
+		{des.OverPromises, "repair-storm", des.PromisesFit},
+		{des.TwoReplicas, "node-dies", des.OneReplica},
+		{des.NeverYields, "keep", des.OneKeeper},
+		{des.TakesNothing, "keep", SideServes},
+		{des.TakesNothing, "node-dies", Settles},
+		{des.DrainsAtOnce, "drain-third", Always},
+		{des.NoPatience, "restart", Takeovers},
+		{des.NoPatience, "restart", Moves},
+		{des.NoBudget, "mass-death", Budget},
+		{des.RefusesClaims, "node-dies", des.Believed},
+		{des.StaleViews, "node-dies", des.ViewsEqual},
+		{des.AckBeforeSync, "ship-and-kill", des.AckedKept},
+		{des.SlowDetector, "node-dies", Deaths},
+		{des.HastyDetector, "loss-and-stalls", Alive},
+		{des.LossyCopy, "node-dies", des.SameStatement},
 	} {
-		t.Run(string(c.mutant), func(t *testing.T) {
+		t.Run(string(c.mutant)+"/"+string(c.breaks), func(t *testing.T) {
 			s, err := Find(c.scenario)
 			if err != nil {
 				t.Fatal(err)

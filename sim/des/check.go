@@ -2,6 +2,7 @@ package des
 
 import (
 	"crypto/sha256"
+	"encoding/binary"
 	"encoding/json"
 	"fmt"
 	"maps"
@@ -103,7 +104,7 @@ const planSample = 16
 func (s *Sim) checkPlan(n *node, in plan.Input, out plan.Output) {
 	c := &s.checks
 	if c.plans++; c.plans%planSample == 0 {
-		if again := plan.Plan(in); !samePlan(again, out) {
+		if again := n.broken(in, plan.Plan(in)); !samePlan(again, out) {
 			s.broke(PlanPure, "%v: Plan is not a function of its input", n)
 		}
 	}
@@ -155,7 +156,7 @@ func (n *node) knows() keeping {
 	for _, b := range h.Sum(nil)[:8] {
 		dead = dead<<8 | uint64(b)
 	}
-	return keeping{state: n.h.id, dead: dead}
+	return keeping{state: binary.LittleEndian.Uint64(n.h.print[:]), dead: dead}
 }
 
 // taken counts a new claim on a slot that another node has a claim on.
@@ -290,7 +291,7 @@ func (s *Sim) CheckEqualViews() {
 			continue
 		}
 		seen[h.id] = true
-		got := Render(h.state.View())
+		got := Render(s.nodes[i].view().view)
 		if want == "" {
 			want = got
 		}

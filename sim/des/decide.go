@@ -73,13 +73,13 @@ func (n *node) decide() {
 	}
 	in := plan.Input{
 		Now: n.bootTime(), Self: n.key, World: w, VMs: n.vmStatus(), Packs: n.packStatus(),
-		TakeoverDelay: n.sim.cfg.TakeoverDelay, Timers: n.timers,
+		TakeoverDelay: n.sim.takeoverDelay(), Timers: n.timers,
 		Leases: n.tenant.Status(n.bootTime()),
 	}
 	if n.fresh < n.woke {
 		n.sim.broke(Resynced, "%v: decides by what it knew before it slept", n)
 	}
-	out := plan.Plan(in)
+	out := n.broken(in, plan.Plan(in))
 	n.sim.checkPlan(n, in, out)
 	n.timers = out.Timers
 	n.setWake(out.Wake)
@@ -149,8 +149,12 @@ func (n *node) register() crdt.Node {
 		}
 	}
 	slices.Sort(holds)
+	total := n.sim.cfg.Node
+	if n.sim.cfg.Mutant == OverPromises {
+		total.Memory *= 4
+	}
 	return crdt.Node{
-		Total: n.sim.cfg.Node, Labels: n.sim.labels(n.i), Draining: n.draining, Version: n.versionName(), Accel: "kvm", Holds: holds,
+		Total: total, Labels: n.sim.labels(n.i), Draining: n.draining, Version: n.versionName(), Accel: "kvm", Holds: holds,
 		Region: n.sim.Region(int(n.i)),
 	}
 }

@@ -62,7 +62,7 @@ func (n *node) gossip(e *event) {
 	if !f.mark(n.i) {
 		return
 	}
-	out := n.receive(f.batch)
+	out := n.sim.spoiltMerge(f.batch, n.receive(f.batch))
 	for i, err := range out.errs {
 		if n.sim.lied(e.from, f.vs[i]) {
 			continue

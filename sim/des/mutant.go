@@ -111,6 +111,15 @@ func (s *Sim) liveConfig() live.Config {
 	return c
 }
 
+// takeoverDelay is how long a slot is empty before it is taken over; 0: as in
+// production.
+func (s *Sim) takeoverDelay() time.Duration {
+	if s.cfg.Mutant == NoPatience {
+		return time.Nanosecond
+	}
+	return s.cfg.TakeoverDelay
+}
+
 // errMutant refuses what is in order.
 var errMutant = errors.New("refused by a mutant")
 

@@ -61,6 +61,7 @@ type node struct {
 	absent    bool          // it has not joined yet
 	gone      bool          // for good
 	version   int           // of the daemon
+	stale     *worldView    // of a mutant
 	jumped    time.Duration // what the clock that people read has jumped
 	liar      bool          // and so decides nothing
 	stepped   time.Duration // when the detector last was, by the machine's clock
@@ -119,7 +120,7 @@ func (n *node) start(ready bool) {
 	if n.regs == nil {
 		n.regs = crdt.NewRegisters(n.priv, s.network, n.disk.epoch)
 	}
-	n.detect = live.New(n.key, s.cfg.Live, draw(s.cfg.Seed, useDetector, uint64(n.i), uint64(n.life)))
+	n.detect = live.New(n.key, s.liveConfig(), draw(s.cfg.Seed, useDetector, uint64(n.i), uint64(n.life)))
 	n.dead, n.deadVer, n.interest = map[stmt.Key]time.Duration{}, n.deadVer+1, nil
 	n.ticks, n.vias, n.unwatched, n.seen = 0, map[int64]via{}, true, knowledge{}
 	n.ready, n.planning, n.busy, n.again, n.wake = ready, false, false, false, 0
@@ -257,6 +258,10 @@ func (n *node) commit(vs []stmt.Verified, then func()) {
 		if err != nil && !crdt.Transient(err) {
 			n.sim.broke(Believed, "%v: its own %s statement is refused: %v", n, vs[i].Statement().Kind, err)
 		}
+	}
+	if n.sim.cfg.Mutant == AckBeforeSync && then != nil {
+		then()
+		then = nil
 	}
 	n.disk.epoch = max(n.disk.epoch, n.regs.Epoch()) // on disk before the first statement of it
 	c := &commit{news: out.news, upTo: len(n.disk.tail), then: then}

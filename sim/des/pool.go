@@ -209,7 +209,11 @@ func (p *pool) remember(key step, out outcome) {
 func (p *pool) copy(s *crdt.State) *crdt.State {
 	p.copies++
 	c := p.empty()
-	for _, raw := range s.Held() {
+	held := s.Held()
+	if p.sim.cfg.Mutant == LossyCopy {
+		held = held[:len(held)-1]
+	}
+	for _, raw := range held {
 		v, err := p.check(raw)
 		if err == nil {
 			_, err = c.ApplyVerified(v, time.Time{})

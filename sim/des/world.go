@@ -24,7 +24,16 @@ type worldView struct {
 
 // view is what n holds.
 func (n *node) view() *worldView {
-	h := n.h
+	if n.sim.cfg.Mutant == StaleViews && n.i%4 == 0 {
+		if n.stale == nil {
+			n.stale = n.sim.viewOf(n.h)
+		}
+		return n.stale
+	}
+	return n.sim.viewOf(n.h)
+}
+
+func (s *Sim) viewOf(h *held) *worldView {
 	if h.world != nil {
 		return h.world
 	}
