@@ -197,7 +197,7 @@ func (r *run) atInstance(s scenario.Step, rng *rand.Rand, do func(*crdt.Spec)) {
 func remove(r *run, s scenario.Step, rng *rand.Rand) {
 	i, up := r.pick(s, rng)
 	if spec, ok := r.instance(s, rng); ok && up && r.Up(i) {
-		r.Delete(s.Owner, i, spec.ID)
+		r.Delete(s.Owner, i, spec.ID, func() { r.deleted[spec.ID] = true })
 		r.gone[spec.ID] = true
 	}
 }

@@ -14,6 +14,7 @@ import (
 // What a scenario may expect, beside what des holds at every event.
 const (
 	Settles       des.Invariant = "settles"               // all agree, and each replica runs once, within a time
+	Agrees        des.Invariant = "agrees"                // all agree within a time
 	Deaths        des.Invariant = "deaths-confirmed"      // who may take over knows of a death within a time
 	Alive         des.Invariant = "no-false-death"        // nobody is taken for dead who is up and reachable
 	Moves         des.Invariant = "moves-only-the-lost"   // what need not move does not
@@ -48,7 +49,7 @@ func (r *run) watch() {
 		}
 	}
 	if r.Now()-r.calm > deletion {
-		for _, id := range sortedKeys(r.gone) {
+		for _, id := range sortedKeys(r.deleted) {
 			for slot := range 3 {
 				if on := r.honest(plan.Slot{Instance: id, Slot: slot}); len(on) > 0 {
 					r.fail(DeletedGone, "%.8s/%d, which was deleted, runs on %v", id, slot, on)

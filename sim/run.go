@@ -60,7 +60,7 @@ func runUntil(p *scenario.Plan, mutant des.Mutant, broken des.Invariant) *Result
 	}
 	r := &run{
 		observer: o,
-		Sim:      des.New(cfg), plan: p, until: broken, names: map[string]string{}, exposed: map[string]bool{}, gone: map[string]bool{},
+		Sim:      des.New(cfg), plan: p, until: broken, names: map[string]string{}, exposed: map[string]bool{}, gone: map[string]bool{}, deleted: map[string]bool{},
 		res: &Result{Scenario: p.Name, Nodes: p.Nodes, Seed: p.Seed, Steps: len(p.Steps), Notes: []string{}, Bad: []des.Broken{}, mutant: mutant},
 	}
 	o.run = r
@@ -83,7 +83,8 @@ type run struct {
 	res      *Result
 	names    map[string]string // of instances that steps name, to their IDs
 	exposed  map[string]bool   // instances that nodes may run that lie
-	gone     map[string]bool   // instances that were deleted
+	gone     map[string]bool   // instances that somebody has tried to delete
+	deleted  map[string]bool   // those of which a node has acknowledged it
 
 	before  map[plan.Slot][]int // what ran where when the first fault came
 	touched []int               // nodes that were not up all the while since
@@ -172,7 +173,8 @@ func (r *run) settle() {
 	if limit == 0 {
 		return
 	}
-	var took time.Duration
+	r.agree()
+	took := r.Now() - r.calm
 	ok := func() bool { return r.Converged() && len(r.UnservedBut(r.exposed)) == 0 }
 	for !ok() && took < limit && !r.over() {
 		r.pass(time.Second)
@@ -185,6 +187,22 @@ func (r *run) settle() {
 	r.CheckEqualViews()
 	r.CheckAcknowledged()
 	r.note("settled %v after the last step", took)
+}
+
+// agree waits until all nodes do, and holds that to its limit.
+func (r *run) agree() {
+	limit := r.plan.Expect.Agree
+	if limit == 0 {
+		return
+	}
+	for !r.Converged() && r.Now()-r.calm < limit && !r.over() {
+		r.pass(time.Second)
+	}
+	if !r.Converged() {
+		r.fail(Agrees, "not all nodes agree %v after the last step", limit)
+		return
+	}
+	r.note("all agreed %v after the last step", r.Now()-r.calm)
 }
 
 // pick draws the node that a step is about; false: there is none.

@@ -278,7 +278,7 @@ func chaos(s *Sim, rng *rand.Rand) {
 		}
 	case 9:
 		if len(mine) > 2 {
-			s.Delete(0, i, mine[rng.IntN(len(mine))].ID)
+			s.Delete(0, i, mine[rng.IntN(len(mine))].ID, nil)
 		}
 	}
 }

@@ -170,6 +170,7 @@ func (n *node) stop(machine bool) {
 	n.up = false
 	n.sim.pool.release(n.h)
 	n.h, n.regs = nil, nil
+	n.sim.unanswered(n.i)
 	if machine {
 		for _, v := range n.vms { // any order: all of them
 			v.run, v.downAt, v.until = false, 0, 0

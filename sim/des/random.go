@@ -28,6 +28,7 @@ const (
 	useRelay
 	useRegion
 	usePack
+	useAgain
 )
 
 // draw is a number that seed and words give.

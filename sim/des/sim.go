@@ -93,6 +93,7 @@ type Sim struct {
 	clogs     clogs
 	owners    []*owner
 	acked     []stmt.Verified
+	brought   []*brought
 	ranks     plan.Ranks
 	checks    checks
 	contracts bool     // an instance has another contract than keep

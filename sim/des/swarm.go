@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	"github.com/formthefog/formation/crdt"
@@ -220,7 +221,7 @@ func (s *Sim) Ship(ownerNo, i int, spec crdt.Spec) string {
 		s.violate("ship: %v", err)
 		return ""
 	}
-	s.bring(ownerNo, i, raws)
+	s.bring(ownerNo, i, raws, nil)
 	return id
 }
 
@@ -231,17 +232,18 @@ func (s *Sim) Set(ownerNo, i int, id string, change func(*crdt.Spec)) {
 		s.violate("set: %v", err)
 		return
 	}
-	s.bring(ownerNo, i, raws)
+	s.bring(ownerNo, i, raws, nil)
 }
 
-// Delete has an owner delete an instance at a node.
-func (s *Sim) Delete(ownerNo, i int, id string) {
+// Delete has an owner delete an instance at a node, and calls acked, which may be
+// nil, if that node acknowledges it.
+func (s *Sim) Delete(ownerNo, i int, id string, acked func()) {
 	raws, err := s.owner(ownerNo).author.Delete(id)
 	if err != nil {
 		s.violate("delete: %v", err)
 		return
 	}
-	s.bring(ownerNo, i, raws)
+	s.bring(ownerNo, i, raws, acked)
 }
 
 // Rest ends what Changes began.
@@ -280,14 +282,14 @@ func (s *Sim) Owners() int { return len(s.owners) }
 func (s *Sim) Instances(ownerNo int) []crdt.Spec { return s.owner(ownerNo).author.Instances() }
 
 // bring has a node be brought what an owner has said.
-func (s *Sim) bring(ownerNo, i int, raws [][]byte) {
+func (s *Sim) bring(ownerNo, i int, raws [][]byte, acked func()) {
 	o := s.owner(ownerNo)
 	o.raws = append(o.raws, raws...)
 	s.heed()
-	s.submit(i, raws)
+	s.submit(i, raws, acked)
 }
 
-func (s *Sim) submit(i int, raws [][]byte) {
+func (s *Sim) submit(i int, raws [][]byte, acked func()) {
 	n := s.nodes[i]
 	if !n.up {
 		s.violate("statements are brought to %v, which is down", n)
@@ -302,5 +304,49 @@ func (s *Sim) submit(i int, raws [][]byte) {
 		}
 		vs = append(vs, v)
 	}
-	n.commit(vs, func() { s.acked = append(s.acked, vs...) })
+	b := &brought{n.i, raws, acked}
+	s.brought = append(s.brought, b)
+	n.commit(vs, func() {
+		s.brought = slices.DeleteFunc(s.brought, func(o *brought) bool { return o == b })
+		s.acked = append(s.acked, vs...)
+		if acked != nil {
+			acked()
+		}
+	})
+}
+
+// brought is what an owner has brought to a node that has not acknowledged it yet.
+type brought struct {
+	at    int32
+	raws  [][]byte
+	acked func()
+}
+
+// elsewhere is how long after its node has ended an owner goes to another.
+const elsewhere = 5 * time.Second
+
+// unanswered has owners whose node ended before it acknowledged what they brought
+// bring it to others, until one does.
+func (s *Sim) unanswered(i int32) {
+	var again []*brought
+	s.brought = slices.DeleteFunc(s.brought, func(b *brought) bool {
+		if b.at == i {
+			again = append(again, b)
+		}
+		return b.at == i
+	})
+	for _, b := range again {
+		s.Do(elsewhere, func() { s.bringAgain(b) })
+	}
+}
+
+func (s *Sim) bringAgain(b *brought) {
+	up := s.Reachable()
+	if len(up) == 0 {
+		s.Do(elsewhere, func() { s.bringAgain(b) })
+		return
+	}
+	s.Seen["an owner went to another node"]++
+	rng := stream(s.cfg.Seed, useAgain, uint64(s.Seen["an owner went to another node"]))
+	s.submit(up[rng.IntN(len(up))], b.raws, b.acked)
 }

@@ -138,3 +138,17 @@ func (p *Plan) Only(keep []int) *Plan {
 	out.Steps = slices.DeleteFunc(slices.Clone(p.Steps), func(s Step) bool { return !slices.Contains(keep, s.N) })
 	return &out
 }
+
+// Until is the plan with its first d alone. What a run must have seen is about the
+// whole, and is not asked of a part.
+func (p *Plan) Until(d time.Duration) *Plan {
+	if d >= p.End {
+		return p
+	}
+	out, part := *p, *p.Scenario
+	part.Sometimes = nil
+	out.Scenario = &part
+	out.Steps = slices.DeleteFunc(slices.Clone(p.Steps), func(s Step) bool { return s.At > d })
+	out.End = d
+	return &out
+}

@@ -64,6 +64,8 @@ type Expect struct {
 	// Settle is how long after the last step all nodes agree and every replica runs
 	// once.
 	Settle time.Duration `yaml:"settle"`
+	// Agree is how long after the last step all nodes agree.
+	Agree time.Duration `yaml:"agree"`
 	// Deaths is how long until those that may take over confirm a death.
 	Deaths time.Duration `yaml:"deaths"`
 	// Moves: "lost": only what a node that was lost ran runs elsewhere afterwards.
