@@ -7,7 +7,7 @@ export PATH NODES KEEP SEED
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 GOBUILD := go build -trimpath -buildvcs=false -ldflags "-X main.version=$(VERSION)"
 
-.PHONY: help build setup up down demo fresh test check e2e fuzz sim bench clean
+.PHONY: help build setup up down demo fresh test check e2e fuzz sim soak bench clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST)
@@ -46,6 +46,9 @@ fuzz: ## every fuzz target for FUZZTIME=30s each
 
 sim: ## every scenario of the simulator; SCENARIO=NAME SEED=N runs one
 	@scripts/sim.sh
+
+soak: build ## ten minutes of faults on seven real daemons (needs root); FOR=60s SEED=N
+	@bin/form sim run soak --tier proc $(if $(FOR),--for $(FOR)) $(if $(SEED),--seed $(SEED))
 
 bench: ## costs, one line a figure; BENCH=regexp runs some
 	@scripts/bench.sh

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -52,12 +53,18 @@ type simFlags struct {
 	once  bool
 	jsonl string // file to record to; "": none
 	html  string // file to draw to; "": none
+	span  time.Duration
+	tier  string
+	logs  string
 }
 
 func (f *simFlags) add(cmd *cobra.Command) {
 	cmd.Flags().IntVar(&f.nodes, "nodes", 0, "how many nodes (0: as the scenario wants)")
 	cmd.Flags().StringVar(&f.jsonl, "jsonl", "", "write what happens to this file, one JSON object a line (of several seeds the last)")
 	cmd.Flags().StringVar(&f.html, "html", "", "draw what happens as a page of its own, to scrub through in a browser")
+	cmd.Flags().StringVar(&f.tier, "tier", tierDES, "what carries it out: des (virtual time), or proc (real daemons; needs root)")
+	cmd.Flags().DurationVar(&f.span, "for", 0, "only the first so much of it (0: all)")
+	cmd.Flags().StringVar(&f.logs, "logs", "", "folder for what the daemons of the proc tier log")
 	cmd.Flags().BoolVar(&f.once, "once", false, "do not run it a second time to see that it gives the same events")
 }
 
@@ -73,6 +80,14 @@ func (f *simFlags) plan(cmd *cobra.Command, name string) (*scenario.Plan, error)
 	p, err := s.Expand(f.nodes, f.seed)
 	if err != nil {
 		return nil, cli.Errorf(api.ExitUsage, "%v", err)
+	}
+	switch {
+	case f.span < 0:
+		return nil, cli.Errorf(api.ExitUsage, "--for: %v", f.span)
+	case f.span > p.End:
+		return nil, cli.Errorf(api.ExitUsage, "--for: %v, the scenario lasts %v", f.span, p.End)
+	case f.span > 0:
+		p = p.Until(f.span)
 	}
 	return p, nil
 }
@@ -116,6 +131,11 @@ events, and so the same hash: every run is made twice, to see that. It exits 1 w
 something that must be true is not; then it looks for the fewest steps of the
 schedule that break it, and says how to see them again.
 
+With --tier proc the daemons are real, in network namespaces that the run makes and
+removes, with the driver that starts no VM, in real time: the same schedule for the
+same seed, and no hash. It needs Linux, root, ip and nft, and formd (beside form, or
+on PATH).
+
 SCENARIO is one of form sim list, or a file that ends in .yaml.`,
 		Args: argsBetween(1, 1, "SCENARIO"),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -130,7 +150,7 @@ SCENARIO is one of form sim list, or a file that ends in .yaml.`,
 				if err != nil {
 					return err
 				}
-				if err := a.runSim(p, &f, !noShrink); err != nil {
+				if err := a.simulate(cmd.Context(), p, &f, !noShrink); err != nil {
 					return err
 				}
 				f.seed++
@@ -174,7 +194,7 @@ With --only it leaves out all others.`,
 			for _, s := range p.Steps {
 				a.p.Note("step %v", s)
 			}
-			return a.runSim(p, &f, false)
+			return a.simulate(cmd.Context(), p, &f, false)
 		},
 	}
 	f.add(cmd)
@@ -259,6 +279,9 @@ func (a *app) runSim(p *scenario.Plan, f *simFlags, shrink bool) error {
 	replay := r.Replay()
 	if shrink && !r.Broke(sim.SameHash) {
 		replay = a.shrinkSim(p, r.Bad[0].Of, replay)
+	}
+	if f.span > 0 {
+		replay += fmt.Sprintf(" --for %v", f.span)
 	}
 	return cli.Errorf(api.ExitFailed, "%s: %d broken", r.Scenario, len(r.Bad)).Hint("%s", replay)
 }

@@ -1,0 +1,141 @@
+//go:build e2e && linux
+
+package main
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/formthefog/formation/sim/proc"
+)
+
+// soakRun is form sim run soak --tier proc, as a user has it.
+type soakRun struct {
+	*exec.Cmd
+	out   strings.Builder
+	talk  []string
+	lines chan string
+}
+
+func startSoak(t *testing.T, args ...string) *soakRun {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
+	t.Cleanup(cancel)
+	r := &soakRun{lines: make(chan string)}
+	r.Cmd = exec.CommandContext(ctx, filepath.Join(required(t, "FORMATION_BIN"), "form"), append([]string{"sim", "run", "soak", "--tier", "proc", "--seed", "1"}, args...)...)
+	r.Cancel = func() error { return r.Process.Signal(syscall.SIGINT) } // so that it leaves nothing
+	r.Stdout = &r.out
+	talk, err := r.StderrPipe()
+	if err == nil {
+		err = r.Start()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	go r.listen(talk)
+	return r
+}
+
+func (r *soakRun) listen(talk io.Reader) {
+	defer close(r.lines)
+	for sc := bufio.NewScanner(talk); sc.Scan(); {
+		r.lines <- sc.Text()
+	}
+}
+
+// until waits for a line that holds word.
+func (r *soakRun) until(t *testing.T, word string) {
+	t.Helper()
+	for line := range r.lines {
+		r.talk = append(r.talk, line)
+		if strings.Contains(line, word) {
+			return
+		}
+	}
+	t.Fatalf("it never says %q:\n%s", word, strings.Join(r.talk, "\n"))
+}
+
+// end waits until it has ended, and returns how.
+func (r *soakRun) end() error {
+	for line := range r.lines {
+		r.talk = append(r.talk, line)
+	}
+	return r.Wait()
+}
+
+// A minute of real daemons under kill -9, partitions, loss and full disks, after two
+// runs that end before their time: one is killed, and one is interrupted. No run
+// leaves anything behind but the killed one, and what that has left the next removes.
+func TestE2ESoak(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("network namespaces and mounts need root")
+	}
+	before := hostState(t)
+	killed := startSoak(t)
+	killed.until(t, "daemons run and know each other")
+	if err := killed.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = killed.end() // it was killed
+	if during := hostState(t); during == before {
+		t.Error("a run that was killed leaves nothing: this test sees too little")
+	}
+
+	interrupted := startSoak(t)
+	interrupted.until(t, "which was killed")
+	interrupted.until(t, "daemons run and know each other")
+	if err := interrupted.Process.Signal(os.Interrupt); err != nil {
+		t.Fatal(err)
+	}
+	if err := interrupted.end(); interrupted.ProcessState.ExitCode() != 1 {
+		t.Errorf("interrupted: %v\n%s", err, strings.Join(interrupted.talk, "\n"))
+	}
+	if after := hostState(t); after != before {
+		t.Errorf("after an interrupt there is\n%s\nand there was\n%s", after, before)
+	}
+
+	whole := startSoak(t, "--for", "60s", "--json")
+	err := whole.end()
+	var res proc.Result
+	if jerr := json.Unmarshal([]byte(whole.out.String()), &res); err != nil || jerr != nil {
+		t.Fatalf("%v, %v:\n%s\n%s", err, jerr, whole.out.String(), strings.Join(whole.talk, "\n"))
+	}
+	t.Logf("%d steps in %v, %d statements acknowledged, %d attempts unanswered\n\t%s", res.Steps, res.Real, res.Acknowledged, res.Unanswered, strings.Join(res.Notes, "\n\t"))
+	if res.Nodes != 7 || res.Steps < 10 || res.Acknowledged < 10 {
+		t.Errorf("too little happened: %+v", res)
+	}
+	if after := hostState(t); after != before {
+		t.Errorf("in the end there is\n%s\nand there was\n%s", after, before)
+	}
+}
+
+// hostState is what a run must leave as it was, line by line: what of the machine has
+// the simulator's name, and this namespace's interfaces, routes and firewall.
+func hostState(t *testing.T) string {
+	t.Helper()
+	const script = `
+for p in /proc/[0-9]*; do
+	if tr '\0' '\n' <"$p/environ" 2>/dev/null | grep -q '^FORMATION_SIM='; then tr '\0' ' ' <"$p/cmdline"; echo; fi
+done
+ls /run/formsim /run/netns 2>/dev/null | grep formsim-
+grep formsim /proc/self/mounts
+grep formsim /proc/net/unix
+ip -o link | sed 's/ state.*//'
+ip route
+nft list tables
+true`
+	out, err := exec.CommandContext(t.Context(), "sh", "-c", script).Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(out)
+}

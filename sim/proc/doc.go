@@ -1,0 +1,29 @@
+// Package proc runs a scenario on real daemons: formd processes of a binary that it
+// is given, each in a network namespace of its own on a bridge between them, with
+// the driver that starts no VM, with state on a small file system of its own, in
+// real time. So what processes, sockets, file systems and the kernel really do is
+// seen: kill -9 between two writes, a disk without room, a firewall that drops.
+//
+// # Guarantees
+//
+//   - It leaves nothing: no process, network namespace, mount, socket or file, however
+//     the run ends. What a run that was itself killed has left is removed by the next
+//     one; everything has a name, or a word in its environment, that says whose it is.
+//
+//   - Nothing leaves the namespaces, and nothing of the machine's own network,
+//     firewall or configuration is read or changed.
+//
+//   - What the tier cannot do is refused by name before anything is begun ([Refuse]).
+//
+// # Non-guarantees
+//
+//   - The same seed gives the same schedule and not the same run: time is real, and
+//     so are processes. There is no hash of events.
+//
+//   - A machine that is too busy is not told from a daemon that is too slow.
+//
+//   - Only daemons are killed, not machines: what was written is kept, synced or
+//     not. What a power cut loses is package des's to show.
+//
+// It needs Linux, root, ip and nft.
+package proc

@@ -1,0 +1,332 @@
+package proc
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// Where a run has what it makes.
+const (
+	base       = "/run/formsim"
+	namespaces = "/run/netns"
+	// mark is in the environment of every process of a run, with its name.
+	mark = "FORMATION_SIM"
+)
+
+// host is what one run has on this machine. All of it has the run's name, or is
+// below its folder.
+type host struct {
+	id  string // formsim-BOOT-PID-START: the process that owns it, and no other ever
+	dir string
+}
+
+var ours = regexp.MustCompile(`^formsim-([0-9a-f]{8})-(\d+)-(\d+)`)
+
+// named is the host of a process's run.
+func named(pid int) (*host, error) {
+	start, err := startOf(pid)
+	if err != nil {
+		return nil, err
+	}
+	boot, err := bootID()
+	if err != nil {
+		return nil, err
+	}
+	return hostOf(fmt.Sprintf("formsim-%s-%d-%s", boot, pid, start)), nil
+}
+
+func hostOf(id string) *host { return &host{id: id, dir: filepath.Join(base, id)} }
+
+// bootID begins with what no other run of the kernel has.
+func bootID() (string, error) {
+	raw, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return "", err
+	}
+	return string(raw[:min(len(raw), 8)]), nil
+}
+
+// startOf is when a process began, in ticks since the boot: its number may be
+// another's later.
+func startOf(pid int) (string, error) {
+	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return "", err
+	}
+	// The name, in parentheses, may hold anything.
+	fields := bytes.Fields(raw[bytes.LastIndexByte(raw, ')')+1:])
+	if len(fields) < 20 {
+		return "", fmt.Errorf("/proc/%d/stat: %q", pid, raw)
+	}
+	return string(fields[19]), nil
+}
+
+// abandoned says whether the process that a name is of is gone.
+func abandoned(id string) (bool, error) {
+	m := ours.FindStringSubmatch(id)
+	if m == nil {
+		return false, nil
+	}
+	boot, err := bootID()
+	if err != nil {
+		return false, err
+	}
+	pid, err := strconv.Atoi(m[2])
+	if err != nil || m[1] != boot {
+		return true, nil
+	}
+	start, err := startOf(pid)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ESRCH) {
+		return true, nil
+	}
+	return start != m[3], err
+}
+
+// Sweep removes what runs have left whose process is gone, and says of which.
+func sweep(ctx context.Context) (swept []string, err error) {
+	seen := map[string]bool{}
+	for _, dir := range []string{base, namespaces} {
+		entries, rerr := os.ReadDir(dir)
+		if rerr != nil && !errors.Is(rerr, fs.ErrNotExist) {
+			return swept, rerr
+		}
+		for _, e := range entries {
+			id := ours.FindString(e.Name())
+			if id == "" || seen[id] {
+				continue
+			}
+			seen[id] = true
+			is, aerr := abandoned(id)
+			if aerr != nil || !is {
+				err = errors.Join(err, aerr)
+				continue
+			}
+			swept = append(swept, id)
+			err = errors.Join(err, hostOf(id).remove(ctx))
+		}
+	}
+	return swept, err
+}
+
+// ns is the network namespace of node n; that of the switch is ns(-1).
+func (h *host) ns(n int) string {
+	if n < 0 {
+		return h.id + "-switch"
+	}
+	return fmt.Sprintf("%s-%d", h.id, n)
+}
+
+func (h *host) path(parts ...string) string {
+	return filepath.Join(append([]string{h.dir}, parts...)...)
+}
+
+// make makes a switch, and so many nodes on it, each with a file system of its own.
+func (h *host) make(ctx context.Context, nodes int) error {
+	if err := os.MkdirAll(base, 0o700); err != nil {
+		return err
+	}
+	if err := os.Mkdir(h.dir, 0o700); err != nil {
+		return err
+	}
+	in := func(ns string, args ...string) []string { return append([]string{"ip", "-n", ns}, args...) }
+	sw := h.ns(-1)
+	todo := [][]string{
+		{"ip", "netns", "add", sw},
+		in(sw, "link", "add", "switch", "type", "bridge"),
+		in(sw, "link", "set", "switch", "up"),
+	}
+	for n := range nodes {
+		ns, port := h.ns(n), fmt.Sprint("port", n)
+		todo = append(todo,
+			[]string{"ip", "netns", "add", ns},
+			in(ns, "link", "set", "lo", "up"),
+			in(sw, "link", "add", port, "type", "veth", "peer", "name", "eth0", "netns", ns),
+			in(sw, "link", "set", port, "master", "switch", "up"),
+			in(ns, "address", "add", address(n).String()+"/24", "dev", "eth0"),
+			in(ns, "link", "set", "eth0", "up"))
+	}
+	for _, args := range todo {
+		if err := command(ctx, "", args...); err != nil {
+			return err
+		}
+	}
+	for n := range nodes {
+		at := h.disk(n)
+		if err := os.MkdirAll(at, 0o700); err != nil {
+			return err
+		}
+		if err := syscall.Mount("formsim", at, "tmpfs", syscall.MS_NODEV|syscall.MS_NOSUID, fmt.Sprintf("size=%d,mode=0700", diskSize)); err != nil {
+			return fmt.Errorf("mount %s: %w", at, err)
+		}
+	}
+	return nil
+}
+
+// diskSize of each node, in bytes: memory of the machine once it is used.
+const diskSize = 32 << 20
+
+// disk is the folder of a node's own file system.
+func (h *host) disk(n int) string { return h.path(fmt.Sprint("node", n), "disk") }
+
+func command(ctx context.Context, stdin string, args ...string) error {
+	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
+	cmd.Stdin = strings.NewReader(stdin)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("%s: %w: %s", strings.Join(args, " "), err, bytes.TrimSpace(out))
+	}
+	return nil
+}
+
+// processes of the run: those that have its mark, wherever they are.
+func (h *host) processes() (pids []int, err error) {
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return nil, err
+	}
+	want := []byte("\x00" + mark + "=" + h.id + "\x00")
+	for _, e := range entries {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil || pid == os.Getpid() {
+			continue
+		}
+		env, err := os.ReadFile(filepath.Join("/proc", e.Name(), "environ"))
+		if err != nil {
+			continue // it has ended meanwhile
+		}
+		if bytes.Contains(slices.Concat([]byte{0}, env, []byte{0}), want) {
+			pids = append(pids, pid)
+		}
+	}
+	return pids, nil
+}
+
+// mounts below the run's folder, the latest first.
+func (h *host) mounts() (at []string, err error) {
+	raw, err := os.ReadFile("/proc/self/mounts")
+	if err != nil {
+		return nil, err
+	}
+	for line := range strings.Lines(string(raw)) {
+		if f := strings.Fields(line); len(f) > 1 && strings.HasPrefix(f[1], h.dir+"/") {
+			at = append(at, f[1])
+		}
+	}
+	slices.Reverse(at)
+	return at, nil
+}
+
+// spaces are the names of the run's network namespaces.
+func (h *host) spaces() (names []string, err error) {
+	entries, err := os.ReadDir(namespaces)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), h.id+"-") {
+			names = append(names, e.Name())
+		}
+	}
+	return names, err
+}
+
+// sockets are the unix sockets, as files, below the run's folder.
+func (h *host) sockets() (at []string, err error) {
+	err = filepath.WalkDir(h.dir, func(path string, d fs.DirEntry, err error) error {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		if err == nil && d.Type()&fs.ModeSocket != 0 {
+			at = append(at, path)
+		}
+		return err
+	})
+	return at, err
+}
+
+// left is everything of the run that is there.
+func (h *host) left() (what []string, err error) {
+	pids, e1 := h.processes()
+	mounts, e2 := h.mounts()
+	spaces, e3 := h.spaces()
+	for _, p := range pids {
+		what = append(what, fmt.Sprintf("process %d (%s)", p, commandOf(p)))
+	}
+	for _, m := range mounts {
+		what = append(what, "mount "+m)
+	}
+	for _, s := range spaces {
+		what = append(what, "network namespace "+s)
+	}
+	if _, err := os.Lstat(h.dir); err == nil {
+		what = append(what, "folder "+h.dir)
+	}
+	return what, errors.Join(e1, e2, e3)
+}
+
+func commandOf(pid int) string {
+	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+	if err != nil {
+		return err.Error()
+	}
+	return string(bytes.ReplaceAll(bytes.TrimRight(raw, "\x00"), []byte{0}, []byte{' '}))
+}
+
+// killLimit is how long processes may take to be gone once they are killed.
+const killLimit = 10 * time.Second
+
+// remove takes away everything of the run, whatever of it there is.
+func (h *host) remove(ctx context.Context) error {
+	if err := h.killAll(); err != nil {
+		return err
+	}
+	mounts, err := h.mounts()
+	if err != nil {
+		return err
+	}
+	for _, at := range mounts {
+		if err := syscall.Unmount(at, 0); err != nil {
+			return fmt.Errorf("unmount %s: %w", at, err)
+		}
+	}
+	spaces, err := h.spaces()
+	if err != nil {
+		return err
+	}
+	for _, ns := range spaces {
+		if err := command(ctx, "", "ip", "netns", "del", ns); err != nil {
+			return err
+		}
+	}
+	return os.RemoveAll(h.dir)
+}
+
+// killAll ends every process of the run and waits until it is gone.
+func (h *host) killAll() error {
+	for until := time.Now().Add(killLimit); ; {
+		pids, err := h.processes()
+		if err != nil || len(pids) == 0 {
+			return err
+		}
+		for _, pid := range pids {
+			if err := syscall.Kill(pid, syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
+				return fmt.Errorf("kill %d: %w", pid, err)
+			}
+		}
+		if time.Now().After(until) {
+			return fmt.Errorf("%d processes of %s are still there", len(pids), h.id)
+		}
+		time.Sleep(20 * time.Millisecond) // the pause of a poll
+	}
+}

@@ -1,0 +1,167 @@
+package proc
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+)
+
+// rooted skips what needs root, and what else the tier needs.
+func rooted(t *testing.T) {
+	t.Helper()
+	if err := able(); err != nil {
+		t.Skip(err)
+	}
+}
+
+// asleep is a process that does nothing, of a run if that is not nil.
+func asleep(t *testing.T, of *host, before ...string) *exec.Cmd {
+	t.Helper()
+	args := append(before, "sleep", "600")
+	cmd := exec.Command(args[0], args[1:]...)
+	if of != nil {
+		cmd.Env = append(os.Environ(), mark+"="+of.id)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill() // it may be gone
+		_ = cmd.Wait()         // it was killed
+	})
+	return cmd
+}
+
+func (h *host) mustLeave(t *testing.T, want ...string) {
+	t.Helper()
+	left, err := h.left()
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := strings.Join(left, "\n")
+	for _, w := range want {
+		if !strings.Contains(text, w) {
+			t.Errorf("no word of %s in what is left:\n%s", w, text)
+		}
+	}
+	if len(want) == 0 && len(left) > 0 {
+		t.Errorf("left:\n%s", text)
+	}
+}
+
+// Everything that a run makes is seen, is left alone for as long as the run's own
+// process lives, and removed by the next run once it has been killed: also what the
+// dead run's processes have made and hold.
+func TestWhatAKilledRunLeavesIsRemoved(t *testing.T) {
+	rooted(t)
+	owner := asleep(t, nil)
+	h, err := named(owner.Process.Pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := h.remove(context.WithoutCancel(t.Context())); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := h.make(t.Context(), 2); err != nil {
+		t.Fatal(err)
+	}
+	asleep(t, h)                                                    // somewhere on the machine
+	asleep(t, h, "ip", "netns", "exec", h.ns(1))                    // on a node
+	asleep(t, h, "sh", "-c", "cd "+h.disk(0)+"; exec \"$@\"", "sh") // whose folder is in use
+	inner := filepath.Join(h.disk(1), "inner")
+	if err := errors.Join(os.Mkdir(inner, 0o700), syscall.Mount("formsim", inner, "tmpfs", 0, "size=1m")); err != nil {
+		t.Fatal(err)
+	}
+	all := []string{"process", "sleep 600", "mount " + h.disk(0), "mount " + inner, "network namespace " + h.ns(-1), "network namespace " + h.ns(1), "folder " + h.dir}
+	h.mustLeave(t, all...)
+
+	if swept, err := sweep(t.Context()); err != nil || len(swept) > 0 && strings.Contains(strings.Join(swept, " "), h.id) {
+		t.Fatalf("its process lives, and what it has was removed: %v, %v", swept, err)
+	}
+	h.mustLeave(t, all...)
+
+	if err := owner.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = owner.Wait() // it was killed
+	swept, err := sweep(t.Context())
+	if err != nil || !strings.Contains(strings.Join(swept, " "), h.id) {
+		t.Fatalf("swept %v, %v", swept, err)
+	}
+	h.mustLeave(t)
+}
+
+// A number that another process has by now does not keep what a dead one has left.
+func TestAbandoned(t *testing.T) {
+	self, err := named(os.Getpid())
+	if err != nil {
+		t.Fatal(err)
+	}
+	part := strings.Split(self.id, "-")
+	for _, c := range []struct {
+		id   string
+		want bool
+	}{
+		{self.id, false},
+		{self.id + "-switch", false},
+		{"formsim-00000000-" + part[2] + "-" + part[3], true}, // before the machine was started
+		{part[0] + "-" + part[1] + "-" + part[2] + "-1", true},
+		{part[0] + "-" + part[1] + "-4194305-1", true}, // more than a number can be
+		{"formtest-1-x", false},
+		{"somebody-elses", false},
+	} {
+		if got, err := abandoned(c.id); err != nil || got != c.want {
+			t.Errorf("%s: %v, %v, want %v", c.id, got, err, c.want)
+		}
+	}
+}
+
+// Nodes reach each other; a wall keeps out whom it says, and no other.
+func TestNodesAreApart(t *testing.T) {
+	rooted(t)
+	h, err := named(os.Getpid())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := h.remove(context.WithoutCancel(t.Context())); err != nil {
+			t.Error(err)
+		}
+		h.mustLeave(t)
+	})
+	if err := h.make(t.Context(), 3); err != nil {
+		t.Fatal(err)
+	}
+	reaches := func(from, to int) bool {
+		return exec.Command("ip", "netns", "exec", h.ns(from), "ping", "-n", "-c", "1", "-W", "1", address(to).String()).Run() == nil
+	}
+	has := func(n int, w wall) {
+		t.Helper()
+		if err := command(t.Context(), w.rules(), "ip", "netns", "exec", h.ns(n), "nft", "-f", "-"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if !reaches(0, 1) || !reaches(1, 2) || !reaches(2, 2) {
+		t.Fatal("they do not reach each other")
+	}
+	has(1, wall{from: []netip.Addr{address(0)}})
+	if reaches(0, 1) || !reaches(2, 1) {
+		t.Error("n0 is to be kept out, and n2 is not")
+	}
+	has(1, wall{loss: 1})
+	if reaches(2, 1) || !reaches(1, 1) {
+		t.Error("all is lost but what a node says to itself")
+	}
+	has(1, wall{})
+	if !reaches(0, 1) {
+		t.Error("the wall is still there")
+	}
+}

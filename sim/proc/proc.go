@@ -1,0 +1,57 @@
+package proc
+
+import (
+	"errors"
+	"time"
+
+	"github.com/formthefog/formation/sim/des"
+	"github.com/formthefog/formation/sim/scenario"
+)
+
+// MaxNodes bounds a swarm of this tier: each is a process of some 100 MB.
+const MaxNodes = 16
+
+// Config is what a run needs. All but Logs and Note is required.
+type Config struct {
+	Plan *scenario.Plan
+	// Formd is the daemon's command: a path, and what comes before its own
+	// arguments. Env is added to its environment.
+	Formd []string
+	Env   []string
+	// Logs is a folder that is there, for what each daemon says; "": thrown away in
+	// the end.
+	Logs string
+	// Note is told what happens, as it happens; nil: nobody is.
+	Note func(format string, args ...any)
+}
+
+// Result is what came of a run.
+type Result struct {
+	Scenario     string        `json:"scenario"`
+	Tier         string        `json:"tier"`
+	Nodes        int           `json:"nodes"`
+	Seed         uint64        `json:"seed"`
+	Steps        int           `json:"steps"`        // of the schedule
+	Acknowledged int           `json:"acknowledged"` // statements of owners
+	Unanswered   int           `json:"unanswered"`   // what owners tried and no node acknowledged
+	Real         time.Duration `json:"realNanoseconds"`
+	Notes        []string      `json:"notes"`
+	Bad          []des.Broken  `json:"bad"` // invariants that did not hold
+}
+
+// What is held beside what package des names.
+const (
+	// Settles and Agrees are those of package sim.
+	Settles des.Invariant = "settles"
+	Agrees  des.Invariant = "agrees"
+	// DaemonsStay: no daemon ends that was not killed and whose disk has room.
+	DaemonsStay des.Invariant = "daemons-stay"
+	// LeavesNothing: a daemon that is told to end leaves no process, mount or socket,
+	// and the run nothing at all.
+	LeavesNothing des.Invariant = "leaves-nothing"
+	// ListedAsSigned: what a node's API lists is what the owners' statements say.
+	ListedAsSigned des.Invariant = "listed-as-signed"
+)
+
+// ErrUnable: this machine, or this user, cannot run the tier.
+var ErrUnable = errors.New("the proc tier needs Linux, root, ip and nft")
