@@ -49,8 +49,11 @@ func (s *Swarm) Lossy(loss, duplicate float64) {
 // Crash ends a node at once. With its machine it loses what was not synced; by
 // itself, as by kill -9, what it had not written. Start brings it back.
 func (s *Swarm) Crash(i int, machine bool) {
-	s.Seen["crash"]++
 	n := s.nodes[i]
+	if !n.up {
+		return
+	}
+	s.Seen["crash"]++
 	n.crash(func(d *crdt.Disk) *crdt.Disk {
 		if machine {
 			return d.LosePower(rand.New(rand.NewPCG(s.cfg.Seed, uint64(i)<<32|uint64(n.lives))))

@@ -40,6 +40,9 @@ type network struct {
 	mute    []bool // nothing leaves or reaches these nodes
 	cut     map[link]bool
 	traffic []Traffic // by sender
+	clogged []bool
+	waiting []held
+	slow    []time.Duration
 }
 
 func newNetwork(cfg NetConfig, nodes int, seed uint64) *network {
@@ -49,6 +52,7 @@ func newNetwork(cfg NetConfig, nodes int, seed uint64) *network {
 	return &network{
 		cfg: cfg, seed: seed, sockets: map[netip.AddrPort]*socket{}, streams: map[link]*rand.Rand{},
 		side: make([]int, nodes), mute: make([]bool, nodes), cut: map[link]bool{}, traffic: make([]Traffic, nodes),
+		clogged: make([]bool, nodes), slow: make([]time.Duration, nodes),
 	}
 }
 
@@ -96,6 +100,10 @@ func (n *network) send(s *socket, to netip.AddrPort, payload []byte) {
 		n.mu.Unlock()
 		return
 	}
+	if n.holds(s, dst, payload) {
+		n.mu.Unlock()
+		return
+	}
 	rng := n.stream(link{s.node, dst.node})
 	if n.cfg.Loss > 0 && rng.Float64() < n.cfg.Loss {
 		t.Lost++
@@ -113,7 +121,7 @@ func (n *network) send(s *socket, to netip.AddrPort, payload []byte) {
 		if n.cfg.Jitter > 0 {
 			d += time.Duration(rng.Float64() * n.cfg.Jitter * float64(d))
 		}
-		due[i] = now.Add(d)
+		due[i] = now.Add(d + n.slow[dst.node])
 	}
 	n.mu.Unlock()
 	for i := range copies {

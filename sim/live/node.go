@@ -75,7 +75,7 @@ func (n *node) start() (err error) {
 
 func (n *node) connect(log *slog.Logger) error {
 	first := [][]byte{n.member}
-	if n.i == 0 { // the founder lets everybody own instances
+	if n.i == n.swarm.cfg.Founders[0] {
 		any, err := stmt.SignMember(n.swarm.root, n.swarm.id, stmt.MemberBody{Role: stmt.RoleOwner, AnyOwner: true}, nil, 1, 1)
 		if err != nil {
 			return err
@@ -94,8 +94,8 @@ func (n *node) connect(log *slog.Logger) error {
 		Admission: admission{hello, n.state}, Logger: log, Simulated: true,
 		ListenUDP: func(_ string, addr *net.UDPAddr) (net.PacketConn, error) { return n.swarm.net.listen(n.i, addr) },
 	}
-	for _, o := range n.swarm.nodes[:n.swarm.cfg.Seeds] {
-		if o != n {
+	for _, i := range n.swarm.cfg.Founders {
+		if o := n.swarm.nodes[i]; o != n {
 			cfg.Bootstrap = append(cfg.Bootstrap, listens(o.i)+"/p2p/"+o.id.String())
 		}
 	}

@@ -24,9 +24,9 @@ type Config struct {
 	Nodes int
 	Seed  uint64
 	Net   NetConfig
-	// Seeds is how many of the nodes, the first ones, the others are told of, as by
-	// a ticket (default 3).
-	Seeds int
+	// Founders are the nodes that all others are told of, as by a ticket; the first
+	// one lets everybody own instances (default: 0, 1 and 2).
+	Founders []int
 	// Logger of a node; nil: nothing is logged.
 	Logger func(node int) *slog.Logger
 }
@@ -87,17 +87,12 @@ func newSwarm(cfg Config) (*Swarm, error) {
 	if cfg.Nodes < 2 || cfg.Nodes > MaxNodes {
 		return nil, fmt.Errorf("live swarm of %d nodes: want 2 to %d", cfg.Nodes, MaxNodes)
 	}
-	if cfg.Seeds == 0 {
-		cfg.Seeds = 3
+	if len(cfg.Founders) == 0 {
+		cfg.Founders = []int{0, 1, 2}[:min(3, cfg.Nodes)]
 	}
-	cfg.Seeds = min(cfg.Seeds, cfg.Nodes)
 	s := &Swarm{cfg: cfg, began: time.Now(), Seen: map[string]int{}, net: newNetwork(cfg.Net, cfg.Nodes, cfg.Seed)}
 	s.root = s.key("root", 0)
 	s.id = stmt.NewNetworkID("live", stmt.KeyOf(s.root))
-	var err error
-	if s.owner, err = crdt.NewAuthor(s.key("owner", 0), s.id, nil); err != nil {
-		return nil, err
-	}
 	for i := range cfg.Nodes {
 		n, err := s.newNode(i)
 		if err != nil {
@@ -181,20 +176,43 @@ func (s *Swarm) Up() []int {
 	return slices.DeleteFunc(s.all(), func(i int) bool { return !s.nodes[i].up })
 }
 
+// author is the owner at work with a node: from what that holds.
+func (s *Swarm) author(at int) (*crdt.Author, error) {
+	if !s.nodes[at].up {
+		return nil, fmt.Errorf("node %d is down", at)
+	}
+	key := s.key("owner", 0)
+	return crdt.NewAuthor(key, s.id, s.nodes[at].state.OwnerStatements(stmt.KeyOf(key)))
+}
+
 // Ship has the owner bring a new instance to a node, which acknowledges it once its
 // statements are on disk. It returns the instance's ID.
 func (s *Swarm) Ship(at int, spec crdt.Spec) (string, error) {
-	id, raws, err := s.owner.Create(spec)
+	a, err := s.author(at)
+	if err != nil {
+		return "", fmt.Errorf("ship: %w", err)
+	}
+	id, raws, err := a.Create(spec)
 	if err != nil {
 		return "", fmt.Errorf("ship: %w", err)
 	}
 	return id, s.submit(at, raws)
 }
 
-func (s *Swarm) submit(at int, raws [][]byte) error {
-	if !s.nodes[at].up {
-		return fmt.Errorf("submit at node %d: it is down", at)
+// Set has the owner change an instance at a node that knows it.
+func (s *Swarm) Set(at int, id string, change func(*crdt.Spec)) error {
+	a, err := s.author(at)
+	if err != nil {
+		return fmt.Errorf("set: %w", err)
 	}
+	raws, err := a.Set(id, change)
+	if err != nil {
+		return fmt.Errorf("set: %w", err)
+	}
+	return s.submit(at, raws)
+}
+
+func (s *Swarm) submit(at int, raws [][]byte) error {
 	if _, err := s.nodes[at].state.Submit(context.Background(), raws...); err != nil {
 		return err
 	}

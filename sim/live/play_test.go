@@ -1,0 +1,95 @@
+package live
+
+import (
+	"testing"
+
+	"github.com/formthefog/formation/sim/scenario"
+)
+
+func planOf(t *testing.T, text string, seed uint64) *scenario.Plan {
+	t.Helper()
+	s, err := scenario.Parse("test", []byte(text))
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := s.Expand(0, seed)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+// A scenario does to real hosts what it does to simulated ones, as far as they are
+// hosts.
+func TestPlay(t *testing.T) {
+	p := planOf(t, `about: a bit of everything
+nodes: 8
+tiers: [live]
+newcomers: 0.25
+network: {loss: 0.02, duplicate: 0.01}
+workload: {instances: 2, replicas: 1, changes: 3s}
+schedule:
+  - {at: 2s, do: partition, share: 0.4}
+  - {then: 40s, do: heal}
+  - {then: 1s, do: join}
+  - {then: 1s, do: bounce, node: up, for: 5s}
+  - {then: 1s, do: torn-log, node: up, for: 5s}
+  - {then: 1s, do: clog, node: up}
+  - {then: 5s, do: unclog, node: clogged}
+  - {then: 1s, do: cut, node: up, share: 0.5}
+  - {then: 1s, do: slow, node: up, by: 300ms, for: 5s}
+  - {then: 1s, do: ship, node: up, name: late}
+  - {then: 5s, do: loss, share: 0.1}
+  - {then: 5s, do: crash, node: up, kind: machine}
+calm: true
+expect: {settle: 1m}
+sometimes: [partition, heal, join, crash, clog, unclog, cut, slow, an owner changed something]
+`, 5)
+	if err := Refuses(p); err != nil {
+		t.Fatal(err)
+	}
+	r := Play(t, p)
+	for _, b := range r.Bad {
+		t.Errorf("seed %d: %v", p.Seed, b)
+	}
+	t.Logf("%v of virtual time: %q", r.Virtual, r.Notes)
+}
+
+// What holds not is told.
+func TestPlayFinds(t *testing.T) {
+	p := planOf(t, `about: a swarm that is split does not agree
+nodes: 6
+tiers: [live]
+workload: {instances: 2, replicas: 1, changes: 1s}
+schedule: [{at: 1s, do: partition, share: 0.5}]
+until: 40s
+expect: {settle: 5s}
+sometimes: [join]
+`, 6)
+	r := Play(t, p)
+	if len(r.Bad) != 2 || r.Bad[0].Of != settles || r.Bad[1].Of != sometimes {
+		t.Errorf("found %v", r.Bad)
+	}
+}
+
+func TestRefusals(t *testing.T) {
+	p := planOf(t, `about: what is not of hosts
+nodes: 8
+liars: 0.25
+schedule:
+  - {at: 1s, do: suspend, node: running, for: 5s}
+  - {at: 1s, do: suspend, node: up, for: 5s}
+  - {at: 1s, do: crash, node: up}
+`, 1)
+	err := Refuses(p)
+	if err == nil {
+		t.Fatal("nothing is refused")
+	}
+	want := "tier live: scenario test is not made for it\n" +
+		"tier live: nobody can lie\n" +
+		"tier live: cannot do: suspend\n" +
+		"tier live: cannot pick: running"
+	if got := err.Error(); got != want {
+		t.Errorf("refused:\n%s\nwant:\n%s", got, want)
+	}
+}

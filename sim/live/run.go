@@ -1,0 +1,335 @@
+package live
+
+import (
+	"cmp"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"time"
+
+	"github.com/formthefog/formation/crdt"
+	"github.com/formthefog/formation/sim/chance"
+	"github.com/formthefog/formation/sim/des"
+	"github.com/formthefog/formation/sim/scenario"
+)
+
+// run is one run of a scenario over real hosts.
+type run struct {
+	*Swarm
+	plan   *scenario.Plan
+	res    *Result
+	rng    *rand.Rand
+	zero   time.Duration // when the schedule began
+	gone   map[int]bool  // for good
+	names  []string      // of instances, by number
+	due    []deed
+	next   time.Duration // when an owner next changes something
+	spread []spreading
+	took   []time.Duration // until all had a statement
+}
+
+// deed is something to be done at a time of the swarm's.
+type deed struct {
+	at time.Duration
+	do func() error
+}
+
+// spreading is a change on its way to all.
+type spreading struct {
+	instance string
+	restart  uint64
+	at       time.Duration
+}
+
+// resolution is how often the swarm is looked at.
+const resolution = 50 * time.Millisecond
+
+// meeting is how long nodes have to meet before a schedule begins.
+const meeting = 2 * time.Minute
+
+func (r *run) note(format string, args ...any) {
+	r.res.Notes = append(r.res.Notes, fmt.Sprintf(format, args...))
+}
+
+func (r *run) fail(of des.Invariant, format string, args ...any) {
+	r.res.Bad = append(r.res.Bad, des.Broken{Of: of, At: r.Now() - r.zero, What: fmt.Sprintf(format, args...)})
+}
+
+// whole is the run from its beginning to its end. Its error is of something that
+// could not be done.
+func (r *run) whole() error {
+	if err := r.begin(); err != nil {
+		return err
+	}
+	for _, s := range r.plan.Steps {
+		if err := r.pass(r.zero + s.At - r.Now()); err != nil {
+			return err
+		}
+		if err := steps[s.Do](r, s, chance.Stream(s.Draw)); err != nil {
+			return fmt.Errorf("step %v: %w", s, err)
+		}
+	}
+	if err := r.pass(r.zero + r.plan.End - r.Now()); err != nil {
+		return err
+	}
+	if r.plan.Calm {
+		if err := r.calm(); err != nil {
+			return err
+		}
+	}
+	r.next = 0
+	if err := r.settle(); err != nil {
+		return err
+	}
+	r.judge()
+	return nil
+}
+
+// begin has those who are there meet, and owners ship what there is at first.
+func (r *run) begin() error {
+	first := slices.DeleteFunc(r.all(), func(i int) bool { return r.awaited(i) })
+	if err := r.Start(100*time.Millisecond, first...); err != nil {
+		return err
+	}
+	if err := r.meet(); err != nil {
+		return err
+	}
+	w := r.plan.Workload
+	for k := range w.Instances.Of(r.plan.Nodes) {
+		if err := r.ship(first[k%len(first)], fmt.Sprint("app-", k), w.Replicas); err != nil {
+			return err
+		}
+	}
+	if err := r.meet(); err != nil {
+		return err
+	}
+	r.zero, r.spread = r.Now(), nil
+	r.lossy(r.plan.Network.Loss)
+	if w.Changes.Max > 0 {
+		r.next = r.zero + r.wait()
+	}
+	return nil
+}
+
+func (r *run) meet() error {
+	if took, ok := r.RunUntil(meeting, time.Second, r.Converged); !ok {
+		return fmt.Errorf("the nodes do not agree after %v in which nothing happened", took)
+	}
+	return nil
+}
+
+func (r *run) awaited(i int) bool {
+	return slices.Contains(r.plan.Newcomers, i) && r.nodes[i].lives == 0
+}
+
+// lossy sets what is lost by the way; what arrives damaged is lost as well, for
+// QUIC notices.
+func (r *run) lossy(share float64) {
+	r.Lossy(min(1, share+r.plan.Network.Damage), r.plan.Network.Duplicate)
+}
+
+// wait is how long until an owner changes something.
+func (r *run) wait() time.Duration {
+	return time.Duration(r.rng.ExpFloat64() * float64(r.plan.Workload.Changes.Max))
+}
+
+// after has something done in so long.
+func (r *run) after(d time.Duration, do func() error) {
+	r.due = append(r.due, deed{r.Now() + d, do})
+}
+
+// later starts a node in so long.
+func (r *run) later(d time.Duration, i int) { r.after(d, func() error { return r.start(i) }) }
+
+func (r *run) start(i int) error {
+	if r.gone[i] {
+		return nil
+	}
+	return r.Start(0, i)
+}
+
+// pass lets d pass, and does what is due meanwhile.
+func (r *run) pass(d time.Duration) error {
+	for end := r.Now() + d; r.Now() < end; {
+		r.Run(min(resolution, end-r.Now()))
+		r.look()
+		ready := slices.DeleteFunc(slices.Clone(r.due), func(e deed) bool { return e.at > r.Now() })
+		r.due = slices.DeleteFunc(r.due, func(e deed) bool { return e.at <= r.Now() })
+		for _, e := range ready {
+			if err := e.do(); err != nil {
+				return err
+			}
+		}
+		if r.next > 0 && r.Now() >= r.next {
+			r.next = r.Now() + r.wait()
+			if err := r.change(scenario.Step{}, r.rng); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// look notes which changes have come to all.
+func (r *run) look() {
+	r.spread = slices.DeleteFunc(r.spread, func(c spreading) bool {
+		for _, i := range r.Up() {
+			if s, has := r.nodes[i].state.View().Instance(c.instance); !has || s.Restart < c.restart {
+				return false
+			}
+		}
+		r.took = append(r.took, r.Now()-c.at)
+		return true
+	})
+}
+
+// calm ends all faults, and starts who is down.
+func (r *run) calm() error {
+	r.Heal()
+	for _, i := range r.Clogged() {
+		r.Unclog(i)
+	}
+	r.lossy(r.plan.Network.Loss)
+	for i := range r.Nodes() {
+		if err := r.start(i); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// settle waits until all agree.
+func (r *run) settle() error {
+	limit := r.plan.Expect.Settle
+	if limit == 0 {
+		return nil
+	}
+	began := r.Now()
+	for !r.Converged() && r.Now()-began < limit {
+		if err := r.pass(time.Second); err != nil {
+			return err
+		}
+	}
+	if !r.Converged() {
+		r.fail(settles, "not all agree %v after the last step", limit)
+		return nil
+	}
+	r.note("all agree %v after the last step", r.Now()-began)
+	for _, err := range []error{r.UnequalViews(), r.Unacknowledged()} {
+		if err != nil {
+			r.fail(settles, "%v", err)
+		}
+	}
+	return nil
+}
+
+// judge holds the run to what its scenario expects of state and network.
+func (r *run) judge() {
+	e := r.plan.Expect
+	slices.Sort(r.took)
+	if n := len(r.took); n > 0 {
+		p50, p99 := r.took[n/2], r.took[(n-1)*99/100]
+		r.note("%d changes came to all nodes within %v (p50), %v (p99), looked at every %v", n, p50, p99, resolution)
+		if e.Delivery > 0 && p99 > e.Delivery+resolution {
+			r.fail(delivers, "all nodes have a statement within %v (p99), expected are %v", p99, e.Delivery)
+		}
+	}
+	for _, w := range r.plan.Sometimes {
+		if r.Seen[w] == 0 {
+			r.fail(sometimes, "never: %s", w)
+		}
+	}
+	t := r.Traffic()
+	r.note("%d packets, %d MB, %d packets lost", t.Packets, t.Bytes>>20, t.Lost)
+	if e.Deaths > 0 || e.Moves != "" || e.Takeovers != "" || e.Budget || e.Alive || e.Sides > 0 || e.Stops > 0 || e.Slept || e.Sends > 0 {
+		r.note("not looked at in tier %s: what is expected of replicas, of the taking for dead, and of sends", Tier)
+	}
+}
+
+// at picks the node that a step is about; a step that finds none does nothing.
+func at(do func(r *run, i int, s scenario.Step, rng *rand.Rand) error) func(*run, scenario.Step, *rand.Rand) error {
+	return func(r *run, s scenario.Step, rng *rand.Rand) error {
+		from := r.Up()
+		switch s.Node {
+		case scenario.Any:
+			from = r.all()
+		case scenario.Down:
+			from = slices.DeleteFunc(r.all(), func(i int) bool { return r.nodes[i].up || r.gone[i] || r.awaited(i) })
+		case scenario.Clogged:
+			from = r.Clogged()
+		}
+		if n, ok := s.Node.Number(); ok {
+			from = []int{n}
+		}
+		if len(from) == 0 {
+			return nil
+		}
+		return do(r, from[rng.IntN(len(from))], s, rng)
+	}
+}
+
+// split cuts those nodes off from the others.
+func (r *run) split(away []int) {
+	r.Partition(slices.DeleteFunc(r.all(), func(i int) bool { return slices.Contains(away, i) }), away)
+}
+
+func (r *run) cut(i int, s scenario.Step, rng *rand.Rand) error {
+	for o := range r.Nodes() {
+		if o != i && rng.Float64() < cmp.Or(s.Share, 0.5) {
+			r.Cut(i, o)
+		}
+	}
+	return nil
+}
+
+func (r *run) join(s scenario.Step, rng *rand.Rand) error {
+	waiting := slices.DeleteFunc(r.all(), func(i int) bool { return !r.awaited(i) })
+	n := len(waiting)
+	if s.Share > 0 {
+		n = min(n, max(1, int(s.Share*float64(r.Nodes()))))
+	}
+	for _, k := range rng.Perm(len(waiting))[:n] {
+		if err := r.Start(0, waiting[k]); err != nil {
+			return err
+		}
+		r.Seen["join"]++
+	}
+	return nil
+}
+
+// ship brings an instance to a node, if that is up.
+func (r *run) ship(i int, name string, replicas int) error {
+	if !r.nodes[i].up {
+		return nil
+	}
+	n := len(r.names)
+	id, err := r.Ship(i, crdt.Spec{
+		Name: cmp.Or(name, fmt.Sprint("new-", n)), Pack: des.PackName(n + 1), Replicas: max(1, replicas), Phase: crdt.PhaseRunning,
+	})
+	if err != nil {
+		return err
+	}
+	r.names = append(r.names, id)
+	r.spread = append(r.spread, spreading{id, 0, r.Now()})
+	return nil
+}
+
+// change has the owner restart an instance, drawn, at a node that is up, drawn, if
+// that knows it.
+func (r *run) change(_ scenario.Step, rng *rand.Rand) error {
+	up := r.Up()
+	if len(up) == 0 || len(r.names) == 0 {
+		return nil
+	}
+	i, id := up[rng.IntN(len(up))], r.names[rng.IntN(len(r.names))]
+	if _, known := r.nodes[i].state.View().Instance(id); !known {
+		return nil
+	}
+	var restart uint64
+	if err := r.Set(i, id, func(s *crdt.Spec) { s.Restart++; restart = s.Restart }); err != nil {
+		return err
+	}
+	r.spread = append(r.spread, spreading{id, restart, r.Now()})
+	r.Seen["an owner changed something"]++
+	return nil
+}
