@@ -21,7 +21,7 @@ import (
 )
 
 func newSim(a *app) *cobra.Command {
-	return group("sim", "simulate a swarm, in virtual time", newSimList(a), newSimRun(a), newSimReplay(a))
+	return group("sim", "simulate a swarm, in virtual time", newSimList(a), newSimRun(a), newSimReplay(a), newSimPlay())
 }
 
 func newSimList(a *app) *cobra.Command {
@@ -62,7 +62,7 @@ func (f *simFlags) add(cmd *cobra.Command) {
 	cmd.Flags().IntVar(&f.nodes, "nodes", 0, "how many nodes (0: as the scenario wants)")
 	cmd.Flags().StringVar(&f.jsonl, "jsonl", "", "write what happens to this file, one JSON object a line (of several seeds the last)")
 	cmd.Flags().StringVar(&f.html, "html", "", "draw what happens as a page of its own, to scrub through in a browser")
-	cmd.Flags().StringVar(&f.tier, "tier", tierDES, "what carries it out: des (virtual time), or proc (real daemons; needs root)")
+	cmd.Flags().StringVar(&f.tier, "tier", tierDES, "what carries it out: des (virtual time), live (real hosts in virtual time), or proc (real daemons; needs root)")
 	cmd.Flags().DurationVar(&f.span, "for", 0, "only the first so much of it (0: all)")
 	cmd.Flags().StringVar(&f.logs, "logs", "", "folder for what the daemons of the proc tier log")
 	cmd.Flags().BoolVar(&f.once, "once", false, "do not run it a second time to see that it gives the same events")
@@ -130,6 +130,10 @@ disks and virtual machines. The same scenario, nodes and seed give the same
 events, and so the same hash: every run is made twice, to see that. It exits 1 when
 something that must be true is not; then it looks for the fewest steps of the
 schedule that break it, and says how to see them again.
+
+With --tier live it runs over real hosts in virtual time instead: what formd has of
+state and network, with no virtual machines. Such a run is made once, for it does not
+repeat itself.
 
 With --tier proc the daemons are real, in network namespaces that the run makes and
 removes, with the driver that starts no VM, in real time: the same schedule for the

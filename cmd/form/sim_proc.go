@@ -11,6 +11,7 @@ import (
 
 	"github.com/formthefog/formation/cmd/form/internal/cli"
 	"github.com/formthefog/formation/cmd/internal/api"
+	"github.com/formthefog/formation/sim/live"
 	"github.com/formthefog/formation/sim/proc"
 	"github.com/formthefog/formation/sim/scenario"
 )
@@ -18,6 +19,7 @@ import (
 // The tiers that form sim runs.
 const (
 	tierDES  = "des"
+	tierLive = live.Tier
 	tierProc = "proc"
 	tierVM   = "vm"
 )
@@ -27,6 +29,11 @@ func (a *app) simulate(ctx context.Context, p *scenario.Plan, f *simFlags, shrin
 	switch f.tier {
 	case tierDES:
 		return a.runSim(p, f, shrink)
+	case tierLive:
+		if f.jsonl != "" || f.html != "" {
+			return cli.Errorf(api.ExitUsage, "--jsonl, --html: the %s tier does not record what happens", tierLive)
+		}
+		return a.runLive(ctx, p, f.span)
 	case tierProc:
 		if f.jsonl != "" || f.html != "" {
 			return cli.Errorf(api.ExitUsage, "--jsonl, --html: the %s tier does not record what happens", tierProc).Hint("what daemons log: --logs DIR")
@@ -37,7 +44,7 @@ func (a *app) simulate(ctx context.Context, p *scenario.Plan, f *simFlags, shrin
 			Hint("what they are held to are the end-to-end tests: make e2e").
 			Hint("the same with real daemons and no machines: --tier %s", tierProc)
 	}
-	return cli.Errorf(api.ExitUsage, "--tier: %q is none of %s, %s", f.tier, tierDES, tierProc)
+	return cli.Errorf(api.ExitUsage, "--tier: %q is none of %s, %s, %s", f.tier, tierDES, tierLive, tierProc)
 }
 
 // runProc runs a plan on real daemons.

@@ -258,6 +258,10 @@ func (s *Sim) Changes(mean time.Duration) {
 		if s.resting {
 			return
 		}
+		if len(s.owners) == 0 { // nobody has shipped yet
+			s.Do(wait(), next)
+			return
+		}
 		owner := rng.IntN(len(s.owners))
 		mine, up := s.Instances(owner), s.Honest()
 		if len(mine) > 0 && len(up) > 0 {

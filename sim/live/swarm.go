@@ -38,7 +38,6 @@ type Swarm struct {
 	net   *network
 	id    stmt.NetworkID
 	root  ed25519.PrivateKey
-	owner *crdt.Author
 	nodes []*node
 	acked []stmt.Verified
 	began time.Time
