@@ -35,7 +35,7 @@ function layout() {
   const c = $("world"), d = devicePixelRatio || 1;
   W = c.clientWidth; H = c.clientHeight; c.width = W * d; c.height = H * d; c.getContext("2d").setTransform(d, 0, 0, d, 0, 0);
   X = new Float32Array(N); Y = new Float32Array(N); regions = [];
-  const top = 14, bottom = 46, h = H - top - bottom;
+  const top = 14, bottom = W < 600 ? 64 : 46, h = H - top - bottom;
   if (run.at) return places(top, h);
   if (N <= 60) {
     R = Math.max(5, Math.min(15, Math.min(W, h) * 1.2 / N));
@@ -185,7 +185,7 @@ function charts() {
   let most = 1e5; for (const v of worst) most = Math.max(most, v);
   const low = 4, log = v => Math.max(0, Math.log10(Math.max(v, 1)) - low) / Math.max(1, Math.ceil(Math.log10(most)) - low);
   g.font = "11px system-ui"; g.textAlign = "left";
-  for (let p = low; p <= Math.ceil(Math.log10(most)); p++) { const y = h - 2 - log(10 ** p) * (h - 12); g.fillStyle = colour.line; g.fillRect(34, y, w, 1); g.fillStyle = colour.dim; if ((Math.ceil(Math.log10(most)) - p) % 2 === 0) g.fillText(p >= 6 ? 10 ** (p - 6) + " s" : 10 ** (p - 3) + " ms", 0, Math.min(y + 5, h - 2)); }
+  for (let p = low; p <= Math.ceil(Math.log10(most)); p++) { const y = h - 2 - log(10 ** p) * (h - 12); g.fillStyle = colour.line; g.fillRect(34, y, w, 1); g.fillStyle = colour.dim; if (p > low && (Math.ceil(Math.log10(most)) - p) % 2 === 0) g.fillText(p >= 6 ? 10 ** (p - 6) + " s" : 10 ** (p - 3) + " ms", 0, Math.min(y + 5, h - 2)); }
   g.fillStyle = colour.accent; worst.forEach((v, k) => { if (v) { const x = k * w / cols, y = h - 2 - log(v) * (h - 12); g.fillRect(x, y, Math.max(1.5, w / cols - .5), h - 2 - y); } });
   keep("spread");
 }
