@@ -205,8 +205,8 @@ func (r *run) settle() error {
 		return nil
 	}
 	began := r.Now()
-	for !r.Converged() && r.Now()-began < limit {
-		if err := r.pass(time.Second); err != nil {
+	for agreed := false; !agreed && r.Now()-began < limit; agreed = r.Converged() {
+		if err := r.pass(time.Second); err != nil { // who was just started has things to say
 			return err
 		}
 	}

@@ -134,8 +134,11 @@ func (s *Swarm) Start(apart time.Duration, which ...int) error {
 	return nil
 }
 
-// Run lets virtual time pass.
-func (s *Swarm) Run(d time.Duration) { time.Sleep(d) }
+// Run lets virtual time pass, and all happen that happens until then.
+func (s *Swarm) Run(d time.Duration) {
+	time.Sleep(d)
+	synctest.Wait()
+}
 
 // RunUntil lets time pass until ok, which it asks every step, and says whether that
 // was within limit.
