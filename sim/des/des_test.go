@@ -59,14 +59,14 @@ func TestEventsComeInOrder(t *testing.T) {
 	})
 }
 
-// One more node changes neither whom the others gossip with nor what their links
+// One more node changes neither whom the others know nor what their links
 // draw.
 func TestANodeMoreShiftsNoStream(t *testing.T) {
 	a, b := New(Config{Seed: 7, Nodes: 20}), New(Config{Seed: 7, Nodes: 21})
 	for i := range int32(20) {
-		others := slices.DeleteFunc(slices.Clone(b.nodes[i].mesh), func(o int32) bool { return o == 20 })
-		if !slices.Equal(a.nodes[i].mesh, others) {
-			t.Errorf("node %d gossips with %v, and with %v beside one more", i, a.nodes[i].mesh, others)
+		others := slices.DeleteFunc(slices.Clone(b.nodes[i].links), func(o int32) bool { return o == 20 })
+		if !slices.Equal(a.nodes[i].links, others) {
+			t.Errorf("node %d is linked with %v, and with %v beside one more", i, a.nodes[i].links, others)
 		}
 		if a.nodes[i].key != b.nodes[i].key || a.nodes[i].rng.Uint64() != b.nodes[i].rng.Uint64() {
 			t.Errorf("node %d draws otherwise", i)
@@ -281,4 +281,81 @@ func chaos(s *Sim, rng *rand.Rand) {
 			s.Delete(0, i, mine[rng.IntN(len(mine))].ID, nil)
 		}
 	}
+}
+
+// Statements spread over connections: after a machine has died its peers know it by
+// silence, find others in its place, and all who are there hear what is said; when it
+// comes back it is a peer again.
+func TestConnectionsFollowTheNodes(t *testing.T) {
+	const nodes, victim = 60, 7
+	s := twice(t, Config{Seed: 21, Nodes: nodes, Net: NetConfig{Regions: true, Loss: 0.02}}, func(s *Sim) {
+		s.Boot(Workload{Instances: 10, Replicas: 1})
+		s.Run(10 * time.Second)
+		peers := s.mesh.Peers(victim)
+		s.Crash(victim, true)
+		s.Run(idleAfter - time.Second)
+		for _, p := range peers {
+			if !s.mesh.Connected(p, victim) {
+				t.Errorf("n%d knows at once that n%d is gone", p, victim)
+			}
+		}
+		s.Run(10 * time.Second)
+		for _, p := range peers {
+			if s.mesh.Connected(p, victim) || s.mesh.Degree(p) < wantPeers {
+				t.Errorf("n%d has %d peers, the dead one among them: %v", p, s.mesh.Degree(p), s.mesh.Connected(p, victim))
+			}
+		}
+		s.Start(victim)
+		s.Run(5 * time.Second)
+		if s.mesh.Degree(victim) < wantPeers || len(s.mesh.Of(victim)) == 0 {
+			t.Errorf("the returned node has %d peers and a mesh of %d", s.mesh.Degree(victim), len(s.mesh.Of(victim)))
+		}
+	})
+	for i := range int32(nodes) {
+		for _, p := range s.mesh.Of(i) {
+			if !s.mesh.Connected(i, p) || !s.mesh.Connected(p, i) {
+				t.Errorf("n%d meshes with n%d without a connection", i, p)
+			}
+		}
+	}
+}
+
+// A split ends connections over it when they have been silent for long enough, and a
+// heal brings some back.
+func TestASplitEndsConnections(t *testing.T) {
+	over := func(s *Sim) (n int) {
+		for i := range int32(40) {
+			for _, p := range s.mesh.Peers(i) {
+				if i < 20 && p >= 20 {
+					n++
+				}
+			}
+		}
+		return n
+	}
+	var left, right []int
+	for i := range 20 {
+		left, right = append(left, i), append(right, i+20)
+	}
+	twice(t, Config{Seed: 22, Nodes: 40, Net: lossy}, func(s *Sim) {
+		s.Boot(Workload{Instances: 5, Replicas: 1})
+		s.Run(5 * time.Second)
+		s.Partition(left, right)
+		s.Run(idleAfter - time.Second)
+		during := over(s)
+		s.Run(2 * time.Second)
+		after := over(s)
+		s.Run(20 * time.Second)
+		few := 0
+		for i := range int32(40) {
+			if s.mesh.Degree(i) < wantPeers {
+				few++
+			}
+		}
+		s.Heal()
+		s.Run(redial + 5*time.Second)
+		if during == 0 || after != 0 || few > 0 || over(s) == 0 {
+			t.Errorf("%d connections over a young split, %d over an old one, %d after it; %d nodes with few", during, after, over(s), few)
+		}
+	})
 }

@@ -22,9 +22,11 @@
 // forges another's.
 //
 // What is a model, and so proves nothing about the real thing: the network
-// (delay, loss, duplication, damage, cuts), gossip (each message floods a fixed
-// random mesh, which in a split takes others in after a while; no repair by gossip
-// itself), connections (who is reachable can be spoken to), disks (what is not
+// (delay, loss, duplication, damage, cuts; on a stream a loss only delays, by what QUIC
+// waits, and holds up nothing behind it), gossip (package gossip: gossipsub's meshes,
+// GRAFT, PRUNE, IHAVE and IWANT over one topic for all), connections (who dialled whom is
+// drawn; one over which nothing comes ends after 30 seconds, and who has few dials
+// others; streams beside gossip need none), disks (what is not
 // synced is lost by a crash; a voter's promises are synced before it answers),
 // clocks (each at its own steady rate, begun anew by a boot), packs and virtual
 // machines (they take a drawn time), and what keeps a fenced one: it pauses it up

@@ -104,28 +104,19 @@ func (s *Sim) Cut(from, to int) {
 func (s *Sim) Partition(sides ...[]int) {
 	clear(s.net.side)
 	s.net.sides = len(sides)
-	s.rewired()
 	for i, side := range sides {
 		for _, n := range side {
 			s.net.side[n] = int32(i)
 		}
 	}
+	s.rewired()
 	s.Seen["partition"]++
 }
 
 // Heal ends all cuts and partitions. Nodes that could not reach each other find
 // each other again within a while, and compare what they hold.
 func (s *Sim) Heal() {
-	for _, n := range s.nodes {
-		if !n.up {
-			continue
-		}
-		for _, o := range n.mesh {
-			if !s.net.meets(n.i, o) {
-				n.after(time.Duration(n.rng.Int64N(int64(redial))), evSync, int64(o), 0, nil)
-			}
-		}
-	}
+	s.reunite()
 	clear(s.net.side)
 	clear(s.net.cut)
 	s.net.sides = 0

@@ -9,7 +9,7 @@ import (
 	"github.com/formthefog/formation/crdt/stmt"
 )
 
-// forged is a flood that one node sends as what another said; its signature is not
+// forged is a message that one node sends as what another said; its signature is not
 // the author's.
 type forged struct{ raw []byte }
 
@@ -30,7 +30,7 @@ func (s *Sim) Forge(i int, rng *rand.Rand) {
 			continue
 		}
 		raw := bytes.Replace(st.Raw, st.Author[:], victim[:], 1)
-		for _, o := range n.neighbours() {
+		for _, o := range s.mesh.Peers(n.i) {
 			s.send(Gossip, len(raw), event{kind: evGossip, node: o, from: n.i, a: 1, load: forged{raw}})
 		}
 		s.Seen["a node forged"]++

@@ -3,80 +3,57 @@ package des
 import (
 	"bytes"
 	"iter"
+	"slices"
 	"time"
 
 	"github.com/formthefog/formation/crdt"
 	"github.com/formthefog/formation/crdt/stmt"
+	"github.com/formthefog/formation/sim/gossip"
 )
 
 // gossipBatch is how many statements one message carries (crdt).
 const gossipBatch = 64
 
-// flood is a gossip message under way, and who has seen it.
-type flood struct {
-	batch
-	seen []uint64
-}
-
-// damaged is a flood of which one copy has a wrong bit.
+// damaged is a copy of a batch that has a wrong bit.
 type damaged struct {
-	*flood
+	*batch
 	bit uint64
 }
 
-func (f *flood) mark(i int32) (first bool) {
-	w, bit := i/64, uint64(1)<<(i%64)
-	if f.seen[w]&bit != 0 {
-		return false
-	}
-	f.seen[w] |= bit
-	return true
-}
+func (*batch) class() Class { return Gossip }
+func (*batch) event() kind  { return evGossip }
 
-func (n *node) publish(b batch) {
-	f := &flood{batch: b, seen: make([]uint64, (len(n.sim.nodes)+63)/64)}
-	f.mark(n.i)
-	n.relay(f, -1)
-}
+func (n *node) publish(b batch) { n.speak(&b, b.size) }
 
-func (n *node) relay(f *flood, except int32) {
-	s := n.sim
-	for _, o := range n.neighbours() {
-		if o == except {
-			continue
-		}
-		e := event{kind: evGossip, node: o, from: n.i, a: int64(len(f.vs)), load: f}
-		if s.net.chance(s.net.Damage, n.i, o) {
-			e.load = damaged{f, s.net.roll(n.i, o)}
-		}
-		s.send(Gossip, f.size, e)
-	}
-}
-
-func (n *node) gossip(e *event) {
-	if d, ok := e.load.(damaged); ok {
-		n.spoilt(d)
-		return
-	}
-	f := e.load.(*flood)
-	if !f.mark(n.i) {
-		return
-	}
-	out := n.sim.spoiltMerge(f.batch, n.receive(f.batch))
+// hear takes statements in, and passes on what was news.
+func (b *batch) hear(n *node, from int32) bool {
+	out := n.sim.spoiltMerge(*b, n.receive(*b))
 	for i, err := range out.errs {
-		if n.sim.lied(e.from, f.vs[i]) {
+		if n.sim.lied(from, b.vs[i]) {
 			continue
 		}
 		if err != nil && !crdt.Transient(err) {
 			n.sim.broke(Believed, "%v: an honest statement is refused: %v", n, err)
-			return
+			return false
 		}
 	}
 	if len(out.news) > 0 {
 		n.sim.firsts++
-		n.relay(f, e.from)
-	} else if n.sim.nodes[e.from].liar {
+	} else if n.sim.nodes[from].liar {
 		n.sim.Seen["a replayed statement was nothing new"]++
+	}
+	return len(out.news) > 0
+}
+
+// gossip receives a message of statements.
+func (n *node) gossip(e *event) {
+	switch m := e.load.(type) {
+	case damaged:
+		n.spoilt(m)
+	case forged:
+		n.suspect(m)
+	case gossip.Packet:
+		n.sim.mesh.Handle(n.sim.now, m)
 	}
 }
 
@@ -98,18 +75,18 @@ type given struct {
 	began time.Duration // by the clock of who initiated it
 }
 
-// synchronise holds a session with a peer: peer, or one of the mesh when it is
+// synchronise holds a session with a peer: peer, or one it is connected to when it is
 // -1, which is then asked again after SyncInterval.
 func (n *node) synchronise(peer int32) {
 	s := n.sim
 	if peer < 0 {
 		n.after(s.cfg.SyncInterval/2+time.Duration(n.rng.Int64N(int64(s.cfg.SyncInterval))), evSync, -1, 0, nil)
-		among := n.neighbours()
-		if len(among) == 0 {
+		most := s.mesh.Degree(n.i)
+		if most == 0 {
 			n.byItself()
 			return
 		}
-		peer = among[n.rng.IntN(len(among))]
+		peer = s.mesh.Peer(n.i, n.rng.IntN(most))
 	}
 	p := s.nodes[peer]
 	if !p.up || p.asleep(s.now) || !s.net.reaches(n.i, peer) || !s.net.reaches(peer, n.i) {
@@ -139,14 +116,15 @@ func (n *node) synchronise(peer int32) {
 // equalFrame is a frame with a count and a digest.
 const equalFrame = 46
 
-// alone says whether nobody of the mesh can be reached.
+// alone says whether nobody that n is connected to, or remembers, can be reached.
 func (n *node) alone() bool {
-	for _, o := range n.mesh {
-		if n.sim.nodes[o].up && n.sim.net.reaches(n.i, o) {
+	away := func(o int32) bool { return !n.sim.nodes[o].up || !n.sim.net.reaches(n.i, o) }
+	for k := range n.sim.mesh.Degree(n.i) {
+		if !away(n.sim.mesh.Peer(n.i, k)) {
 			return false
 		}
 	}
-	return true
+	return !slices.ContainsFunc(n.links, func(o int32) bool { return !away(o) })
 }
 
 // byItself has n decide without anybody to ask.

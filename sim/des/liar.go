@@ -39,11 +39,7 @@ func (n *node) say(vs []stmt.Verified, to []int32) {
 	}
 	b := newBatch(vs)
 	n.merge(b)
-	f := &flood{batch: b, seen: make([]uint64, (len(n.sim.nodes)+63)/64)}
-	f.mark(n.i)
-	for _, o := range to {
-		n.sim.send(Gossip, f.size, event{kind: evGossip, node: o, from: n.i, a: int64(len(f.vs)), load: f})
-	}
+	n.speakTo(&b, b.size, to)
 }
 
 // own are statements of n; making them fails only by what n said before.
@@ -81,9 +77,10 @@ func (s *Sim) Equivocate(i int, a, b crdt.Resources) {
 		s.violate("%v, which lies: %v", n, err)
 		return
 	}
-	half := len(n.mesh) / 2
-	n.say(one, n.mesh[:half])
-	n.say([]stmt.Verified{twin}, n.mesh[half:])
+	peers := s.mesh.Peers(n.i)
+	half := len(peers) / 2
+	n.say(one, peers[:half])
+	n.say([]stmt.Verified{twin}, peers[half:])
 	s.Seen["a node equivocated"]++
 }
 
@@ -92,7 +89,7 @@ func (s *Sim) Boast(i int, total crdt.Resources) {
 	n := s.nodes[i]
 	node := n.register()
 	node.Total = total
-	n.say(n.own(n.regs.Node(n.h.state, node)), n.mesh)
+	n.say(n.own(n.regs.Node(n.h.state, node)), s.mesh.Peers(n.i))
 	s.Seen["a node boasted"]++
 }
 
@@ -118,7 +115,7 @@ func (s *Sim) Usurp(i int, slots []plan.Slot) {
 		claims = append(claims, c)
 	}
 	for vs := range slices.Chunk(n.own(n.regs.Claims(n.h.state, claims)), gossipBatch) {
-		n.say(vs, n.mesh)
+		n.say(vs, s.mesh.Peers(n.i))
 	}
 	s.Seen["a node usurped"]++
 }
@@ -132,7 +129,7 @@ func (s *Sim) Replay(i, count int, rng *rand.Rand) {
 		vs = append(vs, log[rng.IntN(len(log))])
 	}
 	for part := range slices.Chunk(vs, gossipBatch) {
-		n.say(part, n.mesh)
+		n.say(part, s.mesh.Peers(n.i))
 	}
 	s.Seen["a node replayed"]++
 }

@@ -1,9 +1,9 @@
 package des
 
 import (
-	"slices"
 	"time"
 
+	"github.com/formthefog/formation/sim/gossip"
 	"github.com/formthefog/formation/sim/regions"
 )
 
@@ -29,11 +29,12 @@ const (
 	Gossip
 	AntiEntropy
 	Leases
-	Classes // how many there are
+	GossipControl // what routers of gossip say to each other
+	Classes       // how many there are
 )
 
 func (c Class) String() string {
-	return [...]string{"probes", "hints", "gossip", "anti-entropy", "leases"}[c]
+	return [...]string{"probes", "hints", "gossip", "anti-entropy", "leases", "gossip control"}[c]
 }
 
 // Traffic is what was sent.
@@ -41,9 +42,6 @@ type Traffic struct{ Messages, Bytes uint64 }
 
 // overhead is what is around a message on the wire: IP, UDP and QUIC.
 const overhead = 60
-
-// retransmit is what a loss costs on a stream, beside the way once more.
-const retransmit = 200 * time.Millisecond
 
 type pair struct{ from, to int32 }
 
@@ -62,7 +60,6 @@ type network struct {
 	behind map[int32]bool   // a NAT
 	relays func(int32) bool // who can be one
 	ver    uint64           // raised when who reaches whom changes
-	since  time.Duration    // of that
 }
 
 func newNetwork(cfg NetConfig, seed uint64) *network {
@@ -82,44 +79,6 @@ func (n *network) reaches(from, to int32) bool {
 		return ok
 	}
 	return n.direct(from, to)
-}
-
-// rewired notes that who reaches whom has changed.
-func (s *Sim) rewired() { s.net.ver, s.net.since = s.net.ver+1, s.now }
-
-// neighbours are those that n gossips with: its mesh, and in the place of those
-// that it has not reached for a while others that it does.
-func (n *node) neighbours() []int32 {
-	net := n.sim.net
-	if !net.split() || n.sim.now-net.since < redial {
-		return n.mesh
-	}
-	if n.meshVer != net.ver || n.around == nil {
-		n.meshVer, n.around = net.ver, n.reachable()
-	}
-	return n.around
-}
-
-func (n *node) reachable() []int32 {
-	s := n.sim
-	out := make([]int32, 0, len(n.mesh))
-	for _, o := range n.mesh {
-		if s.net.meets(n.i, o) {
-			out = append(out, o)
-		}
-	}
-	total := int32(len(s.nodes))
-	at := int32(draw(s.cfg.Seed, useMesh, uint64(n.i), s.net.ver) % uint64(total))
-	for k := range total {
-		o := (at + k) % total
-		if len(out) >= min(len(n.mesh), degree) {
-			break
-		}
-		if o != n.i && s.net.meets(n.i, o) && !slices.Contains(out, o) {
-			out = append(out, o)
-		}
-	}
-	return out
 }
 
 // split says whether somebody does not reach everybody.
@@ -174,12 +133,16 @@ func (n *network) chance(p float64, from, to int32) bool {
 	return p > 0 && unit(n.roll(from, to)) < p
 }
 
+func (n *network) count(class Class, size int) {
+	n.total[class].Messages++
+	n.total[class].Bytes += uint64(size + overhead)
+}
+
 // send puts e on its way as a datagram of size bytes: it may get lost or arrive
 // twice.
 func (s *Sim) send(class Class, size int, e event) {
 	n := s.net
-	n.total[class].Messages++
-	n.total[class].Bytes += uint64(size + overhead)
+	n.count(class, size)
 	if !n.reaches(e.from, e.node) || n.chance(n.Loss, e.from, e.node) {
 		n.lost++
 		return
@@ -195,14 +158,14 @@ func (s *Sim) send(class Class, size int, e event) {
 // streamed is how long size bytes take on a stream, where loss is only delay.
 func (s *Sim) streamed(class Class, size int, from, to int32) time.Duration {
 	n := s.net
-	n.total[class].Messages++
-	n.total[class].Bytes += uint64(size + overhead)
+	n.count(class, size)
 	d := n.way(from, to)
+	wait := gossip.Retry(n.least(from, to))
 	for range 8 {
 		if !n.chance(n.Loss, from, to) {
 			break
 		}
-		d += retransmit + n.way(from, to)
+		d, wait = d+wait, 2*wait
 	}
 	return d
 }

@@ -11,19 +11,18 @@ import (
 	"github.com/formthefog/formation/crdt/live"
 	"github.com/formthefog/formation/crdt/stmt"
 	"github.com/formthefog/formation/fogvm/reconcile/plan"
+	"github.com/formthefog/formation/sim/gossip"
 )
 
 // node is one machine and the daemon on it.
 type node struct {
-	sim  *Sim
-	i    int32
-	key  stmt.Key
-	priv ed25519.PrivateKey
-	rng  *rand.Rand
-	mesh []int32 // whom it gossips with
-	// around is mesh as it is in a split, of net.ver meshVer.
-	around  []int32
-	meshVer uint64
+	sim   *Sim
+	i     int32
+	key   stmt.Key
+	priv  ed25519.PrivateKey
+	rng   *rand.Rand
+	links []int32 // whom it has dialled, and who it, at some time
+	stale []int32 // whose connections to it have not ended since its daemon did
 
 	// The machine.
 	disk  disk
@@ -53,6 +52,7 @@ type node struct {
 	seen      knowledge // what the last decision was made on
 	ready     bool      // synchronised once
 	planning  bool      // an evPlan is due
+	seeking   bool      // a further peer is looked for
 	busy      bool      // own statements are being written
 	again     bool      // plan after that
 	timers    plan.Timers
@@ -73,10 +73,6 @@ type node struct {
 	leases
 }
 
-// degree is how many others a node draws to gossip with; as many draw it, so
-// that meshes have twice as many on average.
-const degree = 3
-
 func (s *Sim) add() *node {
 	i := int32(len(s.nodes))
 	n := &node{
@@ -88,18 +84,8 @@ func (s *Sim) add() *node {
 	s.index[n.key] = i
 	s.nodes = append(s.nodes, n)
 	s.net.add()
-	// It draws among those before it: who comes later changes nothing for them.
-	rng := stream(s.cfg.Seed, useMesh, uint64(i))
-	for range min(degree, int(i)) {
-		for {
-			o := int32(rng.IntN(int(i)))
-			if !slices.Contains(n.mesh, o) {
-				n.mesh = append(n.mesh, o)
-				s.nodes[o].mesh = append(s.nodes[o].mesh, i)
-				break
-			}
-		}
-	}
+	s.mesh.Add(stream(s.cfg.Seed, useRouter, uint64(i)))
+	n.draws()
 	return n
 }
 
@@ -123,7 +109,7 @@ func (n *node) start(ready bool) {
 	n.detect = live.New(n.key, s.liveConfig(), draw(s.cfg.Seed, useDetector, uint64(n.i), uint64(n.life)))
 	n.dead, n.deadVer, n.interest = map[stmt.Key]time.Duration{}, n.deadVer+1, nil
 	n.ticks, n.vias, n.unwatched, n.seen = 0, map[int64]via{}, true, knowledge{}
-	n.ready, n.planning, n.busy, n.again, n.wake = ready, false, false, false, 0
+	n.ready, n.seeking, n.planning, n.busy, n.again, n.wake = ready, false, false, false, false, 0
 	n.stepped, n.acted, n.woke, n.fresh, n.lonely = n.bootTime(), n.bootTime(), 0, 0, s.now
 	n.vote()
 	n.timers = plan.Remember(n.world(), n.key, n.vmStatus())
@@ -131,14 +117,18 @@ func (n *node) start(ready bool) {
 	n.after(time.Duration(n.rng.Int64N(int64(s.cfg.SyncInterval))), evSync, -1, 0, nil)
 	n.after(time.Duration(n.rng.Int64N(int64(refresh))), evRefresh, 0, 0, nil)
 	n.plan()
+	n.appear(ready)
 	if !ready {
 		n.meet()
 	}
 }
 
-// meet has n compare what it holds with everybody that it gossips with.
+// firstMeets is with how many at once a node compares what it holds.
+const firstMeets = 8
+
+// meet has n compare what it holds with some of those it is connected to, or will be.
 func (n *node) meet() {
-	for _, o := range n.mesh {
+	for _, o := range n.links[:min(firstMeets, len(n.links))] {
 		n.after(Range{200 * time.Millisecond, time.Second}.draw(n.rng), evSync, int64(o), 0, nil)
 	}
 }
@@ -168,6 +158,7 @@ func (n *node) noticeSleep() {
 // so its virtual machines.
 func (n *node) stop(machine bool) {
 	n.up = false
+	n.vanish()
 	n.sim.pool.release(n.h)
 	n.h, n.regs = nil, nil
 	n.sim.unanswered(n.i)
@@ -215,13 +206,11 @@ func (n *node) handle(e *event) {
 	case evVote:
 		n.voted(e.load.(*vote))
 	case evGossip:
-		if f, ok := e.load.(forged); ok {
-			n.suspect(f)
-			return
-		}
 		n.gossip(e)
-	case evHint:
-		n.hint(e)
+	case evHint, evControl, evBeat:
+		n.sim.mesh.Handle(n.sim.now, e.load.(gossip.Packet))
+	case evDial:
+		n.dial(int32(e.a), e.b)
 	case evGive:
 		n.give(e)
 	case evPing, evEcho, evVia, evViaEcho:

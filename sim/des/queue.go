@@ -19,8 +19,11 @@ const (
 	evResume                // a paused node goes on
 	evExtend                // a machine's keeper is told; a: until when it may run
 	evKept                  // votes are on disk
+	evDial                  // a node connects; a: to whom, or anybody, b: failed attempts
+	evBeat                  // a heartbeat of a node's router
 	evGossip                // message: statements
-	evHint                  // message; a: of whom, b: what
+	evHint                  // message: a hint
+	evControl               // message of routers; a: its kind, b: of how many messages
 	evGive                  // message: statements by anti-entropy
 	evPing                  // message; a: nonce
 	evEcho                  // message; a: nonce
@@ -33,7 +36,7 @@ const (
 
 var kindNames = [...]string{
 	"tick", "plan", "committed", "flush", "sync", "wake", "refresh", "vm", "pack", "via-end", "resume",
-	"extend", "kept", "gossip", "hint", "give", "ping", "echo", "via", "via-echo", "ask", "vote", "do",
+	"extend", "kept", "dial", "beat", "gossip", "hint", "control", "give", "ping", "echo", "via", "via-echo", "ask", "vote", "do",
 }
 
 func (k kind) String() string { return kindNames[k] }

@@ -29,6 +29,7 @@ const (
 	useRegion
 	usePack
 	useAgain
+	useRouter
 )
 
 // draw is a number that seed and words give.

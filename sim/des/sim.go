@@ -9,6 +9,7 @@ import (
 	"github.com/formthefog/formation/crdt/live"
 	"github.com/formthefog/formation/crdt/stmt"
 	"github.com/formthefog/formation/fogvm/reconcile/plan"
+	"github.com/formthefog/formation/sim/gossip"
 	"github.com/formthefog/formation/sim/regions"
 )
 
@@ -84,6 +85,7 @@ type Sim struct {
 	seq       uint64
 	queue     queue
 	net       *network
+	mesh      *gossip.Mesh
 	pool      *pool
 	trace     trace
 	nodes     []*node
@@ -123,6 +125,7 @@ func New(cfg Config) *Sim {
 	s.root = stmt.KeyOf(s.rootKey)
 	s.network = stmt.NewNetworkID("sim", s.root)
 	s.pool = newPool(s)
+	s.mesh = gossip.New(gossip.Production(), carrier{s}, func(a, b int32) float64 { return gossip.Nearness(s.net.least(a, b)) })
 	for range cfg.Nodes {
 		s.add()
 	}

@@ -209,7 +209,7 @@ func TestMeshesHold(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		swarm := gossip.Trial{
 			Params: gossip.Production(), Nodes: rapid.IntRange(2, 40).Draw(t, "nodes"), Seed: rapid.Uint64().Draw(t, "seed"),
-			Loss: rapid.Float64Range(0, 0.5).Draw(t, "loss"), Settle: time.Minute, Rest: 20 * time.Second,
+			Loss: rapid.Float64Range(0, 0.2).Draw(t, "loss"), Settle: time.Minute, Rest: time.Minute,
 			Delay:  func(a, b int32) time.Duration { return time.Duration(1+(a^b)%50) * time.Millisecond },
 			Jitter: 0.5,
 		}

@@ -65,7 +65,7 @@ func (g *Mesh) heartbeat(now time.Duration, n *router) {
 		n.backoff = slices.DeleteFunc(n.backoff, func(b backoff) bool { return b.until+slack*g.Heartbeat < now })
 	}
 	if len(n.mesh) < g.Dlo {
-		g.take(now, n, g.D-len(n.mesh), func(conn) bool { return true })
+		g.take(n, g.D-len(n.mesh), func(conn) bool { return true })
 	}
 	if len(n.mesh) >= g.Dhi {
 		g.shrink(now, n)
@@ -78,17 +78,14 @@ func (g *Mesh) heartbeat(now time.Duration, n *router) {
 			}
 		}
 		if out < g.Dout {
-			g.take(now, n, g.Dout-out, func(c conn) bool { return c.outbound })
+			g.take(n, g.Dout-out, func(c conn) bool { return c.outbound })
 		}
 	}
 	if tick%int64(g.Opportunistic.Ticks) == 0 && len(n.mesh) > 1 {
-		g.improve(now, n)
+		g.improve(n)
 	}
-	g.tell(now, n, tick)
+	g.tell(n, tick)
 	n.recent = slices.DeleteFunc(n.recent, func(c cached) bool { return tick-c.tick >= int64(g.History) })
-	if tick%clearEvery == 0 && len(g.live) > 0 && n.i == 0 {
-		g.tidy()
-	}
 	switch {
 	case len(n.recent) > 0 || g.unwell(n):
 		g.beatAt(n, tick+1)
@@ -98,19 +95,8 @@ func (g *Mesh) heartbeat(now time.Duration, n *router) {
 	}
 }
 
-// tidy lets go of messages that no router has any more.
-func (g *Mesh) tidy() {
-	held := map[*Message]bool{}
-	for _, n := range g.nodes {
-		for _, c := range n.recent {
-			held[c.m] = true
-		}
-	}
-	g.live = slices.DeleteFunc(g.live, func(m *Message) bool { return !held[m] })
-}
-
 // take grafts up to k peers, drawn among those that may be.
-func (g *Mesh) take(now time.Duration, n *router, k int, ok func(conn) bool) {
+func (g *Mesh) take(n *router, k int, ok func(conn) bool) {
 	var from []int32
 	for _, c := range n.conns {
 		if ok(c) && !slices.Contains(n.mesh, c.peer) && !n.barred(c.peer) && g.score(n.i, c.peer) >= 0 {
@@ -120,7 +106,7 @@ func (g *Mesh) take(now time.Duration, n *router, k int, ok func(conn) bool) {
 	n.rng.Shuffle(len(from), func(i, j int) { from[i], from[j] = from[j], from[i] })
 	for _, p := range from[:min(k, len(from))] {
 		n.mesh = append(n.mesh, p)
-		g.control(now, Graft, n.i, p)
+		g.control(Graft, n.i, p)
 	}
 }
 
@@ -158,24 +144,24 @@ func (g *Mesh) shrink(now time.Duration, n *router) {
 	for _, p := range list[g.D:] {
 		n.leave(p)
 		n.backOff(p, now+g.Backoff)
-		g.control(now, Prune, n.i, p)
+		g.control(Prune, n.i, p)
 	}
 }
 
 // improve takes in peers that score better than half of the mesh, if that scores low.
-func (g *Mesh) improve(now time.Duration, n *router) {
+func (g *Mesh) improve(n *router) {
 	scores := make([]float64, len(n.mesh))
 	for i, p := range n.mesh {
 		scores[i] = g.score(n.i, p)
 	}
 	slices.Sort(scores)
 	if median := scores[len(scores)/2]; median < g.Opportunistic.Threshold {
-		g.take(now, n, g.Opportunistic.Grafts, func(c conn) bool { return g.score(n.i, c.peer) > median })
+		g.take(n, g.Opportunistic.Grafts, func(c conn) bool { return g.score(n.i, c.peer) > median })
 	}
 }
 
 // tell some of the peers outside of the mesh what there is.
-func (g *Mesh) tell(now time.Duration, n *router, tick int64) {
+func (g *Mesh) tell(n *router, tick int64) {
 	var ids []*Message
 	for _, c := range n.recent {
 		if tick-c.tick <= int64(g.Gossip) {
@@ -196,7 +182,8 @@ func (g *Mesh) tell(now time.Duration, n *router, tick int64) {
 		j := i + n.rng.IntN(len(to)-i)
 		to[i], to[j] = to[j], to[i]
 		p := to[i]
-		at, ok := g.env.Send(IHave, rpcSize+idSize*len(ids), n.i, p)
+		// What the peer has, it does not ask for.
+		at, ok := g.env.Send(Packet{Kind: IHave, From: n.i, To: p}, rpcSize+idSize*len(ids))
 		if !ok {
 			continue
 		}

@@ -33,7 +33,7 @@ type Packet struct {
 type Env interface {
 	// Send puts a packet of so many bytes on its way now, and says when it arrives;
 	// not ok: it never does.
-	Send(k Kind, size int, from, to int32) (at time.Duration, ok bool)
+	Send(p Packet, size int) (at time.Duration, ok bool)
 	// At has Handle called with p at that time, if p.To is there to receive it.
 	At(at time.Duration, p Packet)
 	// Deliver gives a node a message that it sees for the first time. Its answer says
@@ -55,8 +55,10 @@ type Message struct {
 	Load any
 	Size int
 
-	seen []uint64
-	due  []time.Duration // when the first copy comes, or came
+	seen  []uint64
+	due   []time.Duration // when the first copy comes, or came
+	born  time.Duration
+	alone [1]*Message // itself, as a list
 }
 
 // Seen says whether a node has received m.
@@ -69,11 +71,9 @@ func (m *Message) forget(i int32) { m.seen[i/64] &^= 1 << (i % 64); m.due[i] = 0
 type Mesh struct {
 	Params
 	env   Env
-	seed  uint64
 	score func(a, b int32) float64
 	nodes []*router
 	live  []*Message // some node may still be told of
-	now   time.Duration
 }
 
 // router is one node's part.
@@ -114,11 +114,11 @@ type again struct {
 }
 
 // New has no nodes yet. score says what a thinks of b; nil: everybody the same.
-func New(p Params, env Env, seed uint64, score func(a, b int32) float64) *Mesh {
+func New(p Params, env Env, score func(a, b int32) float64) *Mesh {
 	if score == nil {
 		score = func(a, b int32) float64 { return 0 }
 	}
-	return &Mesh{Params: p, env: env, seed: seed, score: score}
+	return &Mesh{Params: p, env: env, score: score}
 }
 
 // Add makes a node, which is not up yet. rng is its own.
@@ -169,6 +169,17 @@ func (g *Mesh) Disconnect(now time.Duration, a, b int32) {
 	}
 }
 
+// Connected says whether two nodes are, by what a knows.
+func (g *Mesh) Connected(a, b int32) bool {
+	return slices.ContainsFunc(g.nodes[a].conns, func(c conn) bool { return c.peer == b })
+}
+
+// Degree is how many connections a node has.
+func (g *Mesh) Degree(i int32) int { return len(g.nodes[i].conns) }
+
+// Peer is the k-th of those that a node is connected to.
+func (g *Mesh) Peer(i int32, k int) int32 { return g.nodes[i].conns[k].peer }
+
 // Peers are those that a node is connected to.
 func (g *Mesh) Peers(i int32) []int32 {
 	out := make([]int32, 0, len(g.nodes[i].conns))
@@ -204,16 +215,20 @@ func (g *Mesh) PublishTo(now time.Duration, i int32, m *Message, to []int32) {
 }
 
 func (g *Mesh) begin(now time.Duration, i int32, m *Message) {
-	g.now = now
 	m.seen, m.due = make([]uint64, (len(g.nodes)+63)/64), make([]time.Duration, len(g.nodes))
 	m.mark(i)
+	m.born, m.alone[0] = now, m
+	old := func(o *Message) bool { return now-o.born > 2*time.Duration(g.History)*g.Heartbeat }
+	if len(g.live) > 0 && old(g.live[0]) {
+		g.live = slices.DeleteFunc(g.live, old)
+	}
 	g.live = append(g.live, m)
 }
 
 // Handle has what arrives happen.
 func (g *Mesh) Handle(now time.Duration, p Packet) {
 	n := g.nodes[p.To]
-	if g.now = now; !n.up {
+	if !n.up {
 		return
 	}
 	switch p.Kind {
@@ -245,7 +260,7 @@ func (g *Mesh) payload(now time.Duration, n *router, from int32, m *Message) {
 	if g.IDontWant > 0 && m.Size >= g.IDontWant {
 		for _, p := range n.mesh {
 			if p != from {
-				g.env.Send(IDontWant, rpcSize+idSize, n.i, p)
+				g.env.Send(Packet{Kind: IDontWant, From: n.i, To: p}, rpcSize+idSize)
 			}
 		}
 	}
@@ -269,12 +284,13 @@ func (g *Mesh) forward(now time.Duration, n *router, from int32, m *Message) {
 // transmit sends a message. What comes after another copy does not happen: the one
 // before it is lost only with the node that it comes to.
 func (g *Mesh) transmit(now time.Duration, from, to int32, m *Message) {
-	at, ok := g.env.Send(Payload, rpcSize+m.Size, from, to)
+	p := Packet{Kind: Payload, From: from, To: to, Msgs: m.alone[:]}
+	at, ok := g.env.Send(p, rpcSize+m.Size)
 	if !ok || m.Seen(to) || m.due[to] >= now && m.due[to] <= at {
 		return
 	}
 	m.due[to] = at
-	g.env.At(at, Packet{Kind: Payload, From: from, To: to, Msgs: []*Message{m}})
+	g.env.At(at, p)
 }
 
 func (g *Mesh) keep(now time.Duration, n *router, m *Message) {
@@ -293,8 +309,9 @@ func (g *Mesh) told(now time.Duration, n *router, p Packet) {
 	if len(want) == 0 {
 		return
 	}
-	if at, ok := g.env.Send(IWant, rpcSize+idSize*len(want), n.i, p.From); ok {
-		g.env.At(at, Packet{Kind: IWant, From: n.i, To: p.From, Msgs: want})
+	ask := Packet{Kind: IWant, From: n.i, To: p.From, Msgs: want}
+	if at, ok := g.env.Send(ask, rpcSize+idSize*len(want)); ok {
+		g.env.At(at, ask)
 	}
 }
 
@@ -324,16 +341,17 @@ func (g *Mesh) graft(now time.Duration, n *router, from int32) {
 		return
 	case n.backsOff(from, now), g.score(n.i, from) < 0, len(n.mesh) >= g.Dhi && !n.conns[at].outbound:
 		n.backOff(from, now+g.Backoff)
-		g.control(now, Prune, n.i, from)
+		g.control(Prune, n.i, from)
 	default:
 		n.mesh = append(n.mesh, from)
 		g.wake(now, n)
 	}
 }
 
-func (g *Mesh) control(now time.Duration, k Kind, from, to int32) {
-	if at, ok := g.env.Send(k, rpcSize, from, to); ok {
-		g.env.At(at, Packet{Kind: k, From: from, To: to})
+func (g *Mesh) control(k Kind, from, to int32) {
+	p := Packet{Kind: k, From: from, To: to}
+	if at, ok := g.env.Send(p, rpcSize); ok {
+		g.env.At(at, p)
 	}
 }
 

@@ -61,7 +61,7 @@ type trial struct {
 // Run has it happen.
 func (t Trial) Run() Result {
 	r := &trial{Trial: &t, rng: rand.New(rand.NewPCG(t.Seed, 0x747269616c))}
-	r.mesh = New(t.Params, r, t.Seed, t.Score)
+	r.mesh = New(t.Params, r, t.Score)
 	for i := range t.Nodes {
 		r.mesh.Add(rand.New(rand.NewPCG(t.Seed, uint64(i))))
 	}
@@ -106,10 +106,10 @@ func (t *trial) until(end time.Duration) {
 	t.now = end
 }
 
-func (t *trial) Send(k Kind, size int, from, to int32) (time.Duration, bool) {
-	t.res.Sends[k]++
-	t.res.Bytes[k] += uint64(size)
-	least := t.Delay(from, to)
+func (t *trial) Send(p Packet, size int) (time.Duration, bool) {
+	t.res.Sends[p.Kind]++
+	t.res.Bytes[p.Kind] += uint64(size)
+	least := t.Delay(p.From, p.To)
 	way := func() time.Duration { return least + time.Duration(t.Jitter*t.rng.Float64()*float64(least)) }
 	d := way()
 	for wait := Retry(least); t.rng.Float64() < t.Loss; wait *= 2 {
