@@ -3,6 +3,7 @@ package live
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"time"
@@ -89,7 +90,8 @@ type (
 	// Tick lets time pass. Send one four times a second.
 	Tick struct{}
 	// Peers sets who there is, and of those who matters: see the package
-	// documentation. Keys of neither list are forgotten. The detector itself may
+	// documentation. The detector keeps the lists, which must not change afterwards;
+	// an All in order, that holds Interest, is not copied. Keys of neither list are forgotten. The detector itself may
 	// be among them.
 	Peers struct {
 		All, Interest []stmt.Key
@@ -162,11 +164,16 @@ type Detector struct {
 	self stmt.Key
 	rng  *rand.Rand
 
-	peers    []*peer // by key
-	interest []*peer // by key
-	close    []*peer // probed every Interval: failing or urged, and not dead; by key
-	other    []stmt.Key
-	rounds   []round // open ones, oldest first
+	keys     []stmt.Key                 // of all peers, ascending; self may be among them
+	epochs   map[stmt.Key]uint64        // as told last
+	known    map[stmt.Key]*peer         // of whom there is more to say than that they are there
+	begun    time.Duration              // since when there are peers
+	late     map[stmt.Key]time.Duration // when others came
+	interest []*peer                    // by key
+	close    []*peer                    // probed every Interval: failing or urged, and not dead; by key
+	other    []stmt.Key                 // whose turn is to come, of few
+	turn     turn                       // of many
+	rounds   []round                    // open ones, oldest first
 	last     time.Duration
 	next     time.Duration // of the next rounds
 	contact  time.Duration // the last one with anybody since a sleep; zero: none
@@ -194,7 +201,7 @@ type round struct {
 // effects.
 func New(self stmt.Key, cfg Config, seed uint64) *Detector {
 	cfg.setDefaults()
-	return &Detector{cfg: cfg, self: self, rng: rand.New(rand.NewPCG(seed, 0x666f726d))}
+	return &Detector{cfg: cfg, self: self, known: map[stmt.Key]*peer{}, late: map[stmt.Key]time.Duration{}, rng: rand.New(rand.NewPCG(seed, 0x666f726d))}
 }
 
 // Status returns what is held of key; a key that is not among the peers is Dead,
@@ -203,21 +210,43 @@ func (d *Detector) Status(key stmt.Key) Status {
 	if key == d.self {
 		return Status{State: Alive, Since: 0, Contact: d.last}
 	}
-	if p := d.find(key); p != nil {
+	if p := d.known[key]; p != nil {
 		return p.status
 	}
-	return Status{State: Dead}
+	if !d.has(key) {
+		return Status{State: Dead}
+	}
+	return Status{State: Alive, Since: d.came(key)}
+}
+
+// has says whether key is a peer, and came since when it has been one.
+func (d *Detector) has(key stmt.Key) bool {
+	_, ok := slices.BinarySearchFunc(d.keys, key, stmt.Key.Compare)
+	return ok && key != d.self
+}
+
+func (d *Detector) came(key stmt.Key) time.Duration {
+	if at, late := d.late[key]; late {
+		return at
+	}
+	return d.begun
 }
 
 // Doubting says whether the node currently doubts itself.
 func (d *Detector) Doubting() bool { return d.doubts(d.last) }
 
+// find is what is known of a peer from now on; nil of others.
 func (d *Detector) find(key stmt.Key) *peer {
-	i, ok := slices.BinarySearchFunc(d.peers, key, func(p *peer, k stmt.Key) int { return p.key.Compare(k) })
-	if !ok {
+	if p := d.known[key]; p != nil {
+		return p
+	}
+	if !d.has(key) {
 		return nil
 	}
-	return d.peers[i]
+	p := &peer{key: key, status: Status{State: Alive, Since: d.came(key)}}
+	p.reborn(d.epochs[key])
+	d.known[key] = p
+	return p
 }
 
 // Step advances the detector to now, which never goes back and should count time
@@ -257,7 +286,8 @@ func (d *Detector) stalled(out []Effect, now time.Duration) []Effect {
 	if slept {
 		d.contact = 0
 	}
-	for _, p := range d.peers {
+	for _, k := range slices.SortedFunc(maps.Keys(d.known), stmt.Key.Compare) {
+		p := d.known[k]
 		if slept {
 			p.wasAsked, p.status.Contact = false, 0
 			out = d.enter(out, now, p, Alive)
@@ -272,30 +302,56 @@ func (d *Detector) stalled(out []Effect, now time.Duration) []Effect {
 }
 
 func (d *Detector) setPeers(now time.Duration, ev Peers) {
-	all := slices.Concat(ev.All, ev.Interest)
-	slices.SortFunc(all, stmt.Key.Compare)
-	all = slices.DeleteFunc(slices.Compact(all), func(k stmt.Key) bool { return k == d.self })
-	matters := slices.SortedFunc(slices.Values(ev.Interest), stmt.Key.Compare)
-	peers := make([]*peer, 0, len(all))
+	d.setAll(now, ev)
+	d.epochs = ev.Epochs
 	d.interest = nil
-	for _, k := range all {
-		p := d.find(k)
-		if p == nil {
-			p = &peer{key: k, status: Status{State: Alive, Since: now}}
-		}
-		_, p.matters = slices.BinarySearchFunc(matters, k, stmt.Key.Compare)
-		if p.matters {
+	matters := slices.Compact(slices.SortedFunc(slices.Values(ev.Interest), stmt.Key.Compare))
+	for _, p := range d.known { // any order: each by itself
+		p.matters = false
+		p.reborn(ev.Epochs[p.key])
+	}
+	for _, k := range matters {
+		if p := d.find(k); p != nil {
+			p.matters = true
 			d.interest = append(d.interest, p)
 		}
-		p.reborn(ev.Epochs[k])
-		peers = append(peers, p)
 	}
-	d.peers = peers
 	d.voice.reborn(ev.Epochs[d.self])
-	gone := func(p *peer) bool { return d.find(p.key) != p }
+	gone := func(p *peer) bool { return d.known[p.key] != p }
 	d.rounds = slices.DeleteFunc(d.rounds, func(r round) bool { return gone(r.peer) })
 	d.close = slices.DeleteFunc(d.close, gone)
-	d.other = slices.DeleteFunc(d.other, func(k stmt.Key) bool { return d.find(k) == nil })
+}
+
+// setAll sets who there is.
+func (d *Detector) setAll(now time.Duration, ev Peers) {
+	all := ev.All
+	there := func(k stmt.Key) bool { _, ok := slices.BinarySearchFunc(all, k, stmt.Key.Compare); return ok }
+	if !slices.IsSortedFunc(all, stmt.Key.Compare) || slices.ContainsFunc(ev.Interest, func(k stmt.Key) bool { return !there(k) }) {
+		all = slices.Concat(ev.All, ev.Interest)
+		slices.SortFunc(all, stmt.Key.Compare)
+		all = slices.Compact(all)
+	}
+	if d.keys != nil && slices.Equal(all, d.keys) {
+		d.keys = all // of several equal lists the last one is kept
+		return
+	}
+	if d.keys == nil {
+		d.begun = now
+	} else {
+		for _, k := range all {
+			if !d.has(k) {
+				d.late[k] = now
+			}
+		}
+	}
+	d.keys = all
+	gone := func(k stmt.Key) bool { return !d.has(k) }
+	maps.DeleteFunc(d.late, func(k stmt.Key, _ time.Duration) bool { return gone(k) })
+	maps.DeleteFunc(d.known, func(k stmt.Key, _ *peer) bool { return gone(k) })
+	d.other = slices.DeleteFunc(d.other, gone)
+	if d.turn.n != len(all) {
+		d.turn = turn{}
+	}
 }
 
 // touch: p was heard of.

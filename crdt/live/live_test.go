@@ -152,9 +152,12 @@ func (b *bench) run(t *testing.T, line string) {
 			b.step(Tick{}, f[0] == "trace")
 		}
 	case "status":
-		for _, p := range b.d.peers {
-			s := b.d.Status(p.key)
-			fmt.Fprintf(&b.out, "%6.2fs %s: %s since %.2fs, heard of at %.2fs\n", b.now.Seconds(), name(p.key), s.State, s.Since.Seconds(), s.Contact.Seconds())
+		for _, k := range b.d.keys {
+			if k == b.d.self {
+				continue
+			}
+			s := b.d.Status(k)
+			fmt.Fprintf(&b.out, "%6.2fs %s: %s since %.2fs, heard of at %.2fs\n", b.now.Seconds(), name(k), s.State, s.Since.Seconds(), s.Contact.Seconds())
 		}
 		fmt.Fprintf(&b.out, "%6.2fs doubting: %v\n", b.now.Seconds(), b.d.Doubting())
 	default:

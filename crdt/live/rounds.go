@@ -73,21 +73,24 @@ const fewPeers = 64
 // helpers draws peers, not dead or suspect, to ask for an indirect ping; better
 // those that were heard of before.
 func (d *Detector) helpers(target *peer) []stmt.Key {
-	from := d.peers
+	from := d.keys
 	if len(from) > fewPeers {
-		from = slices.Clone(d.interest)
+		from = nil
+		for _, p := range d.interest {
+			from = append(from, p.key)
+		}
 		for range fewPeers {
-			from = append(from, d.peers[d.rng.IntN(len(d.peers))])
+			from = append(from, d.keys[d.rng.IntN(len(d.keys))])
 		}
 	}
 	var known, others []stmt.Key
-	for _, p := range from {
-		switch {
-		case p == target || p.status.State != Alive:
-		case p.status.Contact > 0:
-			known = append(known, p.key)
+	for _, k := range from {
+		switch s := d.Status(k); {
+		case k == target.key || k == d.self || s.State != Alive:
+		case s.Contact > 0:
+			known = append(known, k)
 		default:
-			others = append(others, p.key)
+			others = append(others, k)
 		}
 	}
 	for _, list := range [][]stmt.Key{known, others} {
@@ -160,10 +163,11 @@ func (d *Detector) begin(out []Effect, now time.Duration, p *peer) []Effect {
 // nextOther goes through all peers in a random order that is drawn anew each time
 // round, so that every peer is probed within a bounded time.
 func (d *Detector) nextOther() *peer {
+	if len(d.keys) > crowd {
+		return d.nextOfMany()
+	}
 	if len(d.other) == 0 {
-		for _, p := range d.peers {
-			d.other = append(d.other, p.key)
-		}
+		d.other = slices.DeleteFunc(slices.Clone(d.keys), func(k stmt.Key) bool { return k == d.self })
 		d.rng.Shuffle(len(d.other), func(i, j int) { d.other[i], d.other[j] = d.other[j], d.other[i] })
 	}
 	if len(d.other) == 0 {
@@ -172,4 +176,18 @@ func (d *Detector) nextOther() *peer {
 	k := d.other[0]
 	d.other = d.other[1:]
 	return d.find(k)
+}
+
+// nextOfMany is nextOther without a list of them. When their number changes, the time
+// round begins anew.
+func (d *Detector) nextOfMany() *peer {
+	for {
+		i, ok := d.turn.take()
+		switch {
+		case !ok:
+			d.turn = newTurn(len(d.keys), d.rng.Uint64)
+		case d.keys[i] != d.self:
+			return d.find(d.keys[i])
+		}
+	}
 }
