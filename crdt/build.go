@@ -27,13 +27,18 @@ func (s *State) View() *View {
 		network: s.network, root: s.root, version: s.version,
 		insts: s.insts.freeze(), nodes: s.nodeViews.freeze(), members: &mv, devices: s.devices,
 	}
+	if s.view != nil && !s.dirtyNodes {
+		v.listed = s.view.listed
+	} else {
+		v.listed = &nodeList{from: v.nodes}
+	}
 	if s.view != nil && !s.dirtyBases {
 		v.bases = s.view.bases
 	} else {
 		v.bases = s.buildBases()
 	}
 	s.dirtyInst, s.dirtyNode = emptied(s.dirtyInst), emptied(s.dirtyNode)
-	s.dirty, s.dirtyBases = false, false
+	s.dirty, s.dirtyBases, s.dirtyNodes = false, false, false
 	s.view = v
 	return v
 }
@@ -50,10 +55,19 @@ func emptied[K comparable](m map[K]struct{}) map[K]struct{} {
 
 func (s *State) buildNode(key stmt.Key) {
 	nv := &nodeView{}
-	if n := s.nodes[key]; n != nil {
+	old, _ := s.nodeViews.get(key)
+	operator := s.members.operator[key]
+	switch n := s.nodes[key]; {
+	case n == nil:
+	case old != nil && old.of == n.node && old.node.Operator == operator:
+		nv.of, nv.node = old.of, old.node
+	default:
 		c := *n.node
-		c.Operator = s.members.operator[key]
-		nv.node = &c
+		c.Operator = operator
+		nv.of, nv.node = n.node, &c
+	}
+	if old == nil && nv.node != nil || old != nil && old.node != nv.node {
+		s.dirtyNodes = true
 	}
 	for _, c := range s.byNode[key] {
 		if !c.gone {

@@ -275,6 +275,7 @@ func (m *memberState) unshare() {
 		m.roles, m.revoked = maps.Clone(m.roles), maps.Clone(m.revoked)
 		m.operator, m.quota = maps.Clone(m.operator), maps.Clone(m.quota)
 		m.rank = maps.Clone(m.rank)
+		m.version++
 		m.shared = false
 	}
 }

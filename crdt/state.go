@@ -54,6 +54,7 @@ type State struct {
 	dirtyInst  map[DocID]struct{}
 	dirtyNode  map[stmt.Key]struct{}
 	dirtyBases bool
+	dirtyNodes bool // a register has changed, come or gone
 	dirty      bool
 }
 

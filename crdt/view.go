@@ -27,7 +27,28 @@ type View struct {
 
 	sorted sync.Once
 	specs  []Spec // by ID; filled by sorted
-	list   []Node // by Key; filled by sorted
+	listed *nodeList
+}
+
+// nodeList is the registers of all nodes by key. Views between which no register has
+// changed have one.
+type nodeList struct {
+	from *shards[stmt.Key, *nodeView]
+	once sync.Once
+	list []Node // filled by once
+}
+
+func (l *nodeList) all() []Node {
+	l.once.Do(func() {
+		for _, nv := range l.from.all() {
+			if nv.node != nil {
+				l.list = append(l.list, *nv.node)
+			}
+		}
+		slices.SortFunc(l.list, func(a, b Node) int { return a.Key.Compare(b.Key) })
+		l.from = nil
+	})
+	return l.list
 }
 
 // instView is what a View holds of one instance or of claims on an unknown one.
@@ -39,7 +60,8 @@ type instView struct {
 
 // nodeView is what a View holds of one node key.
 type nodeView struct {
-	node   *Node       // nil without a register
+	of     *Node       // what the register says
+	node   *Node       // that, and who operates the node; nil without a register
 	claims []*claimReg // in any order
 }
 
@@ -53,6 +75,7 @@ type memberView struct {
 	operator map[stmt.Key]stmt.Key
 	quota    map[stmt.Key]stmt.Quota // of admitted owners that are bounded
 	rank     map[stmt.Key]uint64     // of who is admitted: see Rank
+	version  uint64                  // raised between two Views when the maps change
 }
 
 // Network returns the network this is the state of.
@@ -73,12 +96,6 @@ func (v *View) sort() {
 			}
 		}
 		slices.SortFunc(v.specs, func(a, b Spec) int { return strings.Compare(a.ID, b.ID) })
-		for _, nv := range v.nodes.all() {
-			if nv.node != nil {
-				v.list = append(v.list, *nv.node)
-			}
-		}
-		slices.SortFunc(v.list, func(a, b Node) int { return a.Key.Compare(b.Key) })
 	})
 }
 
@@ -129,6 +146,19 @@ func (v *View) Claims(id string) []Claim {
 	return out
 }
 
+// Unlisted returns the claims of member nodes on instances that this View does not
+// know, by (Instance, Slot, Node). The slice is the caller's.
+func (v *View) Unlisted() []Claim {
+	var out []Claim
+	for _, iv := range v.insts.all() {
+		if iv.spec == nil {
+			out = append(out, iv.claims...)
+		}
+	}
+	slices.SortFunc(out, compareClaims)
+	return out
+}
+
 // ClaimsBy returns the claims of one node by (Instance, Slot), none unless it
 // is a member. The slice is the caller's.
 func (v *View) ClaimsBy(node stmt.Key) []Claim {
@@ -144,11 +174,9 @@ func (v *View) ClaimsBy(node stmt.Key) []Claim {
 	return out
 }
 
-// Nodes returns every member node that has published a register, by key.
-func (v *View) Nodes() []Node {
-	v.sort()
-	return v.list
-}
+// Nodes returns every member node that has published a register, by key: the same
+// slice while none of that changes.
+func (v *View) Nodes() []Node { return v.listed.all() }
 
 // Node returns the register of a member node.
 func (v *View) Node(key stmt.Key) (Node, bool) {
@@ -170,6 +198,10 @@ func (v *View) Open() bool { return v.members.open }
 func (v *View) IsMember(key stmt.Key, role stmt.Role) bool {
 	return v.members.has(v.root, key, role)
 }
+
+// Admissions is another in two Views of one State when keys have another role or
+// operator. It means nothing between nodes.
+func (v *View) Admissions() uint64 { return v.members.version }
 
 // Roles returns the roles key was admitted to, sorted; not the implied ones.
 func (v *View) Roles(key stmt.Key) []stmt.Role { return v.members.roles[key] }

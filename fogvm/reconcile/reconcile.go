@@ -59,10 +59,11 @@ type Reconciler struct {
 	told     plan.Timers // as of the last decision; nobody changes them
 
 	// Owned by the loop.
-	ranks  plan.Ranks
-	timers plan.Timers
-	woke   time.Duration // as of the vigil, when what is decided on was held
-	node   string        // the register as last published, rendered
+	ranks   plan.Ranks
+	briefed plan.World // of the last look, for this loop alone
+	timers  plan.Timers
+	woke    time.Duration // as of the vigil, when what is decided on was held
+	node    string        // the register as last published, rendered
 }
 
 // New loads what an earlier run left in cfg.Dir.
@@ -284,6 +285,8 @@ func (r *Reconciler) step(ctx context.Context, view *crdt.View) (time.Duration, 
 	r.mu.Unlock()
 	ranked := w
 	ranked.Ranks = &r.ranks // for this loop alone
+	ranked = ranked.Briefed(r.briefed)
+	r.briefed = ranked
 	r.cfg.Liveness.SetInterest(plan.Interest(ranked, r.cfg.Self))
 	if !r.Deciding() {
 		return 0, errors.Join(nodeErr, r.isolated(ctx, w))

@@ -13,6 +13,9 @@ import (
 // each ready elsewhere before the next one starts. A slot that nobody can take,
 // or whose new replica does badly, holds up no other.
 func (p *planner) handovers() map[stmt.Key]Slot {
+	if p.World.brief != nil && !p.World.brief.drains {
+		return nil
+	}
 	served := map[stmt.Key][]crdt.Claim{}
 	specs := map[string]*crdt.Spec{}
 	for i := range p.World.Nodes {

@@ -26,7 +26,7 @@ func Interest(w World, self stmt.Key) []stmt.Key {
 			set[w.Nodes[i].Key] = true
 		}
 	} else {
-		for i := range w.Instances {
+		for i := range w.watches(self) {
 			s := &w.Instances[i]
 			ranks := w.among(firstOf(w.order(s, w.present), interestDepth+s.Replicas), self)
 			if counts(s) && (ranks || w.claimed(s, self)) {

@@ -68,7 +68,7 @@ func (p *planner) better(s *crdt.Spec, claims []crdt.Claim) (to stmt.Key, from c
 	}
 	able := func(n *crdt.Node) bool {
 		_, has := holds[n.Key]
-		return p.World.present(n) && (has || full(n, p.used[n.Key], s) == "")
+		return p.World.present(n) && (has || full(n, p.takes(n.Key), s) == "")
 	}
 	ranked := 0
 	for i := range p.World.order(s, able) {
@@ -138,9 +138,13 @@ func (p *planner) onTrial(s *crdt.Spec, c crdt.Claim, holders []crdt.Claim) bool
 // tries are the counts of instances that are still there.
 func (t Timers) tries(w World) map[string]int {
 	out := map[string]int{}
-	for i := range w.Instances {
-		if n := t.Tries[w.Instances[i].ID]; n > 0 {
-			out[w.Instances[i].ID] = n
+	if len(t.Tries) == 0 {
+		return out
+	}
+	live := w.lives()
+	for id, n := range t.Tries { // any order: each by itself
+		if n > 0 && live(id) {
+			out[id] = n
 		}
 	}
 	return out

@@ -94,7 +94,7 @@ func (p *planner) outvoted(s *crdt.Spec, c crdt.Claim) string {
 // the voters are lost; fenced ones pause by themselves. nil: there are none such.
 func Isolated(w World, self stmt.Key, vms map[string]VMStatus) []VM {
 	halt := map[string]bool{}
-	for i := range w.Instances {
+	for i := range w.concerns(self) {
 		s := &w.Instances[i]
 		for _, c := range w.Claims[s.ID] {
 			if id := VMID(c.Instance, c.Slot); c.Node == self && s.Partition == crdt.PartitionStopMinority && w.lost(s) != "" {

@@ -173,11 +173,11 @@ type PackStatus struct {
 // then it is "failed" and another node may take the slot.
 const fetchAttempts = 3
 
-// Plan decides. It is O(instances × nodes) at worst, and ranks only slots that
-// nobody holds.
+// Plan decides. It is O(instances × nodes) at worst, ranks only slots that nobody
+// holds, and with a Brief looks at those instances only that concern this node.
 func Plan(in Input) Output {
 	p := newPlanner(in)
-	for i := range p.World.Instances {
+	for i := range p.World.concerns(p.Self) {
 		p.instance(&p.World.Instances[i])
 	}
 	p.orphans()
@@ -198,7 +198,7 @@ func newPlanner(in Input) *planner {
 	}
 	p := &planner{
 		Input: in,
-		used:  maps.Clone(in.World.usage()),
+		used:  in.World.usage(),
 		out: Output{Timers: Timers{
 			Empty: map[Slot]time.Duration{}, Failed: map[Slot]time.Duration{},
 			Boots: map[Boot]time.Duration{}, Stray: map[string]time.Duration{},
@@ -212,20 +212,17 @@ func newPlanner(in Input) *planner {
 	p.remeasure()
 	p.count()
 	p.handing = p.handovers()
-	for i := range in.World.Nodes {
-		if in.World.Nodes[i].Key == in.Self {
-			p.self = &in.World.Nodes[i]
-		}
-	}
+	p.self = in.World.nodeOf(in.Self)
 	return p
 }
 
 type planner struct {
 	Input
-	self    *crdt.Node // nil until this node has published a register
-	used    map[stmt.Key]crdt.Resources
-	parts   map[string]crdt.Resources // see count
-	sum     crdt.Resources            // of parts
+	self    *crdt.Node                  // nil until this node has published a register
+	used    map[stmt.Key]crdt.Resources // by others' claims; it is only read, see takes
+	mine    crdt.Resources              // what this node has promised, and what it owes
+	parts   map[string]crdt.Resources   // see count
+	sum     crdt.Resources              // of parts
 	out     Output
 	wanted  map[string]bool // packs to fetch, in p.out.Fetch
 	keep    map[string]bool
@@ -292,12 +289,9 @@ func (p *planner) instance(s *crdt.Spec) {
 
 // orphans drains the VMs and claims of instances that are no more.
 func (p *planner) orphans() {
-	live := make(map[string]bool, len(p.World.Instances))
-	for i := range p.World.Instances {
-		live[p.World.Instances[i].ID] = true
-	}
+	live := p.World.lives()
 	for _, c := range p.World.Own(p.Self) {
-		if !live[c.Instance] {
+		if !live(c.Instance) {
 			p.drain(c, "the instance was deleted")
 		}
 	}
@@ -323,16 +317,13 @@ func (t Timers) Awake() Timers {
 
 // known are the VMs of instances that the world knows or did once.
 func (t Timers) known(w World, self stmt.Key, vms map[string]VMStatus) map[string]bool {
-	now := map[string]bool{}
-	for i := range w.Instances {
-		now[w.Instances[i].ID] = true
-	}
+	live, own := w.lives(), map[string]bool{}
 	for _, c := range w.Own(self) {
-		now[c.Instance] = true
+		own[c.Instance] = true
 	}
 	out := map[string]bool{}
 	for id := range vms {
-		if instance, _, _ := strings.Cut(id, "-"); now[instance] || t.Known[id] {
+		if instance, _, _ := strings.Cut(id, "-"); live(instance) || own[instance] || t.Known[id] {
 			out[id] = true
 		}
 	}

@@ -3,6 +3,7 @@ package plan
 import (
 	"github.com/formthefog/formation/crdt"
 	"github.com/formthefog/formation/crdt/place"
+	"github.com/formthefog/formation/crdt/stmt"
 )
 
 func plus(a, b crdt.Resources) crdt.Resources {
@@ -24,7 +25,7 @@ func (p *planner) count() {
 	for id, vm := range p.VMs { // any order: each by itself
 		p.parts[id] = vm.Size
 	}
-	for i := range p.World.Instances {
+	for i := range p.World.concerns(p.Self) {
 		s := &p.World.Instances[i]
 		for _, c := range p.World.Claims[s.ID] {
 			if c.Node != p.Self {
@@ -50,7 +51,15 @@ func (p *planner) count() {
 	for _, need := range wishes { // any order: a sum
 		used = plus(used, need)
 	}
-	p.used[p.Self] = used
+	p.mine = used
+}
+
+// takes is what a node's claims take; of this node, all that it has promised.
+func (p *planner) takes(k stmt.Key) crdt.Resources {
+	if k == p.Self {
+		return p.mine
+	}
+	return p.used[k]
 }
 
 // promise makes a VM's part as large as need at least.

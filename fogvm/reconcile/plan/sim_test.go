@@ -304,6 +304,9 @@ func (c *cluster) step(n *simNode) {
 			c.violate("n%d: Plan is not a function of its input", n.id)
 		}
 	}
+	if c.steps%8 == 3 {
+		c.checkBrief(n, in, out)
+	}
 	if out.Wake != 0 && out.Wake <= in.Now {
 		c.violate("n%d: wakes at %v, not after %v", n.id, out.Wake, in.Now)
 	}
@@ -325,6 +328,25 @@ func (c *cluster) step(n *simNode) {
 	}
 	c.lease(n, out.Leases)
 	c.note(n)
+}
+
+// checkBrief holds that what a Brief leaves out decides nothing: of the node itself and
+// of what it would know if it had confirmed others dead.
+func (c *cluster) checkBrief(n *simNode, in Input, out Output) {
+	again := in
+	again.World = again.World.Briefed(World{})
+	if got := Plan(again); fmt.Sprint(got) != fmt.Sprint(out) {
+		c.violate("n%d: by a Brief it decides %v, and not %v", n.id, got, out)
+	}
+	if got, want := Interest(again.World, n.key), Interest(in.World, n.key); !slices.Equal(got, want) {
+		c.violate("n%d: by a Brief its interest is %v, and not %v", n.id, got, want)
+	}
+	if got, want := again.World.Own(n.key), in.World.Own(n.key); !slices.EqualFunc(got, want, func(a, b crdt.Claim) bool { return a.Instance == b.Instance && a.Slot == b.Slot }) {
+		c.violate("n%d: by a Brief its claims are %v, and not %v", n.id, got, want)
+	}
+	if got, want := Isolated(again.World, n.key, in.VMs), Isolated(in.World, n.key, in.VMs); !slices.EqualFunc(got, want, func(a, b VM) bool { return a == b }) {
+		c.violate("n%d: by a Brief it leaves %v running when it is alone, and not %v", n.id, got, want)
+	}
 }
 
 func (c *cluster) syncVMs(n *simNode, want []VM) {

@@ -147,7 +147,7 @@ func (p *planner) vacancies(s *crdt.Spec, claims []crdt.Claim) []vacancy {
 	occupied := p.World.occupied(s, claims)
 	able := func(n *crdt.Node) bool {
 		_, holds := held[n.Key]
-		return p.World.present(n) && (holds || !occupied[n.Key] && full(n, p.used[n.Key], s) == "")
+		return p.World.present(n) && (holds || !occupied[n.Key] && full(n, p.takes(n.Key), s) == "")
 	}
 	for i := range out {
 		for _, k := range p.World.rank(s, out[i].slot, able, held) {
@@ -246,7 +246,7 @@ func (p *planner) take(s *crdt.Spec, claims []crdt.Claim, slot int) {
 		}
 	}
 	need := place.Need(*s)
-	p.used[p.Self] = plus(p.used[p.Self], need)
+	p.mine = plus(p.mine, need)
 	p.promise(VMID(s.ID, slot), need)
 	delete(p.out.Timers.Empty, Slot{s.ID, slot})
 	delete(p.out.Timers.Failed, Slot{s.ID, slot})

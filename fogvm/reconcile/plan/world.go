@@ -53,6 +53,8 @@ type World struct {
 	Claims map[string][]crdt.Claim
 	// Ranks, when not nil, is kept from one decision to the next.
 	Ranks *Ranks
+	// Members is another whenever MayRun answers otherwise.
+	Members uint64
 	// MayRun says whether a node is a member on the spec's operators list.
 	MayRun func(s *crdt.Spec, node stmt.Key) bool
 	// Quota bounds what an owner may have. nil bounds nobody.
@@ -63,7 +65,8 @@ type World struct {
 	// itself among them.
 	Seen map[stmt.Key]bool
 
-	used map[stmt.Key]crdt.Resources // usage, when it is counted already
+	used  map[stmt.Key]crdt.Resources // usage, when it is counted already
+	brief *Brief
 }
 
 // Counted returns w for many questions: what its claims take is counted once.
@@ -76,7 +79,7 @@ func (w World) Counted() World {
 // WorldOf reads a view. self's own claims are included even on instances the
 // view does not know.
 func WorldOf(v *crdt.View, self stmt.Key, dead map[stmt.Key]time.Duration) World {
-	w := World{Nodes: v.Nodes(), Claims: map[string][]crdt.Claim{}, MayRun: v.MayRun, Quota: v.Quota, Dead: dead}
+	w := World{Nodes: v.Nodes(), Claims: map[string][]crdt.Claim{}, Members: v.Admissions(), MayRun: v.MayRun, Quota: v.Quota, Dead: dead}
 	for _, s := range v.Instances() {
 		if v.OwnerAllowed(s.Owner) {
 			w.Instances = append(w.Instances, s)
@@ -94,13 +97,26 @@ func WorldOf(v *crdt.View, self stmt.Key, dead map[stmt.Key]time.Duration) World
 // Own lists the claims of one node, by instance.
 func (w World) Own(self stmt.Key) []crdt.Claim {
 	var out []crdt.Claim
-	for _, id := range sortedKeys(w.Claims) {
+	for _, id := range w.claimedBy(self) {
 		for _, c := range w.Claims[id] {
 			if c.Node == self {
 				out = append(out, c)
 			}
 		}
 	}
+	return out
+}
+
+// claimedBy lists the instances that a node may have claims on, by ID.
+func (w World) claimedBy(k stmt.Key) []string {
+	if w.brief == nil {
+		return sortedKeys(w.Claims)
+	}
+	out := slices.Clone(w.brief.strays[k])
+	for _, i := range w.brief.by[k] {
+		out = append(out, w.Instances[i].ID)
+	}
+	slices.Sort(out)
 	return out
 }
 
@@ -112,8 +128,11 @@ func (w World) dead(k stmt.Key) bool {
 // usage is what every node's claims take by the specs as they are now. It is only
 // read.
 func (w World) usage() map[stmt.Key]crdt.Resources {
-	if w.used != nil {
+	switch {
+	case w.used != nil:
 		return w.used
+	case w.brief != nil:
+		return w.brief.used
 	}
 	used := map[stmt.Key]crdt.Resources{}
 	for i := range w.Instances {

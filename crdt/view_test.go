@@ -1,0 +1,44 @@
+package crdt
+
+import (
+	"reflect"
+	"slices"
+	"testing"
+	"time"
+
+	"pgregory.net/rapid"
+)
+
+// However a state came to be, Nodes is what the registers of members say, and one
+// slice while they say the same.
+func TestNodesFollowTheRegisters(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		w := history(t, true)
+		s := w.state()
+		var last []Node
+		for _, raw := range shuffled(t, w.raws) {
+			_, _ = s.Apply(raw, time.Time{}) // some are stale, or too early
+			v := s.View()
+			var want []Node
+			for _, nv := range v.nodes.all() {
+				if nv.node != nil {
+					want = append(want, *nv.node)
+				}
+			}
+			slices.SortFunc(want, func(a, b Node) int { return a.Key.Compare(b.Key) })
+			got := v.Nodes()
+			if !reflect.DeepEqual(got, want) {
+				t.Fatalf("the nodes are %v, and should be %v", got, want)
+			}
+			for i := range want {
+				if r := s.nodes[want[i].Key]; r == nil || want[i].Seq != r.node.Seq || want[i].Operator != v.OperatorOf(want[i].Key) {
+					t.Fatalf("%v is not what the register says", want[i])
+				}
+			}
+			if reflect.DeepEqual(got, last) && len(got) > 0 && &got[0] != &last[0] {
+				t.Fatal("a list that did not change was made anew")
+			}
+			last = got
+		}
+	})
+}
