@@ -97,15 +97,22 @@ func (s *Sim) TakeoverPeak() int {
 	return peak
 }
 
-// planSample is every how many decisions Plan is held to be a function.
+// planSample is every how many decisions Plan is held to be a function, and the same
+// without a Brief; in a large swarm it is every so many times that.
 const planSample = 16
 
 // checkPlan holds a decision to what must be true of every one.
 func (s *Sim) checkPlan(n *node, in plan.Input, out plan.Output) {
 	c := &s.checks
-	if c.plans++; c.plans%planSample == 0 {
-		if again := n.broken(in, plan.Plan(in)); !samePlan(again, out) {
-			s.broke(PlanPure, "%v: Plan is not a function of its input", n)
+	every := uint64(planSample)
+	if len(s.nodes) >= shareFrom {
+		every *= planSample
+	}
+	if c.plans++; c.plans%every == 0 {
+		whole := in
+		whole.World = n.whole()
+		if again := n.broken(whole, plan.Plan(whole)); !samePlan(again, out) {
+			s.broke(PlanPure, "%v: Plan is not a function of its input, or another by a Brief", n)
 		}
 	}
 	if out.Wake != 0 && out.Wake <= in.Now {

@@ -43,10 +43,10 @@ func (n *node) draws() {
 // not ended yet find out now, as its keys are gone.
 func (n *node) appear(settled bool) {
 	s := n.sim
-	for _, o := range n.stale {
+	for _, o := range n.former {
 		s.mesh.Disconnect(s.now, n.i, o)
 	}
-	n.stale = nil
+	n.former = nil
 	s.mesh.Up(s.now, n.i)
 	for _, o := range n.links {
 		if !settled {
@@ -61,17 +61,17 @@ func (n *node) appear(settled bool) {
 // vanish ends a life without a word: the others notice by silence.
 func (n *node) vanish() {
 	s, life := n.sim, n.life
-	n.stale = s.mesh.Peers(n.i)
+	n.former = s.mesh.Peers(n.i)
 	s.mesh.Down(n.i)
 	s.Do(idleAfter, func() {
 		if n.life != life || n.up {
 			return
 		}
-		for _, o := range n.stale {
+		for _, o := range n.former {
 			s.mesh.Disconnect(s.now, n.i, o)
 			s.nodes[o].refill()
 		}
-		n.stale = nil
+		n.former = nil
 	})
 }
 

@@ -110,8 +110,8 @@ func (n *node) knowledge() knowledge {
 func (n *node) look(w plan.World, now knowledge) {
 	if now.state != n.seen.state || now.dead != n.seen.dead {
 		interest := plan.Interest(w, n.key)
-		if !slices.Equal(interest, n.interest) || now.state != n.seen.state {
-			n.interest, n.unwatched = interest, true
+		if r := n.view().roster; !slices.Equal(interest, n.interest) || r != n.told {
+			n.interest, n.told, n.unwatched = interest, r, true
 		}
 	}
 	n.seen = now

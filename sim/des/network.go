@@ -49,8 +49,8 @@ type pair struct{ from, to int32 }
 type network struct {
 	NetConfig
 	seed   uint64
-	sent   [][]uint32 // per sender and receiver: how many draws its link has made
-	at     []int      // the region of each node
+	sent   []map[int32]uint32 // per sender and receiver: how many draws its link has made
+	at     []int              // the region of each node
 	side   []int32
 	sides  int // of the partition
 	cut    map[pair]bool
@@ -67,7 +67,7 @@ func newNetwork(cfg NetConfig, seed uint64) *network {
 }
 
 func (n *network) add() {
-	n.sent = append(n.sent, nil)
+	n.sent = append(n.sent, map[int32]uint32{})
 	n.at = append(n.at, regions.Pick(unit(draw(n.seed, useRegion, uint64(len(n.at))))))
 	n.side = append(n.side, 0)
 	n.extra = append(n.extra, 0)
@@ -89,11 +89,9 @@ func (n *network) meets(a, b int32) bool { return n.reaches(a, b) && n.reaches(b
 
 // roll is the next draw of a link.
 func (n *network) roll(from, to int32) uint64 {
-	if len(n.sent[from]) <= int(to) {
-		n.sent[from] = append(n.sent[from], make([]uint32, int(to)+1-len(n.sent[from]))...)
-	}
-	n.sent[from][to]++
-	return draw(n.seed, useLink, uint64(from), uint64(to), uint64(n.sent[from][to]))
+	k := n.sent[from][to] + 1
+	n.sent[from][to] = k
+	return draw(n.seed, useLink, uint64(from), uint64(to), uint64(k))
 }
 
 // least is how long a message takes when nothing holds it up.

@@ -16,13 +16,13 @@ import (
 
 // node is one machine and the daemon on it.
 type node struct {
-	sim   *Sim
-	i     int32
-	key   stmt.Key
-	priv  ed25519.PrivateKey
-	rng   *rand.Rand
-	links []int32 // whom it has dialled, and who it, at some time
-	stale []int32 // whose connections to it have not ended since its daemon did
+	sim    *Sim
+	i      int32
+	key    stmt.Key
+	priv   ed25519.PrivateKey
+	rng    *rand.Rand
+	links  []int32 // whom it has dialled, and who it, at some time
+	former []int32 // whose connections to it have not ended since its daemon did
 
 	// The machine.
 	disk  disk
@@ -45,7 +45,8 @@ type node struct {
 	dead      map[stmt.Key]time.Duration
 	deadVer   uint64 // raised when dead changes
 	interest  []stmt.Key
-	unwatched bool // the detector does not have the interest and the nodes yet
+	told      *roster // the nodes that the detector has, or will
+	unwatched bool    // it does not have the interest and the nodes yet
 	ticks     int
 	vias      map[int64]via
 	lastVia   int64

@@ -17,6 +17,10 @@ type held struct {
 	state *crdt.State
 	print stmt.ID
 	world *worldView // of the View; nil until asked for
+	past  *worldView // the last one that was asked for
+
+	rooted bool            // it began with what the swarm did
+	said   []stmt.Verified // what was news since, if so
 }
 
 // pool keeps equal states once. Nodes that hold the same statements share them,
@@ -31,6 +35,8 @@ type pool struct {
 	made    map[stmt.ID]stmt.Verified // every statement of this run
 	byRaw   map[*byte]stmt.Verified   // the same by the first byte of Raw
 	copies  int
+	spare   []*held // that nobody holds
+	revived int
 }
 
 // shareFrom is how many nodes it takes until looking for equal states is worth the
@@ -119,6 +125,7 @@ func (p *pool) release(h *held) {
 	h.users--
 	if h.users == 0 {
 		p.forget(h)
+		p.leave(h)
 	}
 }
 
@@ -170,7 +177,7 @@ func (p *pool) apply(h *held, b batch) (*held, outcome) {
 		p.forget(h)
 		h.users = 0
 	} else {
-		next = &held{state: p.copy(h.state)}
+		next = p.fork(h)
 	}
 	before := next.state.Pending()
 	var out outcome
@@ -178,18 +185,23 @@ func (p *pool) apply(h *held, b batch) (*held, outcome) {
 		changed, err := next.state.ApplyVerified(v, time.Time{})
 		if changed {
 			out.news = append(out.news, v)
+			next.said = append(next.said, v)
 		}
 		out.errs = append(out.errs, err)
 	}
 	if next != h && len(out.news) == 0 && next.state.Pending() == before {
 		out.to = h.id
 		p.remember(key, out)
+		p.leave(next)
 		return h, out
 	}
 	if next != h {
 		h.users--
 	}
 	to := p.settle(next)
+	if to != next {
+		p.leave(next)
+	}
 	out.to = to.id
 	p.remember(key, out)
 	return to, out

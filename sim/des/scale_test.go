@@ -1,8 +1,10 @@
 package des
 
 import (
+	"fmt"
 	"os"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 )
@@ -212,5 +214,39 @@ func TestALargeSwarmHeals(t *testing.T) {
 	t.Logf("seed=14 nodes=%d: %d takeovers, %d events, %d copies", s.Nodes(), all, s.Events(), s.Copies())
 	if all == 0 {
 		t.Error("seed=14: nothing was taken over")
+	}
+}
+
+// BenchmarkSwarm is how long a virtual second of a swarm takes: a tenth as many
+// instances of two replicas as nodes, over the regions of a real fleet, two of a hundred
+// packets lost, and an owner who restarts something every other second. The largest
+// needs FORMATION_LONG=1.
+func BenchmarkSwarm(b *testing.B) {
+	for _, nodes := range []int{100, 1000, 10_000} {
+		b.Run(fmt.Sprint(nodes), func(b *testing.B) {
+			if nodes > 1000 && !long {
+				b.Skip("takes minutes and gigabytes: FORMATION_LONG=1")
+			}
+			s := New(Config{Seed: 13, Nodes: nodes, Net: NetConfig{Regions: true, Loss: 0.02}})
+			s.Boot(Workload{Instances: nodes / 10, Replicas: 2})
+			s.Changes(2 * time.Second)
+			s.Run(5 * time.Second)
+			before, events, said := s.Traffic(), s.Events(), s.Statements()
+			n := 0
+			for b.Loop() {
+				s.Run(time.Second)
+				n++
+			}
+			per := float64(nodes) * float64(n)
+			after := s.Traffic()
+			for c := range Classes {
+				b.ReportMetric(float64(after[c].Messages-before[c].Messages)/per, strings.ReplaceAll(c.String(), " ", "-")+"/node/s")
+			}
+			b.ReportMetric(float64(s.Events()-events)/float64(n), "events/s")
+			b.ReportMetric(float64(s.Statements()-said)/float64(n), "statements/s")
+			if len(s.Bad) > 0 {
+				b.Errorf("%v", s.Bad)
+			}
+		})
 	}
 }

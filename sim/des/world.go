@@ -14,12 +14,72 @@ import (
 // worldView is what decisions read of one View, made once for all nodes that
 // hold its state.
 type worldView struct {
-	view   *crdt.View
-	world  plan.World
+	view  *crdt.View
+	world plan.World
+	*roster
+	alien  map[stmt.Key]bool // have claims on instances that the view does not know
+	voters []stmt.Key        // of instances whose contract counts them
+	briefs map[uint64]plan.World
+	before *worldView // of the same state, when that was another; nil: it was none
+}
+
+// roster is what the detectors are told of a list of nodes, made once for it.
+type roster struct {
+	of     []crdt.Node
 	keys   []stmt.Key
 	epochs map[stmt.Key]uint64 // boot epochs
-	alien  map[stmt.Key]bool   // have claims on instances that the view does not know
-	voters []stmt.Key          // of instances whose contract counts them
+}
+
+// rosters is how many lists of nodes are remembered; forgetting costs only work.
+const rosters = 8
+
+func (s *Sim) rosterOf(nodes []crdt.Node) *roster {
+	for _, r := range s.rosters {
+		if len(r.of) == len(nodes) && (len(nodes) == 0 || &r.of[0] == &nodes[0] || slices.EqualFunc(r.of, nodes, sameNode)) {
+			return r
+		}
+	}
+	r := &roster{of: nodes, epochs: make(map[stmt.Key]uint64, len(nodes))}
+	for i := range nodes {
+		r.keys = append(r.keys, nodes[i].Key)
+		r.epochs[nodes[i].Key] = nodes[i].Epoch
+	}
+	s.rosters = append(s.rosters[max(0, len(s.rosters)-rosters+1):], r)
+	return r
+}
+
+// sameNode compares a list of all nodes with another: those that differ do so by what
+// their registers begin with, unless somebody said two things by one number.
+func sameNode(a, b crdt.Node) bool {
+	return a.Key == b.Key && a.Epoch == b.Epoch && a.Seq == b.Seq && a.Total == b.Total && a.Draining == b.Draining &&
+		a.Operator == b.Operator && a.Region == b.Region && a.GPU == b.GPU && a.Version == b.Version && a.Restarts == b.Restarts &&
+		maps.Equal(a.Labels, b.Labels) && slices.Equal(a.Holds, b.Holds)
+}
+
+// briefed is the world of those who have confirmed these nodes dead, who say the same
+// by print: it is made once for all of them.
+func (w *worldView) briefed(ranks *plan.Ranks, dead map[stmt.Key]time.Duration, print uint64) plan.World {
+	b, made := w.briefs[print]
+	if !made {
+		b = w.world
+		b.Ranks, b.Dead = ranks, maps.Clone(dead)
+		var before plan.World
+		if w.before != nil {
+			before = w.before.briefs[print]
+		}
+		b = b.Briefed(before)
+		w.briefs[print] = b
+	}
+	return b
+}
+
+// deadPrint names the set of nodes that n has confirmed dead.
+func (n *node) deadPrint() uint64 {
+	var sum uint64
+	for k := range n.dead { // any order: the sum commutes
+		sum += mix(useWorld, uint64(n.sim.index[k])+1)
+	}
+	return sum
 }
 
 // view is what n holds.
@@ -38,13 +98,15 @@ func (s *Sim) viewOf(h *held) *worldView {
 		return h.world
 	}
 	v := h.state.View()
-	w := &worldView{view: v, world: plan.WorldOf(v, stmt.Key{}, nil), alien: map[stmt.Key]bool{}, epochs: map[stmt.Key]uint64{}}
-	for _, node := range v.Nodes() {
-		w.keys = append(w.keys, node.Key)
-		w.epochs[node.Key] = node.Epoch
-		for _, c := range v.ClaimsBy(node.Key) {
-			if _, known := w.world.Claims[c.Instance]; !known {
-				w.alien[node.Key] = true
+	w := &worldView{view: v, world: plan.WorldOf(v, stmt.Key{}, nil), alien: map[stmt.Key]bool{}, briefs: map[uint64]plan.World{}, roster: s.rosterOf(v.Nodes())}
+	w.world.Nodes = w.roster.of
+	for _, c := range v.Unlisted() {
+		w.alien[c.Node] = true
+	}
+	for _, spec := range v.Instances() {
+		if !v.OwnerAllowed(spec.Owner) {
+			for _, c := range v.Claims(spec.ID) {
+				w.alien[c.Node] = true
 			}
 		}
 	}
@@ -53,18 +115,27 @@ func (s *Sim) viewOf(h *held) *worldView {
 	}
 	slices.SortFunc(w.voters, stmt.Key.Compare)
 	w.voters = slices.Compact(w.voters)
-	h.world = w
+	if w.before = h.past; w.before != nil {
+		w.before.before = nil
+	}
+	h.world, h.past = w, w
 	return w
 }
 
 // world is what n decides on.
 func (n *node) world() plan.World {
 	w := n.view()
-	if w.alien[n.key] {
+	switch {
+	case w.alien[n.key]:
 		return n.probed(plan.WorldOf(w.view, n.key, n.dead))
+	case n.sim.cfg.Mutant == NoVoters: // which has others dead than the node knows
+		return n.probed(w.world)
 	}
-	return n.probed(w.world)
+	return n.probed(w.briefed(&n.sim.ranks, n.dead, n.deadPrint()))
 }
+
+// whole is the same without a Brief.
+func (n *node) whole() plan.World { return n.probed(plan.WorldOf(n.view().view, n.key, n.dead)) }
 
 // probed adds what n found by itself.
 func (n *node) probed(w plan.World) plan.World {
