@@ -33,6 +33,10 @@ func expand(t *testing.T, s *scenario.Scenario, nodes int, seed uint64) *scenari
 	return p
 }
 
+// again are scenarios that are run twice even where there is little time: between them
+// they have every kind of event.
+var again = []string{"byzantine", "chaos", "node-dies"}
+
 // Every scenario runs, keeps its invariants, and repeats itself.
 func TestScenarios(t *testing.T) {
 	for _, s := range Library() {
@@ -40,7 +44,7 @@ func TestScenarios(t *testing.T) {
 			for seed := range seeds() {
 				p := expand(t, s, 0, seed)
 				r := Run(p, "")
-				if seed == 0 {
+				if long || slices.Contains(again, s.Name) {
 					r.Compare(Run(p, ""))
 				}
 				for _, b := range r.Bad {

@@ -139,8 +139,8 @@ func (s *Sim) checkPlan(n *node, in plan.Input, out plan.Output) {
 			s.taken(n, in.World, cl)
 			continue
 		}
-		if strings.HasPrefix(cl.Reason, "hands over") {
-			continue
+		if spec, _ := n.view().view.Instance(cl.Instance); len(spec.Voters) > 0 || strings.HasPrefix(cl.Reason, "hands over") {
+			continue // by votes, which no view has; or on its way
 		}
 		knows.slot = slot
 		if o, other := c.keepers[knows]; other && o != n.i {
