@@ -60,6 +60,10 @@ func (r *run) watch() {
 	if len(r.plan.Liars) > 0 {
 		r.operatorsOnly()
 	}
+	if peak := r.TakeoverPeak(); e.Budget && peak > max(plan.TakeoverBudget, r.peak) {
+		r.peak = peak
+		r.fail(Budget, "%d takeovers of one node in a minute, the budget is %d", peak, plan.TakeoverBudget)
+	}
 	if e.Always {
 		for _, slot := range sortedSlots(r.before) {
 			if len(r.Executing(slot)) == 0 {
@@ -167,9 +171,6 @@ func (r *run) judge() {
 	}
 	if e.Alive && r.FalseDeaths() > 0 {
 		r.fail(Alive, "%d nodes that were up and reachable were taken for dead", r.FalseDeaths())
-	}
-	if e.Budget && r.TakeoverPeak() > plan.TakeoverBudget {
-		r.fail(Budget, "%d takeovers of one node in a minute, the budget is %d", r.TakeoverPeak(), plan.TakeoverBudget)
 	}
 	if e.Takeovers == "none" && all > 0 || e.Takeovers == "some" && all == 0 {
 		r.fail(Takeovers, "%d, where there are to be %s", all, e.Takeovers)
