@@ -203,8 +203,10 @@ func TestIDontWantSparesCopies(t *testing.T) {
 	}
 }
 
-// Whatever the graph and the losses: a message comes to everybody, nobody meshes with
-// whom it is not connected to, or with too many, and two runs are the same.
+// Whatever the graph and the losses: a message comes to everybody, if nobody has so many
+// peers that it sends some away (who has no other is only told of messages by lot, as in
+// the library), nobody meshes with whom it is not connected to, or with too many, and two
+// runs are the same.
 func TestMeshesHold(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		swarm := gossip.Trial{
@@ -216,12 +218,13 @@ func TestMeshesHold(t *testing.T) {
 		if rapid.Bool().Draw(t, "scores") {
 			swarm.Score = func(a, b int32) float64 { return gossip.Nearness(swarm.Delay(a, b)) }
 		}
-		linked := map[[2]int32]bool{}
+		linked, degree := map[[2]int32]bool{}, make([]int, swarm.Nodes)
 		for i := int32(1); i < int32(swarm.Nodes); i++ {
 			for range rapid.IntRange(1, 8).Draw(t, "dials") {
 				o := rapid.Int32Range(0, i-1).Draw(t, "to")
 				if !linked[[2]int32{i, o}] {
 					linked[[2]int32{i, o}] = true
+					degree[i], degree[o] = degree[i]+1, degree[o]+1
 					swarm.Edges = append(swarm.Edges, [2]int32{i, o})
 				}
 			}
@@ -232,7 +235,7 @@ func TestMeshesHold(t *testing.T) {
 			})
 		}
 		r := swarm.Run()
-		if f := figuresOf(r); f.missing > 0 {
+		if f := figuresOf(r); f.missing > 0 && slices.Max(degree) <= swarm.Dhi {
 			t.Fatalf("%d deliveries missing", f.missing)
 		}
 		for i := range int32(swarm.Nodes) {
