@@ -1,6 +1,10 @@
 package des
 
-import "time"
+import (
+	"time"
+
+	"github.com/formthefog/formation/sim/chance"
+)
 
 // clock is a machine's time since boot, suspension included. It runs at a rate of
 // its own.
@@ -49,5 +53,5 @@ func (s *Sim) drift(i int32) int64 {
 	if d == 0 {
 		return 0
 	}
-	return int64(draw(s.cfg.Seed, useClock, uint64(i))%uint64(2*d+1)) - d
+	return int64(chance.Draw(s.cfg.Seed, useClock, uint64(i))%uint64(2*d+1)) - d
 }

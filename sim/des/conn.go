@@ -3,6 +3,8 @@ package des
 import (
 	"slices"
 	"time"
+
+	"github.com/formthefog/formation/sim/chance"
 )
 
 // Connections: who may gossip with whom, as package p2p makes them. A node dials up to
@@ -26,7 +28,7 @@ const anybody = -1
 // nothing for them.
 func (n *node) draws() {
 	s := n.sim
-	rng := stream(s.cfg.Seed, useMesh, uint64(n.i))
+	rng := chance.Stream(s.cfg.Seed, useMesh, uint64(n.i))
 	for range min(wantPeers, int(n.i)) {
 		for {
 			o := int32(rng.IntN(int(n.i)))

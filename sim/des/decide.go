@@ -10,6 +10,7 @@ import (
 	"github.com/formthefog/formation/crdt"
 	"github.com/formthefog/formation/crdt/stmt"
 	"github.com/formthefog/formation/fogvm/reconcile/plan"
+	"github.com/formthefog/formation/sim/chance"
 )
 
 // knowledge is what a decision depends on beside the time.
@@ -282,9 +283,9 @@ func (n *node) machineState() uint64 {
 	add := func(id string, words ...uint64) {
 		h := uint64(len(id))
 		for _, b := range []byte(id) {
-			h = mix(h, uint64(b))
+			h = chance.Mix(h, uint64(b))
 		}
-		sum += draw(h, words...)
+		sum += chance.Draw(h, words...)
 	}
 	bit := func(b bool) uint64 {
 		if b {

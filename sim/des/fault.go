@@ -3,6 +3,8 @@ package des
 import (
 	"slices"
 	"time"
+
+	"github.com/formthefog/formation/sim/chance"
 )
 
 // The faults of nodes and of the network. Nodes are named by number, from 0.
@@ -67,7 +69,7 @@ func (s *Sim) pause(i int, d time.Duration, sleeps bool) {
 // given mean between two stalls, until the end of virtual time.
 func (s *Sim) Stalls(d, mean time.Duration) {
 	for i := range s.nodes {
-		rng := stream(s.cfg.Seed, useWorld, uint64(i))
+		rng := chance.Stream(s.cfg.Seed, useWorld, uint64(i))
 		var next func()
 		wait := func() time.Duration { return time.Duration(rng.ExpFloat64() * float64(mean)) }
 		next = func() {

@@ -1,6 +1,10 @@
 package des
 
-import "slices"
+import (
+	"slices"
+
+	"github.com/formthefog/formation/sim/chance"
+)
 
 // Behind puts nodes behind NATs that cannot be punched: two of them reach each other
 // through a relay only, a node that is up and behind none (docs/wire.md).
@@ -22,7 +26,7 @@ func (n *network) relayed(a, b int32) bool { return len(n.behind) > 0 && n.behin
 // none that both reach. A circuit that is gone is replaced in no time.
 func (n *network) relay(a, b int32) (int32, bool) {
 	total := len(n.side)
-	at := int(draw(n.seed, useRelay, uint64(min(a, b)), uint64(max(a, b))) % uint64(total))
+	at := int(chance.Draw(n.seed, useRelay, uint64(min(a, b)), uint64(max(a, b))) % uint64(total))
 	for k := range total {
 		r := int32((at + k) % total)
 		if n.relays(r) && n.direct(a, r) && n.direct(r, b) && n.direct(b, r) && n.direct(r, a) {

@@ -3,6 +3,7 @@ package des
 import (
 	"time"
 
+	"github.com/formthefog/formation/sim/chance"
 	"github.com/formthefog/formation/sim/gossip"
 	"github.com/formthefog/formation/sim/regions"
 )
@@ -68,7 +69,7 @@ func newNetwork(cfg NetConfig, seed uint64) *network {
 
 func (n *network) add() {
 	n.sent = append(n.sent, map[int32]uint32{})
-	n.at = append(n.at, regions.Pick(unit(draw(n.seed, useRegion, uint64(len(n.at))))))
+	n.at = append(n.at, regions.Pick(chance.Unit(chance.Draw(n.seed, useRegion, uint64(len(n.at))))))
 	n.side = append(n.side, 0)
 	n.extra = append(n.extra, 0)
 }
@@ -91,7 +92,7 @@ func (n *network) meets(a, b int32) bool { return n.reaches(a, b) && n.reaches(b
 func (n *network) roll(from, to int32) uint64 {
 	k := n.sent[from][to] + 1
 	n.sent[from][to] = k
-	return draw(n.seed, useLink, uint64(from), uint64(to), uint64(k))
+	return chance.Draw(n.seed, useLink, uint64(from), uint64(to), uint64(k))
 }
 
 // least is how long a message takes when nothing holds it up.
@@ -109,7 +110,7 @@ func (n *network) straight(a, b int32) time.Duration {
 	if n.Regions {
 		return regions.RoundTrip(n.at[a], n.at[b]) / 2
 	}
-	return n.Delay.at(draw(n.seed, useDelay, uint64(min(a, b)), uint64(max(a, b))))
+	return n.Delay.at(chance.Draw(n.seed, useDelay, uint64(min(a, b)), uint64(max(a, b))))
 }
 
 // Region is where a node is; empty when there are no regions.
@@ -123,12 +124,12 @@ func (s *Sim) Region(i int) string {
 // way is how long a message takes now.
 func (n *network) way(from, to int32) time.Duration {
 	base := n.least(from, to)
-	return base + time.Duration(n.Jitter*unit(n.roll(from, to))*float64(base)) + n.extra[to]
+	return base + time.Duration(n.Jitter*chance.Unit(n.roll(from, to))*float64(base)) + n.extra[to]
 }
 
 // chance is whether something of probability p happens to a message.
 func (n *network) chance(p float64, from, to int32) bool {
-	return p > 0 && unit(n.roll(from, to)) < p
+	return p > 0 && chance.Unit(n.roll(from, to)) < p
 }
 
 func (n *network) count(class Class, size int) {

@@ -11,6 +11,7 @@ import (
 	"github.com/formthefog/formation/crdt/live"
 	"github.com/formthefog/formation/crdt/stmt"
 	"github.com/formthefog/formation/fogvm/reconcile/plan"
+	"github.com/formthefog/formation/sim/chance"
 	"github.com/formthefog/formation/sim/gossip"
 )
 
@@ -77,7 +78,7 @@ type node struct {
 func (s *Sim) add() *node {
 	i := int32(len(s.nodes))
 	n := &node{
-		sim: s, i: i, priv: s.key("node", int(i)), rng: stream(s.cfg.Seed, useNode, uint64(i)),
+		sim: s, i: i, priv: s.key("node", int(i)), rng: chance.Stream(s.cfg.Seed, useNode, uint64(i)),
 		vms: map[string]*vm{}, packs: map[string]*pack{},
 	}
 	n.key = stmt.KeyOf(n.priv)
@@ -85,7 +86,7 @@ func (s *Sim) add() *node {
 	s.index[n.key] = i
 	s.nodes = append(s.nodes, n)
 	s.net.add()
-	s.mesh.Add(stream(s.cfg.Seed, useRouter, uint64(i)))
+	s.mesh.Add(chance.Stream(s.cfg.Seed, useRouter, uint64(i)))
 	n.draws()
 	return n
 }
@@ -107,7 +108,7 @@ func (n *node) start(ready bool) {
 	if n.regs == nil {
 		n.regs = crdt.NewRegisters(n.priv, s.network, n.disk.epoch)
 	}
-	n.detect = live.New(n.key, s.liveConfig(), draw(s.cfg.Seed, useDetector, uint64(n.i), uint64(n.life)))
+	n.detect = live.New(n.key, s.liveConfig(), chance.Draw(s.cfg.Seed, useDetector, uint64(n.i), uint64(n.life)))
 	n.dead, n.deadVer, n.interest = map[stmt.Key]time.Duration{}, n.deadVer+1, nil
 	n.ticks, n.vias, n.unwatched, n.seen = 0, map[int64]via{}, true, knowledge{}
 	n.ready, n.seeking, n.planning, n.busy, n.again, n.wake = ready, false, false, false, false, 0

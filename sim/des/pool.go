@@ -7,6 +7,7 @@ import (
 
 	"github.com/formthefog/formation/crdt"
 	"github.com/formthefog/formation/crdt/stmt"
+	"github.com/formthefog/formation/sim/chance"
 )
 
 // held is a state that one or more nodes hold. It changes only while a single
@@ -73,7 +74,7 @@ func newBatch(vs []stmt.Verified) batch {
 	b := batch{vs: vs}
 	for i, v := range vs {
 		st := v.Statement()
-		h := draw(uint64(i))
+		h := chance.Draw(uint64(i))
 		for j := range st.ID {
 			b.name[j] ^= st.ID[j] ^ byte(h>>(8*(j%8)))
 		}

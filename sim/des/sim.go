@@ -9,6 +9,7 @@ import (
 	"github.com/formthefog/formation/crdt/live"
 	"github.com/formthefog/formation/crdt/stmt"
 	"github.com/formthefog/formation/fogvm/reconcile/plan"
+	"github.com/formthefog/formation/sim/chance"
 	"github.com/formthefog/formation/sim/gossip"
 	"github.com/formthefog/formation/sim/regions"
 )
@@ -135,9 +136,9 @@ func New(cfg Config) *Sim {
 
 func (s *Sim) key(what string, i int) ed25519.PrivateKey {
 	seed := make([]byte, 0, ed25519.SeedSize)
-	h := draw(s.cfg.Seed, useKey, uint64(len(what)), uint64(what[0]), uint64(i))
+	h := chance.Draw(s.cfg.Seed, useKey, uint64(len(what)), uint64(what[0]), uint64(i))
 	for w := range uint64(4) {
-		seed = binary.LittleEndian.AppendUint64(seed, mix(h, w))
+		seed = binary.LittleEndian.AppendUint64(seed, chance.Mix(h, w))
 	}
 	return ed25519.NewKeyFromSeed(seed)
 }

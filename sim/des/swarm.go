@@ -14,6 +14,7 @@ import (
 	"github.com/formthefog/formation/crdt/place"
 	"github.com/formthefog/formation/crdt/stmt"
 	"github.com/formthefog/formation/fogvm/reconcile/plan"
+	"github.com/formthefog/formation/sim/chance"
 )
 
 // owner is somebody who ships.
@@ -119,7 +120,7 @@ func (s *Sim) spec(w Workload, i int) crdt.Spec {
 		Name: fmt.Sprint("app-", i), Pack: PackName(i + 1), Replicas: w.Replicas, Phase: crdt.PhaseRunning,
 		VCPU: w.VCPU, MemoryBytes: w.Memory, Partition: w.Partition,
 	}
-	rng := stream(s.cfg.Seed, useVoters, uint64(i))
+	rng := chance.Stream(s.cfg.Seed, useVoters, uint64(i))
 	for _, v := range rng.Perm(len(s.nodes))[:w.Voters] {
 		out.Voters = append(out.Voters, s.nodes[v].key)
 	}
@@ -251,7 +252,7 @@ func (s *Sim) Rest() { s.resting = true }
 
 // Changes has owners restart an instance so often, drawn, at nodes drawn, until Rest.
 func (s *Sim) Changes(mean time.Duration) {
-	rng := stream(s.cfg.Seed, useWorld, uint64(len(s.nodes)), 1)
+	rng := chance.Stream(s.cfg.Seed, useWorld, uint64(len(s.nodes)), 1)
 	wait := func() time.Duration { return time.Duration(rng.ExpFloat64() * float64(mean)) }
 	var next func()
 	next = func() {
@@ -351,6 +352,6 @@ func (s *Sim) bringAgain(b *brought) {
 		return
 	}
 	s.Seen["an owner went to another node"]++
-	rng := stream(s.cfg.Seed, useAgain, uint64(s.Seen["an owner went to another node"]))
+	rng := chance.Stream(s.cfg.Seed, useAgain, uint64(s.Seen["an owner went to another node"]))
 	s.submit(up[rng.IntN(len(up))], b.raws, b.acked)
 }

@@ -8,6 +8,7 @@ import (
 
 	"github.com/formthefog/formation/crdt/stmt"
 	"github.com/formthefog/formation/fogvm/reconcile/plan"
+	"github.com/formthefog/formation/sim/chance"
 )
 
 // Watcher is told what happens in a run. It is for looking on: it changes nothing, and
@@ -195,7 +196,7 @@ func (s *Sim) packSize(name string) uint64 {
 	for _, b := range []byte(name) {
 		words = append(words, uint64(b))
 	}
-	return uint64(leastPack * math.Pow(mostPack/leastPack, unit(draw(s.cfg.Seed, words...))))
+	return uint64(leastPack * math.Pow(mostPack/leastPack, chance.Unit(chance.Draw(s.cfg.Seed, words...))))
 }
 
 // usesFetched is the size of a pack that n had to fetch and has run nothing of yet.

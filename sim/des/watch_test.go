@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/formthefog/formation/fogvm/reconcile/plan"
+	"github.com/formthefog/formation/sim/chance"
 )
 
 // ledger is a Watcher that keeps what it is told.
@@ -42,7 +43,7 @@ func TestAWatcherIsToldAndChangesNothing(t *testing.T) {
 			s := New(Config{Seed: seed, Nodes: 12, Net: lossy, Watch: w})
 			s.Absent(11)
 			s.Boot(Workload{Instances: 8, Replicas: 2})
-			rng := stream(seed, 99)
+			rng := chance.Stream(seed, 99)
 			for range 15 {
 				chaos(s, rng)
 				s.Run(time.Duration(rng.IntN(6000)) * time.Millisecond)

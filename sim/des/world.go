@@ -9,6 +9,7 @@ import (
 	"github.com/formthefog/formation/crdt/place"
 	"github.com/formthefog/formation/crdt/stmt"
 	"github.com/formthefog/formation/fogvm/reconcile/plan"
+	"github.com/formthefog/formation/sim/chance"
 )
 
 // worldView is what decisions read of one View, made once for all nodes that
@@ -77,7 +78,7 @@ func (w *worldView) briefed(ranks *plan.Ranks, dead map[stmt.Key]time.Duration, 
 func (n *node) deadPrint() uint64 {
 	var sum uint64
 	for k := range n.dead { // any order: the sum commutes
-		sum += mix(useWorld, uint64(n.sim.index[k])+1)
+		sum += chance.Mix(useWorld, uint64(n.sim.index[k])+1)
 	}
 	return sum
 }
