@@ -35,11 +35,6 @@ func (s *Swarm) Cut(from, to int) {
 	s.net.change(func() { s.net.cut[link{from, to}] = true })
 }
 
-// Mend undoes Cut.
-func (s *Swarm) Mend(from, to int) {
-	s.net.change(func() { delete(s.net.cut, link{from, to}) })
-}
-
 // Lossy changes how many packets are lost, and how many arrive twice.
 func (s *Swarm) Lossy(loss, duplicate float64) {
 	s.Seen["loss"]++
