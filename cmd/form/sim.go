@@ -264,21 +264,9 @@ func (a *app) runSim(p *scenario.Plan, f *simFlags, shrink bool) error {
 	if !f.once {
 		r.Compare(sim.Run(p, ""))
 	}
-	word := "ok"
-	if len(r.Bad) > 0 {
-		word = "failed"
-	}
-	err := a.p.Answer(r, func(w io.Writer) {
-		fmt.Fprintf(w, "%s seed=%d nodes=%d steps=%d events=%d virtual=%v hash=%s\n", word, r.Seed, r.Nodes, r.Steps, r.Events, r.Virtual, r.Hash)
-	})
-	for _, n := range r.Notes {
-		a.p.Note("%s", n)
-	}
-	if err != nil || len(r.Bad) == 0 {
+	line := fmt.Sprintf("seed=%d nodes=%d steps=%d events=%d virtual=%v hash=%s", r.Seed, r.Nodes, r.Steps, r.Events, r.Virtual, r.Hash)
+	if err := a.simulated(r, line, r.Notes, r.Bad); err != nil || len(r.Bad) == 0 {
 		return err
-	}
-	for _, b := range r.Bad {
-		a.p.Warn("%s", b)
 	}
 	replay := r.Replay()
 	if shrink && !r.Broke(sim.SameHash) {
@@ -288,6 +276,23 @@ func (a *app) runSim(p *scenario.Plan, f *simFlags, shrink bool) error {
 		replay += fmt.Sprintf(" --for %v", f.span)
 	}
 	return cli.Errorf(api.ExitFailed, "%s: %d broken", r.Scenario, len(r.Bad)).Hint("%s", replay)
+}
+
+// simulated tells what came of a run of any tier: r as --json has it, its figures on one
+// line after what they come to, what is to be noted, and what broke.
+func (a *app) simulated(r any, line string, notes []string, bad []des.Broken) error {
+	word := "ok"
+	if len(bad) > 0 {
+		word = "failed"
+	}
+	err := a.p.Answer(r, func(w io.Writer) { fmt.Fprintln(w, word, line) })
+	for _, n := range notes {
+		a.p.Note("%s", n)
+	}
+	for _, b := range bad {
+		a.p.Warn("%s", b)
+	}
+	return err
 }
 
 // shrinkSim looks for fewer steps that break the same, and says how to see them.

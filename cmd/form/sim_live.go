@@ -76,21 +76,9 @@ func (a *app) runLive(ctx context.Context, p *scenario.Plan, span time.Duration)
 	if err != nil {
 		return err
 	}
-	word := "ok"
-	if len(r.Bad) > 0 {
-		word = "failed"
-	}
-	err = a.p.Answer(r, func(w io.Writer) {
-		fmt.Fprintf(w, "%s seed=%d nodes=%d steps=%d virtual=%v tier=%s\n", word, r.Seed, r.Nodes, r.Steps, r.Virtual, r.Tier)
-	})
-	for _, n := range r.Notes {
-		a.p.Note("%s", n)
-	}
-	if err != nil || len(r.Bad) == 0 {
+	line := fmt.Sprintf("seed=%d nodes=%d steps=%d virtual=%v tier=%s", r.Seed, r.Nodes, r.Steps, r.Virtual, r.Tier)
+	if err := a.simulated(r, line, r.Notes, r.Bad); err != nil || len(r.Bad) == 0 {
 		return err
-	}
-	for _, b := range r.Bad {
-		a.p.Warn("%s", b)
 	}
 	return cli.Errorf(api.ExitFailed, "%s: %d broken", r.Scenario, len(r.Bad)).Hint("another run of the seed need not break: hosts are real in this tier")
 }

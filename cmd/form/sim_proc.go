@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -71,22 +70,9 @@ func (a *app) runProc(ctx context.Context, p *scenario.Plan, logs string) error 
 	case err != nil:
 		return err
 	}
-	word := "ok"
-	if len(r.Bad) > 0 {
-		word = "failed"
-	}
-	err = a.p.Answer(r, func(w io.Writer) {
-		fmt.Fprintf(w, "%s seed=%d nodes=%d steps=%d tier=%s real=%v acknowledged=%d unanswered=%d\n",
-			word, r.Seed, r.Nodes, r.Steps, r.Tier, r.Real, r.Acknowledged, r.Unanswered)
-	})
-	for _, n := range r.Notes {
-		a.p.Note("%s", n)
-	}
-	if err != nil || len(r.Bad) == 0 {
+	line := fmt.Sprintf("seed=%d nodes=%d steps=%d tier=%s real=%v acknowledged=%d unanswered=%d", r.Seed, r.Nodes, r.Steps, r.Tier, r.Real, r.Acknowledged, r.Unanswered)
+	if err := a.simulated(r, line, r.Notes, r.Bad); err != nil || len(r.Bad) == 0 {
 		return err
-	}
-	for _, b := range r.Bad {
-		a.p.Warn("%s", b)
 	}
 	return cli.Errorf(api.ExitFailed, "%s: %d broken", r.Scenario, len(r.Bad)).
 		Hint("the same schedule, which need not come to the same: form sim run %s --tier %s --nodes %d --seed %d", r.Scenario, r.Tier, r.Nodes, r.Seed)

@@ -79,29 +79,6 @@ func says(t gossip.Trial, count int, every time.Duration) gossip.Trial {
 	return t
 }
 
-// figures are of the time to one node and to all nodes.
-type figures struct {
-	one50, one99, all50, all99 time.Duration
-	missing                    int
-}
-
-func figuresOf(r gossip.Result) (f figures) {
-	var one, all []time.Duration
-	for _, m := range r.Arrived {
-		for _, d := range m {
-			if d < 0 {
-				f.missing++
-			}
-		}
-		one, all = append(one, m...), append(all, slices.Max(m))
-	}
-	slices.Sort(one)
-	slices.Sort(all)
-	at := func(l []time.Duration, p float64) time.Duration { return l[int(p*float64(len(l)-1))] }
-	f.one50, f.one99, f.all50, f.all99 = at(one, .5), at(one, .99), at(all, .5), at(all, .99)
-	return f
-}
-
 // The claim of docs/decisions/0024: over 19 regions a statement is everywhere within a
 // quarter of a second, by at most eight sends a node; and with two of a hundred packets
 // lost, too, none missing. FORMATION_LONG=1: with a thousand nodes.
@@ -114,14 +91,14 @@ func TestAStatementIsEverywhereSoon(t *testing.T) {
 		swarm := says(wan(n, 7), count, 2*time.Second)
 		swarm.Loss = loss
 		r := swarm.Run()
-		f := figuresOf(r)
+		f := r.Spread()
 		t.Logf("seed=7 nodes=%d loss=%v: one node p50 %v p99 %v, all nodes p50 %v p99 %v; per node and statement %.2f payload, %.2f IHAVE, %.4f IWANT; mesh of %.1f",
-			n, loss, f.one50, f.one99, f.all50, f.all99, r.PerNode(gossip.Payload), r.PerNode(gossip.IHave), r.PerNode(gossip.IWant), r.Degree)
-		if f.missing > 0 {
-			t.Errorf("loss %v: %d of %d deliveries missing", loss, f.missing, n*count)
+			n, loss, f.One50, f.One99, f.All50, f.All99, r.PerNode(gossip.Payload), r.PerNode(gossip.IHave), r.PerNode(gossip.IWant), r.Degree)
+		if f.Missing > 0 {
+			t.Errorf("loss %v: %d of %d deliveries missing", loss, f.Missing, n*count)
 		}
-		if f.all99 > 250*time.Millisecond || r.PerNode(gossip.Payload) > 8 {
-			t.Errorf("loss %v: all nodes within %v, by %.2f sends a node", loss, f.all99, r.PerNode(gossip.Payload))
+		if f.All99 > 250*time.Millisecond || r.PerNode(gossip.Payload) > 8 {
+			t.Errorf("loss %v: all nodes within %v, by %.2f sends a node", loss, f.All99, r.PerNode(gossip.Payload))
 		}
 	}
 }
@@ -131,9 +108,9 @@ func TestNearnessMakesTheDifference(t *testing.T) {
 	with := says(wan(200, 7), 100, 2*time.Second)
 	without := with
 	without.Score, without.Opportunistic.Threshold = nil, 0
-	a, b := figuresOf(with.Run()), figuresOf(without.Run())
-	t.Logf("all nodes p99 %v with, %v without; one node p50 %v and %v", a.all99, b.all99, a.one50, b.one50)
-	if a.all99 > b.all99*9/10 || a.one50 > b.one50*9/10 {
+	a, b := with.Run().Spread(), without.Run().Spread()
+	t.Logf("all nodes p99 %v with, %v without; one node p50 %v and %v", a.All99, b.All99, a.One50, b.One50)
+	if a.All99 > b.All99*9/10 || a.One50 > b.One50*9/10 {
 		t.Error("scores by nearness make no difference")
 	}
 }
@@ -177,12 +154,12 @@ func TestIWantBringsWhatTheMeshDoesNot(t *testing.T) {
 	swarm.FloodPublish = false
 	swarm.Publish = []gossip.Publication{{Node: 3, Size: 300}}
 	r := swarm.Run()
-	f := figuresOf(r)
-	if f.missing > 0 || r.Sends[gossip.IWant] == 0 {
-		t.Errorf("%d nodes have not got it, %d IWANT", f.missing, r.Sends[gossip.IWant])
+	f := r.Spread()
+	if f.Missing > 0 || r.Sends[gossip.IWant] == 0 {
+		t.Errorf("%d nodes have not got it, %d IWANT", f.Missing, r.Sends[gossip.IWant])
 	}
-	if f.all99 < 50*time.Millisecond || f.all99 > 2*time.Second {
-		t.Errorf("it took %v, and should have taken a heartbeat or so", f.all99)
+	if f.All99 < 50*time.Millisecond || f.All99 > 2*time.Second {
+		t.Errorf("it took %v, and should have taken a heartbeat or so", f.All99)
 	}
 }
 
@@ -198,8 +175,8 @@ func TestIDontWantSparesCopies(t *testing.T) {
 	if a, b := with.PerNode(gossip.Payload), without.PerNode(gossip.Payload); a >= b || with.Sends[gossip.IDontWant] == 0 || without.Sends[gossip.IDontWant] > 0 {
 		t.Errorf("%.2f copies with IDONTWANT, %.2f without", a, b)
 	}
-	if a, b := figuresOf(with), figuresOf(without); a.all99 > b.all99*11/10 {
-		t.Errorf("everywhere after %v with IDONTWANT, %v without", a.all99, b.all99)
+	if a, b := with.Spread(), without.Spread(); a.All99 > b.All99*11/10 {
+		t.Errorf("everywhere after %v with IDONTWANT, %v without", a.All99, b.All99)
 	}
 }
 
@@ -235,8 +212,8 @@ func TestMeshesHold(t *testing.T) {
 			})
 		}
 		r := swarm.Run()
-		if f := figuresOf(r); f.missing > 0 && slices.Max(degree) <= swarm.Dhi {
-			t.Fatalf("%d deliveries missing", f.missing)
+		if f := r.Spread(); f.Missing > 0 && slices.Max(degree) <= swarm.Dhi {
+			t.Fatalf("%d deliveries missing", f.Missing)
 		}
 		for i := range int32(swarm.Nodes) {
 			for _, p := range r.Meshes[i] {

@@ -3,6 +3,7 @@ package gossip
 import (
 	"container/heap"
 	"math/rand/v2"
+	"slices"
 	"time"
 )
 
@@ -43,8 +44,32 @@ type Result struct {
 	Degree  float64   // of them on average
 }
 
+// Spread is how long messages took: to a node, and until all nodes had one.
+type Spread struct {
+	One50, One99, All50, All99 time.Duration
+	Missing                    int // deliveries that did not happen; they count as taking no time
+}
+
+// Spread is of all messages and nodes, those who published included.
+func (r Result) Spread() (s Spread) {
+	var one, all []time.Duration
+	for _, m := range r.Arrived {
+		for _, d := range m {
+			if d < 0 {
+				s.Missing++
+			}
+		}
+		one, all = append(one, m...), append(all, slices.Max(m))
+	}
+	slices.Sort(one)
+	slices.Sort(all)
+	at := func(l []time.Duration, p float64) time.Duration { return l[int(p*float64(len(l)-1))] }
+	s.One50, s.One99, s.All50, s.All99 = at(one, 0.5), at(one, 0.99), at(all, 0.5), at(all, 0.99)
+	return s
+}
+
 // PerNode is how many packets of a kind a node has sent for each message.
-func (r *Result) PerNode(k Kind) float64 {
+func (r Result) PerNode(k Kind) float64 {
 	return float64(r.Sends[k]) / float64(len(r.Arrived)) / float64(len(r.Arrived[0]))
 }
 

@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -199,6 +200,36 @@ func of(port int, ids ...string) Service {
 		s.Replicas = append(s.Replicas, Replica{ID: id})
 	}
 	return s
+}
+
+// sink is a site whose replica waits for a body; outlast needs it.
+const sink = "sink.example"
+
+func sinkReplica(t testing.TB) *replica {
+	return serveReplica(t, "sink", http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(io.Discard, r.Body) // it ends as the ingress ends it
+	}))
+}
+
+// outlast returns when a client that began after it was called has been cut for
+// stalling: so long, at least, everybody else has been silent.
+func (f *front) outlast() {
+	f.t.Helper()
+	c, err := net.Dial("tcp", f.address)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	defer func() { _ = c.Close() }() // of no use any more
+	if err := c.SetDeadline(time.Now().Add(20 * time.Second)); err != nil {
+		f.t.Fatal(err)
+	}
+	if _, err := io.WriteString(c, "POST / HTTP/1.1\r\nHost: "+sink+"\r\nContent-Length: 10\r\n\r\nabc"); err != nil {
+		f.t.Fatal(err)
+	}
+	var timeout net.Error
+	if _, err := io.Copy(io.Discard, c); errors.As(err, &timeout) && timeout.Timeout() {
+		f.t.Fatal("a client that stalls is not cut")
+	}
 }
 
 // request sends one to the front, for a host.

@@ -38,24 +38,24 @@ func (s Stats) text() string {
 // counts waits until the counts since before are as wanted.
 func (f *front) counts(what string, before Stats, want string) {
 	f.t.Helper()
-	var got string
-	for end := time.Now().Add(20 * time.Second); ; time.Sleep(5 * time.Millisecond) {
-		now := f.Stats()
-		less := func(a, b map[string]uint64) map[string]uint64 {
-			for w := range a {
-				a[w] -= b[w]
-			}
-			return a
+	less := func(a, b map[string]uint64) map[string]uint64 {
+		for w := range a {
+			a[w] -= b[w]
 		}
-		now.Requests, now.Failed, now.Refused = less(now.Requests, before.Requests), less(now.Failed, before.Failed), less(now.Refused, before.Refused)
-		if got = now.text(); got == want {
-			return
-		}
-		if time.Now().After(end) {
-			f.t.Errorf("%s: %s\nwant %s", what, got, want)
-			return
-		}
+		return a
 	}
+	got := ""
+	defer func() {
+		if got != want {
+			f.t.Logf("%s: %s", what, got)
+		}
+	}()
+	eventually(f.t, 20*time.Second, what+": "+want, func() bool {
+		now := f.Stats()
+		now.Requests, now.Failed, now.Refused = less(now.Requests, before.Requests), less(now.Failed, before.Failed), less(now.Refused, before.Refused)
+		got = now.text()
+		return got == want
+	})
 }
 
 // TestStats: each thing that happens is counted once, under the word that it has;

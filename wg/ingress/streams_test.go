@@ -29,7 +29,7 @@ func TestWebSocket(t *testing.T) {
 			}
 		})
 	}
-	rs := replicas{"a": serveReplica(t, "a", echo("a")), "b": serveReplica(t, "b", echo("b"))}
+	rs := replicas{"a": serveReplica(t, "a", echo("a")), "b": serveReplica(t, "b", echo("b")), "sink": sinkReplica(t)}
 	f := run(t, rs, func(c *Config) { c.Limits.Stall = 50 * time.Millisecond; c.Limits.Grace = 50 * time.Millisecond })
 	f.serves("x.example", 80, "a")
 	dial := func() *websocket.Conn {
@@ -51,9 +51,9 @@ func TestWebSocket(t *testing.T) {
 	}
 	old := dial()
 	says(old, "one", "a one")
-	f.serves("x.example", 80, "b") // the old one goes on
+	f.Set(Desired{Sites: map[string]Service{"x.example": of(80, "b"), sink: of(80, "sink")}}) // the old one goes on
 	says(dial(), "two", "b two")
-	time.Sleep(2 * f.cfg.Limits.Stall) // silence is no stall: nothing waits for it
+	f.outlast() // silence is no stall: nothing waits for it
 	says(old, "three", "a three")
 	if err := f.stop(); err != nil {
 		t.Error(err)
@@ -137,9 +137,9 @@ func TestStreams(t *testing.T) {
 			_, _ = io.WriteString(w, "tick\n")
 			_ = http.NewResponseController(w).Flush()
 		}
-	}))}
+	})), "sink": sinkReplica(t)}
 	f := run(t, rs, func(c *Config) { c.Limits.Stall = 50 * time.Millisecond })
-	f.serves("x.example", 80, "a")
+	f.Set(Desired{Sites: map[string]Service{"x.example": of(80, "a"), sink: of(80, "sink")}})
 	for _, http2 := range []bool{false, true} {
 		var protocols http.Protocols
 		protocols.SetHTTP1(!http2)
@@ -159,7 +159,7 @@ func TestStreams(t *testing.T) {
 		buf := make([]byte, 5)
 		for n := range 3 {
 			if n > 0 {
-				time.Sleep(3 * f.cfg.Limits.Stall) // is what is tested
+				f.outlast()
 				next <- struct{}{}
 			}
 			if _, err := io.ReadFull(res.Body, buf); err != nil || string(buf) != "tick\n" {

@@ -201,8 +201,12 @@ func (s *station) straight() bool {
 // until waits for something that traffic brings about.
 func until(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	for end := time.Now().Add(time.Minute); !ok(); time.Sleep(20 * time.Millisecond) {
-		if time.Now().After(end) {
+	look := time.NewTicker(20 * time.Millisecond)
+	defer look.Stop()
+	for end := time.After(time.Minute); !ok(); {
+		select {
+		case <-look.C:
+		case <-end:
 			t.Fatal("in vain for a minute: ", what)
 		}
 	}
