@@ -129,8 +129,8 @@ func (h *Holder) granted() (n int) {
 	return n
 }
 
-// giveUp ends a round without a majority. Who holds nothing gives the votes back,
-// or several who ask at once would keep each other from a majority for ever, and
+// giveUp ends a round without a majority. Who holds nothing, and has nothing that may
+// still run, gives the votes back, or several who ask at once would keep each other from a majority for ever, and
 // when others do ask waits a time that differs from theirs.
 func (h *Holder) giveUp(now time.Duration) []Ask {
 	h.open = false
@@ -142,10 +142,16 @@ func (h *Holder) giveUp(now time.Duration) []Ask {
 		pause *= 1 + h.draw()
 	}
 	h.next = now + pause
-	if now < h.until {
+	if !h.surelyStopped(now) {
 		return nil
 	}
 	return h.Release()
+}
+
+// surelyStopped says whether the machine does not run by an earlier lease: its keeper
+// may be late by the margin.
+func (h *Holder) surelyStopped(now time.Duration) bool {
+	return h.until == 0 || now >= h.until+h.times.Margin
 }
 
 func (h *Holder) contended() bool {

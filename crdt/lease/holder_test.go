@@ -42,3 +42,33 @@ func TestHolderCountsFailedRenewals(t *testing.T) {
 		}
 	}
 }
+
+// A vote is not given back by a round that fails just after a lease has ended: the
+// machine's keeper may be late by the margin, and until then the vote keeps others off.
+// Who has nothing that may run gives it back at once.
+func TestVotesAreKeptUntilTheMachineHasStopped(t *testing.T) {
+	voters := []stmt.Key{{1}, {2}, {3}}
+	for _, s := range []struct {
+		what  string
+		until time.Duration // of the earlier lease; 0: there was no machine
+		after time.Duration // it, or 100 s, the round fails
+		gives int
+	}{
+		{"the lease still runs", 100 * time.Second, -time.Second, 0},
+		{"it has just ended", 100 * time.Second, 0, 0},
+		{"the keeper may be late", 100 * time.Second, times.Margin - 1, 0},
+		{"the machine has stopped", 100 * time.Second, times.Margin, 1},
+		{"there was no machine", 0, 0, 1},
+	} {
+		h := NewHolder(times, Request{Instance: "web", Set: SetOf(0, voters), Holder: stmt.Key{1}}, voters, 7, s.until)
+		now := 100*time.Second + s.after
+		asks := h.Tick(now)
+		var back []Ask
+		for i, a := range []Answer{{Granted: true}, {Reason: "no"}, {Reason: "no"}} {
+			back = append(back, h.Answer(now, asks[i].To, asks[i].Nonce, a)...)
+		}
+		if len(back) != s.gives {
+			t.Errorf("%s: %d votes are given back, want %d", s.what, len(back), s.gives)
+		}
+	}
+}
