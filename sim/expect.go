@@ -48,7 +48,7 @@ func (r *run) watch() {
 			}
 		}
 	}
-	if r.Now()-r.calm > deletion {
+	if r.Now()-r.calm > deletion && !r.Split() { // who is cut off cannot know
 		for _, id := range sortedKeys(r.deleted) {
 			for slot := range 3 {
 				if on := r.honest(plan.Slot{Instance: id, Slot: slot}); len(on) > 0 {

@@ -132,6 +132,9 @@ func (s *Sim) Drain(i int, on bool) {
 	s.nodes[i].plan()
 }
 
+// Split says whether somebody does not reach everybody.
+func (s *Sim) Split() bool { return s.net.split() }
+
 // Draining says whether a node gives its replicas away.
 func (s *Sim) Draining(i int) bool { return s.nodes[i].draining }
 
