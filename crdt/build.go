@@ -25,7 +25,7 @@ func (s *State) View() *View {
 	mv := s.members.memberView
 	v := &View{
 		network: s.network, root: s.root, version: s.version,
-		insts: s.insts.freeze(), nodes: s.nodeViews.freeze(), members: &mv, devices: s.devices,
+		insts: s.insts.freeze(), nodes: s.nodeViews.freeze(), deleted: s.deleted.freeze(), members: &mv, devices: s.devices,
 	}
 	if s.view != nil && !s.dirtyNodes {
 		v.listed = s.view.listed

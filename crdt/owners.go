@@ -90,6 +90,7 @@ func (s *State) applyOwner(st *stmt.Statement, read *reading) (bool, error) {
 	} else {
 		s.extendOwner(st.Author, o, body)
 	}
+	s.tellDeleted(st.Author, o)
 	return true, nil
 }
 
@@ -262,6 +263,7 @@ func (s *State) takeOwner(owner stmt.Key) [][]byte {
 			s.dirtyInst[d] = struct{}{}
 		}
 		delete(s.owners, owner)
+		s.tellDeleted(owner, nil)
 		s.refreshDevices(owner)
 	}
 	for d := range s.docsOf[owner] { // any order: each is dropped by itself

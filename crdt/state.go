@@ -51,6 +51,7 @@ type State struct {
 	view       *View
 	insts      shards[string, *instView]
 	nodeViews  shards[stmt.Key, *nodeView]
+	deleted    shards[stmt.Key, [][]DocID] // by owner, as View has it
 	dirtyInst  map[DocID]struct{}
 	dirtyNode  map[stmt.Key]struct{}
 	dirtyBases bool

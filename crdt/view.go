@@ -21,6 +21,7 @@ type View struct {
 
 	insts   *shards[string, *instView]
 	nodes   *shards[stmt.Key, *nodeView]
+	deleted *shards[stmt.Key, [][]DocID] // what each owner's statements have as dead
 	members *memberView
 	bases   []Base // by (Name, Publisher)
 	devices map[stmt.Key][]Device

@@ -34,7 +34,6 @@ import (
 
 	"github.com/formthefog/formation/crdt"
 	"github.com/formthefog/formation/crdt/stmt"
-	"github.com/formthefog/formation/fogvm"
 	"github.com/formthefog/formation/fogvm/boottime"
 	"github.com/formthefog/formation/fogvm/reconcile/plan"
 	"github.com/formthefog/formation/store"
@@ -53,7 +52,7 @@ type Reconciler struct {
 	mu       sync.Mutex
 	deciding bool
 	draining bool
-	applied  map[string]fogvm.VM        // last definition of each VM, by ID
+	applied  map[string]definition      // last definition of each VM, by ID
 	broken   map[string]definitionError // why a VM could not be defined, by ID
 	world    plan.World
 	told     plan.Timers // as of the last decision; nobody changes them

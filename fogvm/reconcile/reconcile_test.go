@@ -392,6 +392,17 @@ func TestVMsOutliveALostState(t *testing.T) {
 	if !slices.Equal(m.rec.packs.holds(), []string{p}) {
 		t.Errorf("its pack is collected; kept are %v", m.rec.packs.holds())
 	}
+	raws, err := o.a.Delete(o.id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	o.submit(m, raws)
+	within(t, 20*time.Second, "the VM of what its owner has deleted ends", func() error {
+		if n := len(m.vms.List()); n != 0 {
+			return fmt.Errorf("%d VMs", n)
+		}
+		return nil
+	})
 }
 
 // While nothing can be published, nothing starts, and what is to end ends.

@@ -19,6 +19,7 @@ import (
 	"github.com/formthefog/formation/crdt"
 	"github.com/formthefog/formation/crdt/place"
 	"github.com/formthefog/formation/crdt/policy"
+	"github.com/formthefog/formation/crdt/stmt"
 	"github.com/formthefog/formation/fogvm"
 	"github.com/formthefog/formation/fogvm/guest"
 	"github.com/formthefog/formation/fogvm/reconcile/plan"
@@ -43,6 +44,7 @@ func (r *Reconciler) vmStatus() map[string]plan.VMStatus {
 	defer r.mu.Unlock()
 	for id, vm := range out {
 		if d, defined := r.applied[id]; defined {
+			vm.Owner = d.Owner
 			vm.Size = crdt.Resources{
 				CPUs: max(vm.Size.CPUs, d.VCPU), Memory: max(vm.Size.Memory, d.MemoryBytes), Disk: max(vm.Size.Disk, d.DiskBytes),
 			}
@@ -56,7 +58,7 @@ func (r *Reconciler) vmStatus() map[string]plan.VMStatus {
 			out[id] = vm
 			continue
 		}
-		out[id] = plan.VMStatus{Incarnation: b.incarnation, Restart: b.restart, Phase: plan.VMFailed, Reason: b.reason, Size: vm.Size}
+		out[id] = plan.VMStatus{Incarnation: b.incarnation, Restart: b.restart, Phase: plan.VMFailed, Reason: b.reason, Size: vm.Size, Owner: vm.Owner}
 	}
 	return out
 }
@@ -84,13 +86,13 @@ func (r *Reconciler) sync(ctx context.Context, w plan.World, want []plan.VM) err
 	r.mu.Lock()
 	before := maps.Clone(r.applied)
 	r.mu.Unlock()
-	desired := make([]fogvm.VM, 0, len(want))
+	desired, applied := make([]fogvm.VM, 0, len(want)), map[string]definition{}
 	broken := map[string]definitionError{}
 	for _, v := range want {
 		vm, known := before[v.ID]
 		if !v.Keep || !known {
 			var err error
-			if vm, err = define(ctx, r.cfg.Content, specs[v.Instance], v); err != nil {
+			if vm.VM, err = define(ctx, r.cfg.Content, specs[v.Instance], v); err != nil {
 				r.log.Error("cannot define the VM", "instance", v.Instance, "slot", v.Slot.Slot, "pack", v.Pack, "err", err)
 				broken[v.ID] = definitionError{v.Incarnation, v.Restart, err.Error()}
 				if vm, known = before[v.ID]; !known {
@@ -99,16 +101,14 @@ func (r *Reconciler) sync(ctx context.Context, w plan.World, want []plan.VM) err
 				// What runs has a disk: it is left as it is.
 			} else {
 				vm.Guest.Mesh = r.cfg.GuestMesh.guest(specs[v.Instance], r.cfg.Self)
+				vm.Owner = specs[v.Instance].Owner
 			}
 		}
 		vm.Run = v.Run
 		if r.cfg.Vault != nil && v.Instance != "" {
 			vm.Secrets, vm.AwaitSecrets = r.cfg.Vault.Secrets(v.Instance)
 		}
-		desired = append(desired, vm)
-	}
-	applied := map[string]fogvm.VM{}
-	for _, vm := range desired {
+		desired = append(desired, vm.VM)
 		applied[vm.ID] = vm
 	}
 	if !reflect.DeepEqual(applied, before) {
@@ -127,6 +127,13 @@ func (r *Reconciler) sync(ctx context.Context, w plan.World, want []plan.VM) err
 		return fmt.Errorf("sync VMs: %w", err)
 	}
 	return nil
+}
+
+// definition is a VM as it was last defined, and whose instance that was for: what the
+// state no longer tells once the instance is deleted. Zero: not known.
+type definition struct {
+	fogvm.VM
+	Owner stmt.Key `json:"owner,omitzero"`
 }
 
 // definitionError is why a wanted VM could not be defined.
@@ -245,8 +252,8 @@ func guestHealth(h *store.Health) *guest.Health {
 // seconds rounds milliseconds up.
 func seconds(ms int64) int { return int((ms + 999) / 1000) }
 
-func loadDefinitions(path string) (map[string]fogvm.VM, error) {
-	out := map[string]fogvm.VM{}
+func loadDefinitions(path string) (map[string]definition, error) {
+	out := map[string]definition{}
 	b, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return out, nil
@@ -256,13 +263,13 @@ func loadDefinitions(path string) (map[string]fogvm.VM, error) {
 	}
 	if err := json.Unmarshal(b, &out); err != nil {
 		// Only a rollout in progress needs it; the next step writes it anew.
-		return map[string]fogvm.VM{}, nil
+		return map[string]definition{}, nil
 	}
 	return out, nil
 }
 
 // saveDefinitions replaces the file atomically. It holds password hashes.
-func saveDefinitions(path string, vms map[string]fogvm.VM) error {
+func saveDefinitions(path string, vms map[string]definition) error {
 	b, err := json.Marshal(vms)
 	if err != nil {
 		return fmt.Errorf("save VM definitions: %w", err)

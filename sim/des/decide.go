@@ -31,6 +31,7 @@ type pack struct {
 // vm is a virtual machine, which outlives the daemon.
 type vm struct {
 	plan.VM
+	owner   stmt.Key // whose instance it was defined for
 	run     bool
 	started time.Duration
 	upAt    time.Duration // ready from then on, while it runs
@@ -222,7 +223,7 @@ func (n *node) syncVMs(want []plan.VM) {
 			if w.Keep {
 				n.sim.violate("%v: keeps %s, which is not there", n, w.ID)
 			}
-			v = &vm{VM: w, run: w.Run}
+			v = &vm{VM: w, owner: n.ownerOf(w.Instance), run: w.Run}
 			n.vms[w.ID] = v
 			boot(v)
 		case !w.Run && v.run:
@@ -242,6 +243,12 @@ func (n *node) syncVMs(want []plan.VM) {
 			n.after(d, evVM, 0, 0, nil)
 		}
 	}
+}
+
+// ownerOf is whose an instance is that n wants to run.
+func (n *node) ownerOf(instance string) stmt.Key {
+	spec, _ := n.view().view.Instance(instance)
+	return spec.Owner
 }
 
 // pausing draws how long a machine's keeper takes to pause it.
@@ -314,7 +321,7 @@ func (v *vm) status(n *node) plan.VMStatus {
 	now := n.sim.now
 	st := plan.VMStatus{
 		Incarnation: v.Incarnation, Restart: v.Restart, Phase: plan.VMLaunching, Accel: "kvm",
-		StartedAt: n.reads(v.started), Fenced: v.Fenced,
+		StartedAt: n.reads(v.started), Fenced: v.Fenced, Owner: v.owner,
 	}
 	switch {
 	case !v.run && v.downAt <= now:

@@ -201,7 +201,7 @@ func (s *Sim) spare(spec crdt.Spec, cands []place.Candidate) {
 
 // runs makes n run a replica, and is its claim.
 func (n *node) runs(spec crdt.Spec, slot int) crdt.Claim {
-	v := &vm{run: true, pausing: n.pausing(), VM: plan.VM{
+	v := &vm{owner: spec.Owner, run: true, pausing: n.pausing(), VM: plan.VM{
 		ID: plan.VMID(spec.ID, slot), Slot: plan.Slot{Instance: spec.ID, Slot: slot}, Pack: spec.Pack, Run: true,
 		Incarnation: plan.Incarnation(&spec, spec.Pack), Restart: plan.RestartToken(&spec),
 		Fenced: spec.Partition == crdt.PartitionFence,

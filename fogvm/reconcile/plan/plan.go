@@ -129,6 +129,8 @@ type VMStatus struct {
 	SSHHostKey  string
 	MeshKey     string
 	Fenced      bool // it runs only while a lease lasts
+	// Owner is whose instance it was defined for. Zero: not known.
+	Owner stmt.Key
 	// Size is the largest that it was defined with and may still have. Zero: not
 	// known, and taken to be what its spec says.
 	Size crdt.Resources
@@ -296,7 +298,7 @@ func (p *planner) orphans() {
 		}
 	}
 	for _, id := range sortedKeys(p.VMs) {
-		if !p.out.Timers.Known[id] {
+		if !p.out.Timers.Known[id] && !p.World.deleted(id, p.VMs[id].Owner) {
 			p.stray(id)
 		}
 	}
@@ -330,9 +332,9 @@ func (t Timers) known(w World, self stmt.Key, vms map[string]VMStatus) map[strin
 	return out
 }
 
-// strayTime is how long a VM of an instance that was never known is left as it
-// is: this node has lost its state, and its peers may bring it back. A restart of
-// the node begins it anew.
+// strayTime is how long a VM of an instance that was never known, and not deleted by
+// its owner, is left as it is: this node has lost its state, and its peers may bring
+// it back. A restart of the node begins it anew.
 const strayTime = 24 * time.Hour
 
 func (p *planner) stray(id string) {

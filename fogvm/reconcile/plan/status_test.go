@@ -214,6 +214,39 @@ func TestStrayVMsAreKeptForADay(t *testing.T) {
 	}
 }
 
+// A VM of an instance that was never known here ends at once when its owner has
+// deleted it, and by nobody else's word.
+func TestStrayVMsOfDeletedInstances(t *testing.T) {
+	owner, other := stmt.Key{99}, stmt.Key{98}
+	says := func(by stmt.Key, id string) func(stmt.Key, string) bool {
+		return func(o stmt.Key, instance string) bool { return o == by && instance == id }
+	}
+	for _, tc := range []struct {
+		name    string
+		of      stmt.Key
+		deleted func(stmt.Key, string) bool
+		kept    bool
+	}{
+		{"nothing is known", owner, nil, true},
+		{"nothing was deleted", owner, func(stmt.Key, string) bool { return false }, true},
+		{"by its owner", owner, says(owner, "web"), false},
+		{"another of its owner's", owner, says(owner, "db"), true},
+		{"by somebody else", owner, says(other, "web"), true},
+		{"its owner is not known", stmt.Key{}, func(stmt.Key, string) bool { return true }, true},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			w, _ := world3()
+			w.Instances, w.Deleted = nil, tc.deleted
+			in := Input{Now: 1000 * time.Second, Self: stmt.Key{1}, World: w, VMs: map[string]VMStatus{"web-0": {Phase: VMRunning, Ready: true, Owner: tc.of}}}
+			in.Timers = Remember(w, in.Self, in.VMs)
+			out := Plan(in)
+			if kept := len(out.VMs) == 1; kept != tc.kept || len(out.Timers.Stray) != len(out.VMs) {
+				t.Errorf("VMs %+v, strays %v", out.VMs, out.Timers.Stray)
+			}
+		})
+	}
+}
+
 func TestInterestIsBounded(t *testing.T) {
 	w, _ := world3()
 	if got := Interest(w, stmt.Key{1}); len(got) != 2 {

@@ -59,6 +59,9 @@ type World struct {
 	MayRun func(s *crdt.Spec, node stmt.Key) bool
 	// Quota bounds what an owner may have. nil bounds nobody.
 	Quota func(owner stmt.Key) (q stmt.Quota, bounded bool)
+	// Deleted says whether an owner has deleted an instance, by ID, which may be
+	// anybody's. nil knows of no deletion.
+	Deleted func(owner stmt.Key, instance string) bool
 	// Dead holds the nodes this node has confirmed dead, and since when.
 	Dead map[stmt.Key]time.Duration
 	// Seen holds the voters that this node has heard of and not confirmed dead,
@@ -79,7 +82,7 @@ func (w World) Counted() World {
 // WorldOf reads a view. self's own claims are included even on instances the
 // view does not know.
 func WorldOf(v *crdt.View, self stmt.Key, dead map[stmt.Key]time.Duration) World {
-	w := World{Nodes: v.Nodes(), Claims: map[string][]crdt.Claim{}, Members: v.Admissions(), MayRun: v.MayRun, Quota: v.Quota, Dead: dead}
+	w := World{Nodes: v.Nodes(), Claims: map[string][]crdt.Claim{}, Members: v.Admissions(), MayRun: v.MayRun, Quota: v.Quota, Deleted: v.Deleted, Dead: dead}
 	for _, s := range v.Instances() {
 		if v.OwnerAllowed(s.Owner) {
 			w.Instances = append(w.Instances, s)
@@ -118,6 +121,16 @@ func (w World) claimedBy(k stmt.Key) []string {
 	}
 	slices.Sort(out)
 	return out
+}
+
+// deleted says whether a VM is of an instance that the owner it was defined for has
+// deleted. Nobody else's word ends it.
+func (w World) deleted(vm string, owner stmt.Key) bool {
+	if w.Deleted == nil || owner.IsZero() {
+		return false
+	}
+	instance, _, _ := strings.Cut(vm, "-")
+	return w.Deleted(owner, instance)
 }
 
 func (w World) dead(k stmt.Key) bool {
