@@ -56,6 +56,30 @@ func TestScenarios(t *testing.T) {
 	}
 }
 
+// Seeds that broke something once, each by a fault of the code or of the model.
+func TestSeedsThatBroke(t *testing.T) {
+	for _, c := range []struct {
+		scenario string
+		seed     uint64
+		why      string
+	}{
+		{"soak", 2, "a VM was left for a day when its daemon ended between a deletion and its end"},
+		{"slow-disk", 7, "a change was acknowledged that waited, in memory, for one before it"},
+		{"laptop-sleep", 7, "who claimed a slot a moment ago was taken for who had served it"},
+	} {
+		t.Run(c.scenario, func(t *testing.T) {
+			s, err := Find(c.scenario)
+			if err != nil {
+				t.Fatal(err)
+			}
+			r := Run(expand(t, s, 0, c.seed), "")
+			for _, b := range r.Bad {
+				t.Errorf("%s (%s): %v", r.Replay(), c.why, b)
+			}
+		})
+	}
+}
+
 // What is broken by a mutant is noticed by the invariant that is there for it,
 // within a hundred seeds, and shrinks to a few faults.
 func TestMutantsAreNoticed(t *testing.T) {

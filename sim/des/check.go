@@ -208,7 +208,7 @@ func (s *Sim) usurped(n *node, cl crdt.Claim) {
 	for _, i := range s.Reachable() {
 		o := s.nodes[i]
 		v := o.vms[id]
-		if o == n || v == nil || !v.run || v.goneAt != 0 || o.draining || !s.net.reaches(n.i, o.i) || !s.net.reaches(o.i, n.i) {
+		if o == n || v == nil || !v.run || v.upAt > s.now || v.goneAt != 0 || o.draining || !s.net.reaches(n.i, o.i) || !s.net.reaches(o.i, n.i) {
 			continue
 		}
 		if s.now-max(o.paused, o.started, o.awake) > wakeful {

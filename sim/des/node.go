@@ -2,6 +2,7 @@ package des
 
 import (
 	"crypto/ed25519"
+	"errors"
 	"math/rand/v2"
 	"slices"
 	"strconv"
@@ -240,8 +241,9 @@ type commit struct {
 }
 
 // commit applies statements that this node made or was brought, writes them to
-// disk, publishes what was news and then goes on.
-func (n *node) commit(vs []stmt.Verified, then func()) {
+// disk, publishes what was news and then goes on. The errors are those of vs that were
+// not merged.
+func (n *node) commit(vs []stmt.Verified, then func()) error {
 	for _, v := range vs {
 		n.sim.pool.learn(v)
 	}
@@ -258,6 +260,7 @@ func (n *node) commit(vs []stmt.Verified, then func()) {
 	n.disk.epoch = max(n.disk.epoch, n.regs.Epoch()) // on disk before the first statement of it
 	c := &commit{news: out.news, upTo: len(n.disk.tail), then: then}
 	n.after(n.fsync(), evCommitted, int64(c.upTo), int64(len(vs)), c)
+	return errors.Join(out.errs...)
 }
 
 func (n *node) committed(c *commit) {

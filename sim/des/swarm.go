@@ -4,6 +4,7 @@ import (
 	"crypto/ed25519"
 	"encoding/base32"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -311,8 +312,15 @@ func (s *Sim) submit(i int, raws [][]byte, acked func()) {
 	}
 	b := &brought{n.i, raws, acked}
 	s.brought = append(s.brought, b)
-	n.commit(vs, func() {
+	var refused error
+	refused = n.commit(vs, func() {
 		s.brought = slices.DeleteFunc(s.brought, func(o *brought) bool { return o == b })
+		if errors.Is(refused, crdt.ErrPending) || errors.Is(refused, crdt.ErrNotMember) {
+			// It is set aside in memory, which is no acknowledgement (crdt.Replica.Submit).
+			s.Seen["an owner was told that something is missing"]++
+			s.Do(elsewhere, func() { s.bringAgain(b) })
+			return
+		}
 		s.acked = append(s.acked, vs...)
 		if acked != nil {
 			acked()
