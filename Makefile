@@ -7,10 +7,10 @@ export PATH NODES KEEP SEED
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 GOBUILD := go build -trimpath -buildvcs=false -ldflags "-X main.version=$(VERSION)"
 
-.PHONY: help build setup up down demo fresh test check e2e fuzz sim soak bench clean
+.PHONY: help build setup up down demo fresh test check e2e fuzz sim sim-vm soak bench clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z0-9]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST)
+	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST)
 
 build: ## form, formd and form-guest into bin/
 	@mkdir -p bin
@@ -46,6 +46,10 @@ fuzz: ## every fuzz target for FUZZTIME=30s each
 
 sim: ## every scenario of the simulator; SCENARIO=NAME SEED=N runs one
 	@scripts/sim.sh
+
+sim-vm: build ## a scenario on real daemons and machines (needs root and QEMU); SCENARIO=NAME SEED=N
+	@scripts/base.sh >/dev/null
+	@bin/form sim run $(or $(SCENARIO),machines) --tier vm --base .cache/base.car $(if $(SEED),--seed $(SEED))
 
 soak: build ## ten minutes of faults on seven real daemons (needs root); FOR=60s SEED=N
 	@bin/form sim run soak --tier proc $(if $(FOR),--for $(FOR)) $(if $(SEED),--seed $(SEED))

@@ -56,15 +56,17 @@ type simFlags struct {
 	span  time.Duration
 	tier  string
 	logs  string
+	base  string
 }
 
 func (f *simFlags) add(cmd *cobra.Command) {
 	cmd.Flags().IntVar(&f.nodes, "nodes", 0, "how many nodes (0: as the scenario wants)")
 	cmd.Flags().StringVar(&f.jsonl, "jsonl", "", "write what happens to this file, one JSON object a line (of several seeds the last)")
 	cmd.Flags().StringVar(&f.html, "html", "", "draw what happens as a page of its own, to scrub through in a browser")
-	cmd.Flags().StringVar(&f.tier, "tier", tierDES, "what carries it out: des (virtual time), live (real hosts in virtual time), or proc (real daemons; needs root)")
+	cmd.Flags().StringVar(&f.tier, "tier", tierDES, "what carries it out: des (virtual time), live (real hosts in virtual time), proc (real daemons; needs root), or vm (real machines as well)")
 	cmd.Flags().DurationVar(&f.span, "for", 0, "only the first so much of it (0: all)")
-	cmd.Flags().StringVar(&f.logs, "logs", "", "folder for what the daemons of the proc tier log")
+	cmd.Flags().StringVar(&f.logs, "logs", "", "folder for what the daemons of the tiers proc and vm log")
+	cmd.Flags().StringVar(&f.base, "base", "", "CAR file with the base image that machines of the vm tier run")
 	cmd.Flags().BoolVar(&f.once, "once", false, "do not run it a second time to see that it gives the same events")
 }
 
@@ -139,6 +141,11 @@ With --tier proc the daemons are real, in network namespaces that the run makes 
 removes, with the driver that starts no VM, in real time: the same schedule for the
 same seed, and no hash. It needs Linux, root, ip and nft, and formd (beside form, or
 on PATH).
+
+With --tier vm the daemons run real machines as well, under KVM or emulated, of the
+base in the file that --base names (make build, scripts/base.sh: .cache/base.car).
+Whole nodes go down with their machines, and what runs is seen by what the machines
+write. It needs QEMU too.
 
 SCENARIO is one of form sim list, or a file that ends in .yaml.`,
 		Args: argsBetween(1, 1, "SCENARIO"),

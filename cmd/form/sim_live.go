@@ -70,7 +70,7 @@ func newSimPlay() *cobra.Command {
 // runLive runs a plan, up to span if that is not zero, over real hosts.
 func (a *app) runLive(ctx context.Context, p *scenario.Plan, span time.Duration) error {
 	if err := live.Refuses(p); err != nil {
-		return cli.Errorf(api.ExitUsage, "%v", err)
+		return cannot(p, err)
 	}
 	r, err := playLive(ctx, p, span)
 	if err != nil {

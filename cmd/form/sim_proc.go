@@ -7,6 +7,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strings"
 
 	"github.com/formthefog/formation/cmd/form/internal/cli"
 	"github.com/formthefog/formation/cmd/internal/api"
@@ -19,8 +21,8 @@ import (
 const (
 	tierDES  = "des"
 	tierLive = live.Tier
-	tierProc = "proc"
-	tierVM   = "vm"
+	tierProc = proc.Tier
+	tierVM   = proc.TierVM
 )
 
 // simulate has a tier carry a plan out.
@@ -37,20 +39,56 @@ func (a *app) simulate(ctx context.Context, p *scenario.Plan, f *simFlags, shrin
 		if f.jsonl != "" || f.html != "" {
 			return cli.Errorf(api.ExitUsage, "--jsonl, --html: the %s tier does not record what happens", tierProc).Hint("what daemons log: --logs DIR")
 		}
-		return a.runProc(ctx, p, f.logs)
+		return a.runProc(ctx, p, f, "")
 	case tierVM:
-		return cli.Errorf(api.ExitUsage, "real virtual machines run no scenario").
-			Hint("what they are held to are the end-to-end tests: make e2e").
-			Hint("the same with real daemons and no machines: --tier %s", tierProc)
+		if f.jsonl != "" || f.html != "" {
+			return cli.Errorf(api.ExitUsage, "--jsonl, --html: the %s tier does not record what happens", tierVM).Hint("what daemons log: --logs DIR")
+		}
+		if f.base == "" {
+			return cli.Errorf(api.ExitUsage, "--tier %s needs the base that machines run: --base FILE.car", tierVM).
+				Hint("in the source's folder: scripts/base.sh, and then --base .cache/base.car")
+		}
+		return a.runProc(ctx, p, f, f.base)
 	}
-	return cli.Errorf(api.ExitUsage, "--tier: %q is none of %s, %s, %s", f.tier, tierDES, tierLive, tierProc)
+	return cli.Errorf(api.ExitUsage, "--tier: %q is none of %s", f.tier, strings.Join(scenario.Tiers, ", "))
 }
 
-// runProc runs a plan on real daemons.
-func (a *app) runProc(ctx context.Context, p *scenario.Plan, logs string) error {
-	if err := proc.Refuse(p); err != nil {
-		return cli.Errorf(api.ExitUsage, "%v", err).Hint("--tier %s", tierDES)
+// able are the tiers that can carry a plan out.
+func able(p *scenario.Plan) (tiers []string) {
+	for _, t := range scenario.Tiers {
+		var err error
+		switch t {
+		case tierDES:
+			if len(p.Tiers) > 0 && !slices.Contains(p.Tiers, t) {
+				continue
+			}
+		case tierLive:
+			err = live.Refuses(p)
+		default:
+			err = proc.Refuse(p, t)
+		}
+		if err == nil {
+			tiers = append(tiers, t)
+		}
 	}
+	return tiers
+}
+
+// cannot is why a tier does not carry out a plan, and which would.
+func cannot(p *scenario.Plan, why error) error {
+	err := cli.Errorf(api.ExitUsage, "%v", why)
+	for _, t := range able(p) {
+		err = err.Hint("--tier %s can", t)
+	}
+	return err
+}
+
+// runProc runs a plan on real daemons, and with a base on real machines.
+func (a *app) runProc(ctx context.Context, p *scenario.Plan, f *simFlags, base string) error {
+	if err := proc.Refuse(p, f.tier); err != nil {
+		return cannot(p, err)
+	}
+	logs := f.logs
 	formd, err := findFormd()
 	if err != nil {
 		return err
@@ -63,10 +101,10 @@ func (a *app) runProc(ctx context.Context, p *scenario.Plan, logs string) error 
 			return err
 		}
 	}
-	r, err := proc.Run(ctx, proc.Config{Plan: p, Formd: []string{formd}, Logs: logs, Note: a.p.Note})
+	r, err := proc.Run(ctx, proc.Config{Plan: p, Formd: []string{formd}, Base: base, Logs: logs, Note: a.p.Note})
 	switch {
 	case errors.Is(err, proc.ErrUnable):
-		return cli.Errorf(api.ExitNotAllowed, "%v", err).Hint("sudo form sim run %s --tier %s", p.Name, tierProc)
+		return cli.Errorf(api.ExitNotAllowed, "%v", err).Hint("sudo form sim run %s --tier %s", p.Name, f.tier)
 	case err != nil:
 		return err
 	}

@@ -20,10 +20,10 @@ type action func(ctx context.Context, r *run, s scenario.Step, rng *rand.Rand) e
 var actions = map[string]action{
 	"bounce": atNode(func(r *run, n *node, s scenario.Step, _ *rand.Rand) error {
 		r.after(s.For, func(context.Context) error { return r.start(n) })
-		return r.crash(n)
+		return r.crash(n, s.Kind)
 	}),
 	"change": change,
-	"crash":  atNode(func(r *run, n *node, _ scenario.Step, _ *rand.Rand) error { return r.crash(n) }),
+	"crash":  atNode(func(r *run, n *node, s scenario.Step, _ *rand.Rand) error { return r.crash(n, s.Kind) }),
 	"cut": atNode(func(r *run, n *node, s scenario.Step, rng *rand.Rand) error {
 		for o := range r.nodes {
 			if o != n.i && rng.Float64() < share(s) {
@@ -44,7 +44,7 @@ var actions = map[string]action{
 	"kill": atNode(func(r *run, n *node, _ scenario.Step, _ *rand.Rand) error {
 		n.gone = true
 		r.seen["kill"]++
-		return n.kill()
+		return n.powerOff()
 	}),
 	"loss": func(_ context.Context, r *run, s scenario.Step, _ *rand.Rand) error {
 		r.loss = s.Share
@@ -53,9 +53,9 @@ var actions = map[string]action{
 	"partition": partition,
 	"scale":     scale,
 	"ship":      ship,
-	"stall":     atNode(stop("stall")),
+	"stall":     atNode(stop("stall", (*node).stop)),
 	"start":     atNode(func(r *run, n *node, _ scenario.Step, _ *rand.Rand) error { return r.start(n) }),
-	"suspend":   atNode(stop("suspend")),
+	"suspend":   atNode(stop("suspend", (*node).freeze)),
 	"undrain":   draining(false),
 }
 
@@ -130,14 +130,37 @@ func (r *run) serving(ctx context.Context) (on []stmt.Key) {
 	return nil
 }
 
-func (r *run) crash(n *node) error {
+// crash ends a daemon, or with kind machine all there is of its node.
+func (r *run) crash(n *node, kind string) (err error) {
 	if n.cmd != nil {
 		r.seen["crash"]++
+	}
+	if kind == "machine" {
+		n.virtual = nil
+		return n.powerOff()
+	}
+	if n.virtual, err = n.machines(); err != nil {
+		return err
 	}
 	return n.kill()
 }
 
-func stop(word string) func(*run, *node, scenario.Step, *rand.Rand) error {
+// outlived holds that the machines of a daemon that was killed are still there.
+func (r *run) outlived(n *node) error {
+	there, err := n.machines()
+	for _, pid := range n.virtual {
+		if !slices.Contains(there, pid) {
+			r.fail(MachinesStay, "n%d: machine %d has ended with its daemon", n.i, pid)
+		}
+	}
+	if len(n.virtual) > 0 {
+		r.seen["a machine outlived its daemon"]++
+	}
+	n.virtual = nil
+	return err
+}
+
+func stop(word string, do func(n *node, on bool) error) func(*run, *node, scenario.Step, *rand.Rand) error {
 	return func(r *run, n *node, s scenario.Step, _ *rand.Rand) error {
 		if n.cmd == nil || n.stopped {
 			return nil
@@ -148,9 +171,9 @@ func stop(word string) func(*run, *node, scenario.Step, *rand.Rand) error {
 			if n.cmd != daemon {
 				return nil // another one by now, which nobody has stopped
 			}
-			return n.stop(false)
+			return r.wake(n)
 		})
-		return n.stop(true)
+		return do(n, true)
 	}
 }
 
@@ -251,13 +274,14 @@ func ship(ctx context.Context, r *run, s scenario.Step, rng *rand.Rand) error {
 	if n == nil || !n.up() {
 		return nil
 	}
-	spec := r.spec(cmp.Or(s.Name, fmt.Sprint("new-", s.N)), cmp.Or(s.Replicas, 1+rng.IntN(3)), s.Partition, rng)
+	spec := r.spec(cmp.Or(s.Name, fmt.Sprint("new-", s.N)), cmp.Or(s.Replicas, 1+rng.IntN(mostDrawn)), s.Partition, rng)
 	var id string
 	if r.say(ctx, s, n, func(au *crdt.Author) (raws [][]byte, err error) {
 		id, raws, err = au.Create(spec)
 		return raws, err
 	}) {
 		r.owner(s.Owner).named[spec.Name] = id
+		r.fenced[id] = spec.Partition == crdt.PartitionFence
 	}
 	return nil
 }
@@ -281,7 +305,7 @@ func change(ctx context.Context, r *run, s scenario.Step, rng *rand.Rand) error 
 }
 
 func scale(ctx context.Context, r *run, s scenario.Step, rng *rand.Rand) error {
-	replicas := cmp.Or(s.Replicas, 1+rng.IntN(3))
+	replicas := cmp.Or(s.Replicas, 1+rng.IntN(mostDrawn))
 	return r.alter(ctx, s, rng, func(spec *crdt.Spec) { spec.Replicas = replicas })
 }
 
@@ -346,10 +370,15 @@ func (r *run) populate(ctx context.Context) error {
 			return err
 		}
 		o.named[fmt.Sprint("app-", k)] = id
+		r.fenced[id] = w.Partition == crdt.PartitionFence
 	}
-	ok, why, err := r.until(ctx, calmLimit, r.calm)
+	limit := calmLimit
+	if r.Base != "" {
+		limit = bootLimit
+	}
+	ok, why, err := r.until(ctx, limit, r.calm)
 	if err == nil && !ok {
-		err = fmt.Errorf("what is to run from the beginning does not after %v: %s", calmLimit, why)
+		err = fmt.Errorf("what is to run from the beginning does not after %v: %s", limit, why)
 	}
 	return err
 }

@@ -48,6 +48,9 @@ func (r *run) judge(ctx context.Context) error {
 	if err := r.acknowledged(ctx); err != nil {
 		return err
 	}
+	if r.ticks != nil {
+		r.fences()
+	}
 	for _, w := range r.Plan.Sometimes {
 		if r.seen[w] == 0 {
 			r.fail("sometimes", "never: %s", w)
@@ -77,7 +80,7 @@ func (r *run) quiet(ctx context.Context) error {
 		if n.gone {
 			continue
 		}
-		if err := errors.Join(n.empty(), n.stop(false), r.start(n)); err != nil {
+		if err := errors.Join(n.empty(), r.wake(n), r.start(n)); err != nil {
 			return err
 		}
 	}

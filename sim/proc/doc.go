@@ -1,6 +1,6 @@
 // Package proc runs a scenario on real daemons: formd processes of a binary that it
 // is given, each in a network namespace of its own on a bridge between them, with
-// the driver that starts no VM, with state on a small file system of its own, in
+// the driver that starts no VM or (tier vm) with QEMU, with state on a small file system of its own, in
 // real time. So what processes, sockets, file systems and the kernel really do is
 // seen: kill -9 between two writes, a disk without room, a firewall that drops.
 //
@@ -22,8 +22,11 @@
 //
 //   - A machine that is too busy is not told from a daemon that is too slow.
 //
-//   - Only daemons are killed, not machines: what was written is kept, synced or
-//     not. What a power cut loses is package des's to show.
+//   - What was written is kept, synced or not, when a daemon is killed and when all
+//     of a node is. What a power cut loses is package des's to show.
+//
+//   - A real machine is seen to run by what its entrypoint writes: not before it has
+//     booted.
 //
 // It needs Linux, root, ip and nft.
 package proc

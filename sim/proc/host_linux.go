@@ -132,8 +132,9 @@ func (h *host) path(parts ...string) string {
 	return filepath.Join(append([]string{h.dir}, parts...)...)
 }
 
-// make makes a switch, and so many nodes on it, each with a file system of its own.
-func (h *host) make(ctx context.Context, nodes int) error {
+// make makes a switch, and so many nodes on it, each with a file system of its own of
+// so many bytes at most.
+func (h *host) make(ctx context.Context, nodes int, size int64) error {
 	if err := os.MkdirAll(base, 0o700); err != nil {
 		return err
 	}
@@ -167,15 +168,18 @@ func (h *host) make(ctx context.Context, nodes int) error {
 		if err := os.MkdirAll(at, 0o700); err != nil {
 			return err
 		}
-		if err := syscall.Mount("formsim", at, "tmpfs", syscall.MS_NODEV|syscall.MS_NOSUID, fmt.Sprintf("size=%d,mode=0700", diskSize)); err != nil {
+		if err := syscall.Mount("formsim", at, "tmpfs", syscall.MS_NODEV|syscall.MS_NOSUID, fmt.Sprintf("size=%d,mode=0700", size)); err != nil {
 			return fmt.Errorf("mount %s: %w", at, err)
 		}
 	}
 	return nil
 }
 
-// diskSize of each node, in bytes: memory of the machine once it is used.
-const diskSize = 32 << 20
+// Sizes of a node's file system, in bytes: memory of the machine once it is used.
+const (
+	diskSize   = 32 << 20
+	diskSizeVM = 2 << 30 // the base, twice while it is fetched, and disks of machines
+)
 
 // disk is the folder of a node's own file system.
 func (h *host) disk(n int) string { return h.path(fmt.Sprint("node", n), "disk") }
@@ -189,27 +193,51 @@ func command(ctx context.Context, stdin string, args ...string) error {
 	return nil
 }
 
-// processes of the run: those that have its mark, wherever they are.
+// processes of the run: those that have its mark, wherever they are, and those that
+// are in its namespaces, whatever their environment: machines have none.
 func (h *host) processes() (pids []int, err error) {
+	names, err := h.spaces()
+	if err != nil {
+		return nil, err
+	}
+	in := inside(names...)
+	want := []byte("\x00" + mark + "=" + h.id + "\x00")
+	return processes(func(pid string) bool {
+		env, err := os.ReadFile(filepath.Join("/proc", pid, "environ"))
+		return err == nil && bytes.Contains(slices.Concat([]byte{0}, env, []byte{0}), want) || in(pid)
+	})
+}
+
+// on are the processes on a node: all there is of a machine that is up.
+func (h *host) on(n int) ([]int, error) { return processes(inside(h.ns(n))) }
+
+// processes that are what is asked for, but for this one. One that ends meanwhile is
+// nothing.
+func processes(is func(pid string) bool) (pids []int, err error) {
 	entries, err := os.ReadDir("/proc")
 	if err != nil {
 		return nil, err
 	}
-	want := []byte("\x00" + mark + "=" + h.id + "\x00")
 	for _, e := range entries {
-		pid, err := strconv.Atoi(e.Name())
-		if err != nil || pid == os.Getpid() {
-			continue
-		}
-		env, err := os.ReadFile(filepath.Join("/proc", e.Name(), "environ"))
-		if err != nil {
-			continue // it has ended meanwhile
-		}
-		if bytes.Contains(slices.Concat([]byte{0}, env, []byte{0}), want) {
+		if pid, err := strconv.Atoi(e.Name()); err == nil && pid != os.Getpid() && is(e.Name()) {
 			pids = append(pids, pid)
 		}
 	}
 	return pids, nil
+}
+
+// inside says whether a process is in one of these network namespaces.
+func inside(names ...string) func(pid string) bool {
+	var spaces []fs.FileInfo
+	for _, name := range names {
+		if i, err := os.Stat(filepath.Join(namespaces, name)); err == nil { // else nobody is in it
+			spaces = append(spaces, i)
+		}
+	}
+	return func(pid string) bool {
+		own, err := os.Stat(filepath.Join("/proc", pid, "ns", "net"))
+		return err == nil && slices.ContainsFunc(spaces, func(i fs.FileInfo) bool { return os.SameFile(i, own) })
+	}
 }
 
 // mounts below the run's folder, the latest first.
@@ -313,9 +341,11 @@ func (h *host) remove(ctx context.Context) error {
 }
 
 // killAll ends every process of the run and waits until it is gone.
-func (h *host) killAll() error {
+func (h *host) killAll() error { return h.killThose(h.processes) }
+
+func (h *host) killThose(which func() ([]int, error)) error {
 	for until := time.Now().Add(killLimit); ; {
-		pids, err := h.processes()
+		pids, err := which()
 		if err != nil || len(pids) == 0 {
 			return err
 		}

@@ -15,7 +15,7 @@ import (
 // rooted skips what needs root, and what else the tier needs.
 func rooted(t *testing.T) {
 	t.Helper()
-	if err := able(); err != nil {
+	if err := able(Tier); err != nil {
 		t.Skip(err)
 	}
 }
@@ -70,7 +70,7 @@ func TestWhatAKilledRunLeavesIsRemoved(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	if err := h.make(t.Context(), 2); err != nil {
+	if err := h.make(t.Context(), 2, diskSize); err != nil {
 		t.Fatal(err)
 	}
 	asleep(t, h)                                                    // somewhere on the machine
@@ -137,7 +137,7 @@ func TestNodesAreApart(t *testing.T) {
 		}
 		h.mustLeave(t)
 	})
-	if err := h.make(t.Context(), 3); err != nil {
+	if err := h.make(t.Context(), 3, diskSize); err != nil {
 		t.Fatal(err)
 	}
 	reaches := func(from, to int) bool {

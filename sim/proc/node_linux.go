@@ -29,12 +29,13 @@ type node struct {
 	cmd  *exec.Cmd     // nil: no daemon runs
 	done chan struct{} // closed when it has ended
 	// What has been done to it.
-	killed  bool // its daemon is to end, or the machine is gone
-	gone    bool // for good
-	stopped bool // it does nothing, until it is told to go on
-	ready   bool // it has said so since it started
-	full    bool // its disk has no room
-	hadFull bool // it had none at some time since its daemon started
+	killed  bool  // its daemon is to end, or the machine is gone
+	gone    bool  // for good
+	stopped bool  // it does nothing, until it is told to go on
+	ready   bool  // it has said so since it started
+	virtual []int // machines that ran when its daemon was killed, and are to run on
+	full    bool  // its disk has no room
+	hadFull bool  // it had none at some time since its daemon started
 }
 
 // happening is news of a daemon.
@@ -44,6 +45,9 @@ type happening struct {
 	ready bool  // it is; else it has ended
 	err   error // with that
 }
+
+// dir is the node's folder, with its socket and its disk.
+func (n *node) dir() string { return n.h.path(fmt.Sprint("node", n.i)) }
 
 // start runs the daemon, and tells what becomes of it.
 func (n *node) start(tell chan<- happening) (err error) {
@@ -121,7 +125,7 @@ func (n *node) kill() error {
 }
 
 // endLimit is how long a daemon may take to end in order.
-const endLimit = 30 * time.Second
+const endLimit = 2 * time.Minute
 
 // end has the daemon end in order, within endLimit.
 func (n *node) end() error {

@@ -49,3 +49,34 @@ func seed(ctx context.Context, dir, scratch string, n uint64) (cid string, err e
 	}
 	return pack.String(), s.Pin(ctx, pack)
 }
+
+// tick is what machines run: something that is seen to run.
+const tick = "while :; do echo tick; sleep 0.5; done"
+
+// seedMachine puts what machines run into a node's store, on the base in a CAR file.
+func seedMachine(ctx context.Context, dir, car string, n uint64) (cid string, err error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return "", err
+	}
+	s, err := store.Open(store.Config{Dir: dir})
+	if err != nil {
+		return "", err
+	}
+	defer func() { err = errors.Join(err, s.Close()) }()
+	f, err := os.Open(car)
+	if err != nil {
+		return "", err
+	}
+	defer func() { _ = f.Close() }() // only read
+	base, err := s.Import(ctx, f)
+	if err != nil {
+		return "", err
+	}
+	pack, err := s.PutPack(ctx, store.Root{Name: "sim", Base: base, Run: store.RunConfig{
+		VCPU: 1, MemoryBytes: 256 << 20, DiskBytes: 1 << 30, Entrypoint: []string{"/bin/sh", "-c", tick},
+	}}, newOwner(n, 0).key)
+	if err != nil {
+		return "", err
+	}
+	return pack.String(), s.Pin(ctx, pack)
+}

@@ -8,16 +8,30 @@ import (
 	"github.com/formthefog/formation/sim/scenario"
 )
 
-// MaxNodes bounds a swarm of this tier: each is a process of some 100 MB.
-const MaxNodes = 16
+// The tiers that this package carries out, by their names in scenarios: without
+// machines, and with.
+const (
+	Tier   = "proc"
+	TierVM = "vm"
+)
 
-// Config is what a run needs. All but Logs and Note is required.
+// MaxNodes bounds a swarm: each is a process of some 100 MB. MaxMachines bounds what
+// instances of a plan may have at once: each is a QEMU of some 400 MB.
+const (
+	MaxNodes    = 16
+	MaxMachines = 8
+)
+
+// Config is what a run needs. All but Base, Logs and Note is required.
 type Config struct {
 	Plan *scenario.Plan
 	// Formd is the daemon's command: a path, and what comes before its own
 	// arguments. Env is added to its environment.
 	Formd []string
 	Env   []string
+	// Base is a CAR file with the image that machines run, which are real then; "":
+	// the driver that starts none.
+	Base string
 	// Logs is a folder that is there, for what each daemon says; "": thrown away in
 	// the end.
 	Logs string
@@ -49,9 +63,19 @@ const (
 	// LeavesNothing: a daemon that is told to end leaves no process, mount or socket,
 	// and the run nothing at all.
 	LeavesNothing des.Invariant = "leaves-nothing"
+	// MachinesStay: a daemon that is killed takes none of its node's machines along.
+	MachinesStay des.Invariant = "machines-stay"
 	// ListedAsSigned: what a node's API lists is what the owners' statements say.
 	ListedAsSigned des.Invariant = "listed-as-signed"
 )
 
 // ErrUnable: this machine, or this user, cannot run the tier.
-var ErrUnable = errors.New("the proc tier needs Linux, root, ip and nft")
+var ErrUnable = errors.New("real daemons need Linux, root, ip and nft, and real machines QEMU as well")
+
+// tier is the name of what is carried out.
+func (c *Config) tier() string {
+	if c.Base != "" {
+		return TierVM
+	}
+	return Tier
+}

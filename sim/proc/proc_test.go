@@ -36,7 +36,7 @@ schedule:
 expect: {settle: 1m, agree: 30s}
 sometimes: [crash]
 `
-	if err := Refuse(plan(t, can)); err != nil {
+	if err := Refuse(plan(t, can), Tier); err != nil {
 		t.Errorf("refused: %v", err)
 	}
 	for _, c := range []struct{ from, to, want string }{
@@ -51,7 +51,7 @@ sometimes: [crash]
 		{"agree: 30s", "takeovers: some, deaths: 3s", "expect.deaths; expect.takeovers"},
 		{"[crash]", "[bit rot]", "sometimes: bit rot"},
 	} {
-		err := Refuse(plan(t, strings.Replace(can, c.from, c.to, 1)))
+		err := Refuse(plan(t, strings.Replace(can, c.from, c.to, 1)), Tier)
 		if err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%q for %q: %v, want %q", c.to, c.from, err, c.want)
 		}
@@ -61,8 +61,24 @@ sometimes: [crash]
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := Refuse(p); slices.Contains(s.Tiers, "proc") && err != nil {
+		if err := Refuse(p, Tier); slices.Contains(s.Tiers, Tier) && err != nil {
 			t.Errorf("it says that it is for this tier: %v", err)
+		}
+		if err := Refuse(p, TierVM); slices.Contains(s.Tiers, TierVM) && err != nil {
+			t.Errorf("it says that it is for machines: %v", err)
+		}
+	}
+	machines := strings.Replace(can, "[proc]", "[vm]\nworkload: {instances: 2, replicas: 2}", 1)
+	for _, c := range []struct{ from, to, want string }{
+		{"kind: daemon", "kind: machine", ""},
+		{"crash, node: up, kind: daemon", "suspend, node: up, for: 5s", ""},
+		{"crash, node: up, kind: daemon", "disk-full, node: up, for: 5s", "the vm tier cannot do: disk-full"},
+		{"instances: 2", "instances: 5", "10 machines (at most 8)"},
+		{"crash, node: up, kind: daemon", "ship, node: up, replicas: 5", "9 machines (at most 8)"},
+	} {
+		err := Refuse(plan(t, strings.Replace(machines, c.from, c.to, 1)), TierVM)
+		if c.want == "" && err != nil || c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)) {
+			t.Errorf("%q with machines: %v, want %q", c.to, err, c.want)
 		}
 	}
 	if !slices.IsSorted(verbs) || !slices.IsSorted(words) {

@@ -1,6 +1,7 @@
 package proc
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -9,19 +10,23 @@ import (
 )
 
 // words that a scenario's "sometimes" can have here: what this tier counts.
-var words = []string{"a write failed", "crash", "cut", "disk full", "heal", "kill", "partition", "restart", "stall", "suspend"}
+var words = []string{"a machine outlived its daemon", "a write failed", "crash", "cut", "disk full", "heal", "kill", "partition", "restart", "stall", "suspend"}
 
-// Refuse says what of a plan this tier cannot do or look at, each by its name; nil:
-// it can do all of it.
-func Refuse(p *scenario.Plan) error {
+// Refuse says what of a plan a tier of this package cannot do or look at, each by its
+// name; nil: it can do all of it.
+func Refuse(p *scenario.Plan, tier string) error {
 	var cannot []string
 	no := func(is bool, format string, args ...any) {
 		if word := fmt.Sprintf(format, args...); is && !slices.Contains(cannot, word) {
 			cannot = append(cannot, word)
 		}
 	}
-	no(len(p.Tiers) > 0 && !slices.Contains(p.Tiers, "proc"), "a scenario that is for %s alone", strings.Join(p.Tiers, ", "))
+	no(len(p.Tiers) > 0 && !slices.Contains(p.Tiers, tier), "a scenario that is for %s alone", strings.Join(p.Tiers, ", "))
 	no(p.Nodes > MaxNodes, "%d nodes (at most %d)", p.Nodes, MaxNodes)
+	if tier == TierVM {
+		n := machines(p)
+		no(n > MaxMachines, "%d machines (at most %d)", n, MaxMachines)
+	}
 	no(p.Network.Regions, "network.regions")
 	no(p.Network.Duplicate > 0, "network.duplicate")
 	no(p.Network.Damage > 0, "network.damage")
@@ -45,15 +50,30 @@ func Refuse(p *scenario.Plan) error {
 		no(!slices.Contains(words, w), "sometimes: %s", w)
 	}
 	for _, s := range p.Steps {
-		no(!slices.Contains(verbs, s.Do), "%s", s.Do)
-		no(s.Kind == "machine", "%s of a machine", s.Do)
+		no(!slices.Contains(verbs, s.Do) || tier == TierVM && s.Do == "disk-full", "%s", s.Do)
+		no(s.Kind == "machine" && tier != TierVM, "%s of a machine", s.Do)
 		no(s.Operators != "", "%s to some operators", s.Do)
 		no(s.Node == scenario.Clogged, "node: clogged")
 	}
 	if len(cannot) == 0 {
 		return nil
 	}
-	return fmt.Errorf("scenario %s: the proc tier cannot do: %s", p.Name, strings.Join(cannot, "; "))
+	return fmt.Errorf("scenario %s: the %s tier cannot do: %s", p.Name, tier, strings.Join(cannot, "; "))
+}
+
+// mostDrawn is the most replicas of what a step ships or scales without a number.
+const mostDrawn = 3
+
+// machines is how many a plan may come to: every step that ships or scales with as
+// many as it says, or may draw.
+func machines(p *scenario.Plan) int {
+	n := p.Workload.Instances.Of(p.Nodes) * p.Workload.Replicas
+	for _, s := range p.Steps {
+		if s.Do == "ship" || s.Do == "scale" {
+			n += cmp.Or(s.Replicas, mostDrawn)
+		}
+	}
+	return n
 }
 
 // verbs that this tier carries out, by name.

@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/formthefog/formation/crdt/stmt"
@@ -21,16 +22,17 @@ const (
 	startLimit = 2 * time.Minute
 	meetLimit  = 2 * time.Minute
 	calmLimit  = 2 * time.Minute
+	bootLimit  = 10 * time.Minute       // of machines, which may be emulated
 	look       = 500 * time.Millisecond // between two looks at what is waited for
 )
 
 // Run carries out a plan. The error says why it could not; what did not hold is in
 // the result. In both cases, and when ctx ends, everything is removed.
 func Run(ctx context.Context, cfg Config) (res *Result, err error) {
-	if err := Refuse(cfg.Plan); err != nil {
+	if err := Refuse(cfg.Plan, cfg.tier()); err != nil {
 		return nil, err
 	}
-	if err := able(); err != nil {
+	if err := able(cfg.tier()); err != nil {
 		return nil, err
 	}
 	if cfg.Note == nil {
@@ -50,8 +52,8 @@ func Run(ctx context.Context, cfg Config) (res *Result, err error) {
 	p := cfg.Plan
 	r := &run{
 		Config: cfg, h: h, tell: make(chan happening, 4*p.Nodes), seen: map[string]int{}, pack: "",
-		cuts: map[[2]int]bool{}, loss: p.Network.Loss,
-		res: &Result{Scenario: p.Name, Tier: "proc", Nodes: p.Nodes, Seed: p.Seed, Steps: len(p.Steps), Notes: []string{}, Bad: []des.Broken{}},
+		cuts: map[[2]int]bool{}, fenced: map[string]bool{}, loss: p.Network.Loss,
+		res: &Result{Scenario: p.Name, Tier: cfg.tier(), Nodes: p.Nodes, Seed: p.Seed, Steps: len(p.Steps), Notes: []string{}, Bad: []des.Broken{}},
 	}
 	// The end of ctx must not keep it from being undone.
 	defer func() { err = errors.Join(err, r.undo(context.WithoutCancel(ctx))) }()
@@ -64,11 +66,15 @@ func Run(ctx context.Context, cfg Config) (res *Result, err error) {
 	return r.res, nil
 }
 
-func able() error {
+func able(tier string) error {
 	if os.Geteuid() != 0 {
 		return fmt.Errorf("%w: this user is not root", ErrUnable)
 	}
-	for _, tool := range []string{"ip", "nft"} {
+	tools := []string{"ip", "nft"}
+	if tier == TierVM {
+		tools = append(tools, "qemu-system-x86_64")
+	}
+	for _, tool := range tools {
 		if _, err := exec.LookPath(tool); err != nil {
 			return fmt.Errorf("%w: %w", ErrUnable, err)
 		}
@@ -91,8 +97,10 @@ type run struct {
 	seen    map[string]int
 	cuts    map[[2]int]bool // from, to
 	loss    float64
-	walls   []string // what each node's firewall was told last
-	later   []due    // by time
+	fenced  map[string]bool // instances of that contract, by ID
+	ticks   *watcher        // of machines; nil: none are real
+	walls   []string        // what each node's firewall was told last
+	later   []due           // by time
 	began   time.Time
 }
 
@@ -124,11 +132,18 @@ func (r *run) explain(err error) error {
 // wants from the beginning.
 func (r *run) begin(ctx context.Context) error {
 	r.began = time.Now()
-	if err := r.h.make(ctx, r.Plan.Nodes); err != nil {
+	size := int64(diskSize)
+	if r.Base != "" {
+		size = diskSizeVM
+	}
+	if err := r.h.make(ctx, r.Plan.Nodes, size); err != nil {
 		return err
 	}
 	if err := r.prepare(ctx); err != nil {
 		return err
+	}
+	if r.Base != "" {
+		r.ticks = watch(r.nodes)
 	}
 	first := r.nodes[0]
 	if err := first.start(r.tell); err != nil {
@@ -173,20 +188,28 @@ func (r *run) prepare(ctx context.Context) error {
 	if err := os.WriteFile(config, nil, 0o600); err != nil { // so that the machine's own is not read
 		return err
 	}
+	driver := "fake"
+	if r.Base != "" {
+		driver = "qemu"
+	}
 	for i := range r.Plan.Nodes {
-		dir := r.h.path(fmt.Sprint("node", i))
 		n := &node{i: i, h: r.h, log: filepath.Join(logs, fmt.Sprintf("n%d.log", i))}
+		dir := n.dir()
 		socket, data, at := filepath.Join(dir, "api.sock"), filepath.Join(r.h.disk(i), "data"), address(i)
 		n.client = newClient(socket)
 		n.args = slices.Concat(r.Formd, []string{
-			"run", "--config", config, "--data", data, "--api", "unix://" + socket, "--vm-driver", "fake", "--stop-vms",
+			"run", "--config", config, "--data", data, "--api", "unix://" + socket, "--vm-driver", driver, "--stop-vms",
 			"--web", "off", "--metrics", "off", "--no-mdns", "--no-portmap", "--mesh", "off", "--accept", "any",
 			"--listen", fmt.Sprintf("/ip4/%s/tcp/51820", at), "--listen", fmt.Sprintf("/ip4/%s/udp/51820/quic-v1", at),
 			"--cpus", "16", "--memory", "32G", "--disk", "200G",
 		})
 		n.env = append([]string{"PATH=" + os.Getenv("PATH"), "HOME=" + dir, mark + "=" + r.h.id}, r.Env...)
 		if i < holders {
-			pack, err := seed(ctx, filepath.Join(data, "store"), dir, r.Plan.Seed)
+			put := func() (string, error) { return seed(ctx, filepath.Join(data, "store"), dir, r.Plan.Seed) }
+			if r.Base != "" {
+				put = func() (string, error) { return seedMachine(ctx, filepath.Join(data, "store"), r.Base, r.Plan.Seed) }
+			}
+			pack, err := put()
 			if err != nil {
 				return fmt.Errorf("pack: %w", err)
 			}
@@ -356,6 +379,9 @@ func (r *run) start(n *node) error {
 		return nil
 	}
 	r.seen["restart"]++
+	if err := r.outlived(n); err != nil {
+		return err
+	}
 	return n.start(r.tell)
 }
 
@@ -399,6 +425,9 @@ func (r *run) endAll() {
 	}
 	sockets, err3 := r.h.sockets()
 	for _, at := range sockets {
+		if slices.ContainsFunc(r.nodes, func(n *node) bool { return n.gone && strings.HasPrefix(at, n.dir()+"/") }) {
+			continue // a machine that is gone tidies nothing up
+		}
 		r.fail(LeavesNothing, "all daemons have ended, and the socket %s is there", at)
 	}
 	if err := errors.Join(err, err2, err3); err != nil {
@@ -408,6 +437,9 @@ func (r *run) endAll() {
 
 // undo removes everything that the run has made, and holds it to that.
 func (r *run) undo(ctx context.Context) error {
+	if r.ticks != nil {
+		r.ticks.stop()
+	}
 	for _, n := range r.nodes {
 		if err := n.kill(); err != nil { // reaped here, and by nobody else
 			return err
