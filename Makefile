@@ -44,7 +44,7 @@ e2e: ## the line through real virtual machines
 fuzz: ## every fuzz target for FUZZTIME=30s each
 	@scripts/fuzz.sh
 
-sim: ## every scenario of the simulator; SCENARIO=NAME SEED=N runs one
+sim: ## every scenario of the simulator; SCENARIO=NAME SEED=N runs one, SEEDS=100 so many of each
 	@scripts/sim.sh
 
 sim-vm: build ## a scenario on real daemons and machines (needs root and QEMU); SCENARIO=NAME SEED=N
