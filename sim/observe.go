@@ -159,5 +159,5 @@ func (o *observer) recording() *record.Recording {
 	for _, b := range res.Bad {
 		o.add(b.At, record.Line{Broken: &record.Broken{Of: string(b.Of), What: b.What}})
 	}
-	return o.rec.End(h, micros(r.Now()), record.End{Hash: res.Hash, Events: res.Events, Metrics: res.Metrics})
+	return o.rec.End(h, micros(r.Now()), record.End{Hash: res.Hash, Events: res.Events, Cut: res.Cut, Metrics: res.Metrics})
 }

@@ -35,7 +35,7 @@ schedule:
   - {then: 10s, do: heal}
 expect: {settle: 3m, delivery-p99: 60s, sends: 20}
 `)
-	r := Run(expand(t, s, 0, 7), "")
+	r := Run(t.Context(), expand(t, s, 0, 7), "")
 	for _, b := range r.Bad {
 		t.Error(b)
 	}
@@ -119,13 +119,13 @@ func TestDeliveryIsHeld(t *testing.T) {
 		{"delivery-p99: 1ms", Delivery}, {"sends: 0.1", Sends}, {"delivery-p99: 10s, sends: 50", ""},
 	} {
 		s := parsed(t, "about: a drain\nnodes: 10\nworkload: {instances: 5, replicas: 1}\nschedule: [{at: 2s, do: drain, node: 1}]\nuntil: 20s\nexpect: {"+c.expect+"}\n")
-		r := Run(expand(t, s, 0, 1), "")
+		r := Run(t.Context(), expand(t, s, 0, 1), "")
 		if got := len(r.Bad) > 0; got != (c.breaks != "") || got && !r.Broke(c.breaks) {
 			t.Errorf("%s: %v", c.expect, r.Bad)
 		}
 	}
 	s := parsed(t, "about: nothing\nnodes: 10\nschedule: [{at: 2s, do: heal}]\nexpect: {delivery-p99: 1s}\n")
-	if r := Run(expand(t, s, 0, 1), ""); !r.Broke(Delivery) {
+	if r := Run(t.Context(), expand(t, s, 0, 1), ""); !r.Broke(Delivery) {
 		t.Error("of nothing said it is taken to have come to all")
 	}
 }

@@ -2,6 +2,7 @@ package sim
 
 import (
 	"cmp"
+	"context"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -25,7 +26,8 @@ type Result struct {
 	Only     []int         `json:"only,omitempty"`
 	Events   uint64        `json:"events"`
 	Virtual  time.Duration `json:"virtualNanoseconds"`
-	Hash     string        `json:"hash"` // of every event
+	Hash     string        `json:"hash"`          // of every event
+	Cut      bool          `json:"cut,omitempty"` // it was stopped before its end, and judged by nothing that comes then
 	Notes    []string      `json:"notes"`
 	// Metrics are its figures, and Recording is what happened.
 	Metrics   record.Metrics    `json:"metrics"`
@@ -48,14 +50,18 @@ func (r *Result) Broke(of des.Invariant) bool {
 	return slices.ContainsFunc(r.Bad, func(b des.Broken) bool { return b.Of == of })
 }
 
-// Run carries out a plan, with something broken by a mutant if it is not empty.
-func Run(p *scenario.Plan, mutant des.Mutant) *Result { return runUntil(p, mutant, "") }
+// Run carries out a plan, with something broken by a mutant if it is not empty. The end
+// of ctx cuts it short: the result is of what there was until then.
+func Run(ctx context.Context, p *scenario.Plan, mutant des.Mutant) *Result {
+	return runUntil(ctx, p, mutant, "")
+}
 
 // runUntil is Run up to where an invariant breaks.
-func runUntil(p *scenario.Plan, mutant des.Mutant, broken des.Invariant) *Result {
+func runUntil(ctx context.Context, p *scenario.Plan, mutant des.Mutant, broken des.Invariant) *Result {
 	o := newObserver()
 	cfg := des.Config{
 		Seed: p.Seed, Nodes: p.Nodes, Drift: p.Drift, Domains: p.Domains, Mutant: mutant, Watch: o,
+		Cut: func() bool { return ctx.Err() != nil },
 		Net: des.NetConfig{Regions: p.Network.Regions, Loss: p.Network.Loss, Duplicate: p.Network.Duplicate, Damage: p.Network.Damage},
 	}
 	r := &run{
@@ -65,11 +71,14 @@ func runUntil(p *scenario.Plan, mutant des.Mutant, broken des.Invariant) *Result
 	}
 	o.run = r
 	r.whole()
-	r.res.Events, r.res.Virtual, r.res.Hash = r.Events(), r.Now(), r.Hash()
+	r.res.Events, r.res.Virtual, r.res.Hash, r.res.Cut = r.Events(), r.Now(), r.Hash(), r.Stopped()
 	r.res.Bad = append(r.res.Bad, r.Bad...)
 	slices.SortStableFunc(r.res.Bad, func(a, b des.Broken) int { return int(a.At - b.At) })
 	r.res.Metrics = o.metrics()
 	r.res.Notes = append(notes(r.res.Metrics), r.res.Notes...)
+	if r.res.Cut {
+		r.note("cut short after %v: nothing is said of what comes later", r.Now())
+	}
 	r.res.Recording = o.recording()
 	return r.res
 }
@@ -127,8 +136,9 @@ func (r *run) whole() {
 		r.observer.step(s, r.picked)
 		r.calm = r.Now()
 	}
-	r.pass(r.plan.End - r.Now())
-	r.end()
+	if r.pass(r.plan.End - r.Now()); !r.over() {
+		r.end()
+	}
 }
 
 // pass lets d pass and looks every second at what is to be true meanwhile.
@@ -142,10 +152,10 @@ func (r *run) pass(d time.Duration) {
 	}
 }
 
-// over says whether what the run is until has broken.
+// over says whether what the run is until has broken, or it was stopped.
 func (r *run) over() bool {
 	is := func(b des.Broken) bool { return b.Of == r.until }
-	return r.until != "" && (slices.ContainsFunc(r.Bad, is) || slices.ContainsFunc(r.res.Bad, is))
+	return r.Stopped() || r.until != "" && (slices.ContainsFunc(r.Bad, is) || slices.ContainsFunc(r.res.Bad, is))
 }
 
 // end calms the swarm, if it is to be, and holds it to what is expected then.
@@ -181,6 +191,9 @@ func (r *run) settle() {
 		r.pass(time.Second)
 		took += time.Second
 	}
+	if r.Stopped() {
+		return
+	}
 	if r.Converged() {
 		r.CheckEqualViews()
 		r.CheckAcknowledged()
@@ -200,6 +213,9 @@ func (r *run) agree() {
 	}
 	for !r.Converged() && r.Now()-r.calm < limit && !r.over() {
 		r.pass(time.Second)
+	}
+	if r.Stopped() {
+		return
 	}
 	if !r.Converged() {
 		r.fail(Agrees, "not all nodes agree %v after the last step", limit)

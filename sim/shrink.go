@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"context"
 	"slices"
 
 	"github.com/formthefog/formation/sim/des"
@@ -11,16 +12,17 @@ import (
 // breaks, by delta debugging (Zeller, Hildebrandt: Simplifying and Isolating
 // Failure-Inducing Input, 2002): halves, then quarters and so on are left out, as
 // long as it still breaks. It runs the plan at most limit times, and returns the
-// smallest run found, or nil when the plan does not break of.
-func Shrink(p *scenario.Plan, mutant des.Mutant, of des.Invariant, limit int) *Result {
+// smallest run found, or nil when the plan does not break of. The end of ctx ends the
+// search, with the smallest so far.
+func Shrink(ctx context.Context, p *scenario.Plan, mutant des.Mutant, of des.Invariant, limit int) *Result {
 	var best *Result
 	breaks := func(keep []int) bool {
-		if limit <= 0 {
+		if limit <= 0 || ctx.Err() != nil {
 			return false
 		}
 		limit--
-		r := runUntil(p.Only(keep), mutant, of)
-		if !r.Broke(of) {
+		r := runUntil(ctx, p.Only(keep), mutant, of)
+		if r.Cut || !r.Broke(of) {
 			return false
 		}
 		r.Only = keep
@@ -44,7 +46,7 @@ func Shrink(p *scenario.Plan, mutant des.Mutant, of des.Invariant, limit int) *R
 		default:
 			parts = min(len(keep), 2*parts)
 		}
-		if limit <= 0 {
+		if limit <= 0 || ctx.Err() != nil {
 			return best
 		}
 	}

@@ -43,9 +43,9 @@ func TestScenarios(t *testing.T) {
 		t.Run(s.Name, func(t *testing.T) {
 			for seed := range seeds() {
 				p := expand(t, s, 0, seed)
-				r := Run(p, "")
+				r := Run(t.Context(), p, "")
 				if long || slices.Contains(again, s.Name) {
-					r.Compare(Run(p, ""))
+					r.Compare(Run(t.Context(), p, ""))
 				}
 				for _, b := range r.Bad {
 					t.Errorf("%s: %v", r.Replay(), b)
@@ -123,10 +123,10 @@ func TestMutantsAreNoticed(t *testing.T) {
 			}
 			for seed := range uint64(mutantSeeds) {
 				p := expand(t, s, 0, seed)
-				if !runUntil(p, c.mutant, c.breaks).Broke(c.breaks) {
+				if !runUntil(t.Context(), p, c.mutant, c.breaks).Broke(c.breaks) {
 					continue
 				}
-				r := Shrink(p, c.mutant, c.breaks, shrinkRuns)
+				r := Shrink(t.Context(), p, c.mutant, c.breaks, shrinkRuns)
 				if r == nil || len(r.Only) > few {
 					continue
 				}

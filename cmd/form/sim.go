@@ -1,6 +1,10 @@
 package main
 
 import (
+	"bytes"
+	"cmp"
+	"context"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -18,6 +22,7 @@ import (
 	"github.com/formthefog/formation/sim/des"
 	"github.com/formthefog/formation/sim/page"
 	"github.com/formthefog/formation/sim/scenario"
+	"github.com/formthefog/formation/store/whole"
 )
 
 func newSim(a *app) *cobra.Command {
@@ -131,7 +136,8 @@ func newSimRun(a *app) *cobra.Command {
 disks and virtual machines. The same scenario, nodes and seed give the same
 events, and so the same hash: every run is made twice, to see that. It exits 1 when
 something that must be true is not; then it looks for the fewest steps of the
-schedule that break it, and says how to see them again.
+schedule that break it, and says how to see them again. Interrupted, it says and
+writes what there was until then, and exits 1.
 
 With --tier live it runs over real hosts in virtual time instead: what formd has of
 state and network, with no virtual machines. Such a run is made once, for it does not
@@ -244,18 +250,22 @@ func (f *simFlags) record(r *sim.Result) error {
 	return nil
 }
 
-// writeFile makes a file anew of what write gives.
+// writeFile makes a file anew of what write gives, whole or not at all; what is there
+// and is no file, such as a pipe, is written to.
 func writeFile(name string, write func(io.Writer) error) error {
-	out, err := os.Create(name)
-	if err != nil {
+	if is, err := os.Stat(name); err == nil && !is.Mode().IsRegular() {
+		out, err := os.OpenFile(name, os.O_WRONLY, 0)
+		if err != nil {
+			return cli.Errorf(api.ExitUsage, "%v", err)
+		}
+		return errors.Join(write(out), out.Close())
+	}
+	var b bytes.Buffer
+	if err := write(&b); err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	if err := whole.Write(name, b.Bytes(), 0o644); err != nil {
 		return cli.Errorf(api.ExitUsage, "%v", err)
-	}
-	if err := write(out); err != nil {
-		_ = out.Close() // the first error tells
-		return fmt.Errorf("%s: %w", name, err)
-	}
-	if err := out.Close(); err != nil {
-		return fmt.Errorf("%s: %w", name, err)
 	}
 	return nil
 }
@@ -263,21 +273,25 @@ func writeFile(name string, write func(io.Writer) error) error {
 // shrinkRuns bounds how often a schedule is run to shrink it.
 const shrinkRuns = 300
 
-func (a *app) runSim(p *scenario.Plan, f *simFlags, shrink bool) error {
-	r := sim.Run(p, "")
+func (a *app) runSim(ctx context.Context, p *scenario.Plan, f *simFlags, shrink bool) error {
+	r := sim.Run(ctx, p, "")
 	if err := f.record(r); err != nil {
 		return err
 	}
-	if !f.once {
-		r.Compare(sim.Run(p, ""))
+	if !f.once && !r.Cut {
+		if again := sim.Run(ctx, p, ""); again.Cut {
+			a.p.Note("its second run was cut short: not seen whether it gives the same events")
+		} else {
+			r.Compare(again)
+		}
 	}
 	line := fmt.Sprintf("seed=%d nodes=%d steps=%d events=%d virtual=%v hash=%s", r.Seed, r.Nodes, r.Steps, r.Events, r.Virtual, r.Hash)
-	if err := a.simulated(r, line, r.Notes, r.Bad); err != nil || len(r.Bad) == 0 {
-		return err
+	if err := a.simulated(r, r.Cut, line, r.Notes, r.Bad); err != nil || len(r.Bad) == 0 {
+		return cmp.Or(err, ctx.Err())
 	}
 	replay := r.Replay()
-	if shrink && !r.Broke(sim.SameHash) {
-		replay = a.shrinkSim(p, r.Bad[0].Of, replay)
+	if shrink && !r.Broke(sim.SameHash) && ctx.Err() == nil {
+		replay = a.shrinkSim(ctx, p, r.Bad[0].Of, replay)
 	}
 	if f.span > 0 {
 		replay += fmt.Sprintf(" --for %v", f.span)
@@ -286,9 +300,13 @@ func (a *app) runSim(p *scenario.Plan, f *simFlags, shrink bool) error {
 }
 
 // simulated tells what came of a run of any tier: r as --json has it, its figures on one
-// line after what they come to, what is to be noted, and what broke.
-func (a *app) simulated(r any, line string, notes []string, bad []des.Broken) error {
+// line after what they come to, what is to be noted, what broke,
+// and whether it was cut short.
+func (a *app) simulated(r any, cut bool, line string, notes []string, bad []des.Broken) error {
 	word := "ok"
+	if cut {
+		word = "cut"
+	}
 	if len(bad) > 0 {
 		word = "failed"
 	}
@@ -303,9 +321,9 @@ func (a *app) simulated(r any, line string, notes []string, bad []des.Broken) er
 }
 
 // shrinkSim looks for fewer steps that break the same, and says how to see them.
-func (a *app) shrinkSim(p *scenario.Plan, of des.Invariant, replay string) string {
+func (a *app) shrinkSim(ctx context.Context, p *scenario.Plan, of des.Invariant, replay string) string {
 	a.p.Note("looking for the fewest of %d steps that break %s", len(p.Steps), of)
-	if least := sim.Shrink(p, "", of, shrinkRuns); least != nil {
+	if least := sim.Shrink(ctx, p, "", of, shrinkRuns); least != nil {
 		return least.Replay()
 	}
 	return replay

@@ -77,7 +77,7 @@ func (a *app) runLive(ctx context.Context, p *scenario.Plan, span time.Duration)
 		return err
 	}
 	line := fmt.Sprintf("seed=%d nodes=%d steps=%d virtual=%v tier=%s", r.Seed, r.Nodes, r.Steps, r.Virtual, r.Tier)
-	if err := a.simulated(r, line, r.Notes, r.Bad); err != nil || len(r.Bad) == 0 {
+	if err := a.simulated(r, false, line, r.Notes, r.Bad); err != nil || len(r.Bad) == 0 {
 		return err
 	}
 	return cli.Errorf(api.ExitFailed, "%s: %d broken", r.Scenario, len(r.Bad)).Hint("another run of the seed need not break: hosts are real in this tier")

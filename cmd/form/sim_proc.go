@@ -29,7 +29,7 @@ const (
 func (a *app) simulate(ctx context.Context, p *scenario.Plan, f *simFlags, shrink bool) error {
 	switch f.tier {
 	case tierDES:
-		return a.runSim(p, f, shrink)
+		return a.runSim(ctx, p, f, shrink)
 	case tierLive:
 		if f.jsonl != "" || f.html != "" {
 			return cli.Errorf(api.ExitUsage, "--jsonl, --html: the %s tier does not record what happens", tierLive)
@@ -109,7 +109,7 @@ func (a *app) runProc(ctx context.Context, p *scenario.Plan, f *simFlags, base s
 		return err
 	}
 	line := fmt.Sprintf("seed=%d nodes=%d steps=%d tier=%s real=%v acknowledged=%d unanswered=%d", r.Seed, r.Nodes, r.Steps, r.Tier, r.Real, r.Acknowledged, r.Unanswered)
-	if err := a.simulated(r, line, r.Notes, r.Bad); err != nil || len(r.Bad) == 0 {
+	if err := a.simulated(r, false, line, r.Notes, r.Bad); err != nil || len(r.Bad) == 0 {
 		return err
 	}
 	return cli.Errorf(api.ExitFailed, "%s: %d broken", r.Scenario, len(r.Bad)).

@@ -34,6 +34,8 @@ type Config struct {
 	// slow.
 	Drift  int64
 	Mutant Mutant // "": none
+	// Cut is asked between events whether the run is to end now; nil: it is not.
+	Cut func() bool
 	// Watch is told what happens; nil: nobody.
 	Watch Watcher
 }
@@ -105,6 +107,7 @@ type Sim struct {
 	watch     *watching
 	firsts    uint64
 	resting   bool // owners change nothing any more
+	stopped   bool
 
 	// Bad are the invariants that did not hold, the first of them.
 	Bad []Broken
@@ -178,11 +181,17 @@ func (s *Sim) Do(d time.Duration, f func()) {
 	s.push(event{at: s.now + d, node: -1, kind: evDo, load: f})
 }
 
-// Run lets d pass.
+// askCut is how many events lie between two times that Cut is asked.
+const askCut = 64
+
+// Run lets d pass, or less when it is cut.
 func (s *Sim) Run(d time.Duration) {
 	end := s.now + d
 	s.look()
-	for len(s.queue) > 0 && s.queue[0].at <= end {
+	for k := 0; len(s.queue) > 0 && s.queue[0].at <= end; k++ {
+		if k%askCut == 0 && s.Stopped() {
+			return
+		}
 		s.next()
 	}
 	s.now = end
@@ -190,12 +199,18 @@ func (s *Sim) Run(d time.Duration) {
 	s.settleSpread()
 }
 
+// Stopped says whether Cut has ended the run: nothing happens any more.
+func (s *Sim) Stopped() bool {
+	s.stopped = s.stopped || s.cfg.Cut != nil && s.cfg.Cut()
+	return s.stopped
+}
+
 // RunUntil lets time pass until ok, which it asks every step, and says whether
 // that was within limit.
 func (s *Sim) RunUntil(limit, step time.Duration, ok func() bool) (time.Duration, bool) {
 	began := s.now
 	for !ok() {
-		if s.now-began >= limit {
+		if s.now-began >= limit || s.stopped {
 			return s.now - began, false
 		}
 		s.Run(step)

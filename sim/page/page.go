@@ -178,6 +178,9 @@ func figures(r *record.Recording, end *record.End) []figure {
 
 // left says what the recording lacks.
 func left(end *record.End) (out []string) {
+	if end.Cut {
+		out = append(out, "The run was cut short: it goes on after this in no recording.")
+	}
 	for _, kind := range []string{"node", "net", "step", "replica", "statement", "broken", "traffic"} {
 		if l, ok := end.Left[kind]; ok {
 			at := (time.Duration(l.Since) * time.Microsecond).Round(time.Millisecond)

@@ -131,6 +131,8 @@ type Traffic struct {
 type End struct {
 	Hash   string `json:"hash"`
 	Events uint64 `json:"events"`
+	// Cut says that the run was stopped before its end.
+	Cut bool `json:"cut,omitempty"`
 	// Left are how many lines of a kind are left out, and from when on.
 	Left    map[string]Left `json:"left,omitempty"`
 	Metrics Metrics         `json:"metrics"`

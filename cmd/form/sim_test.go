@@ -1,0 +1,88 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/formthefog/formation/cmd/form/internal/cli"
+	"github.com/formthefog/formation/sim"
+	"github.com/formthefog/formation/sim/record"
+)
+
+// soon is a context that ends after it was asked so often whether it has.
+type soon struct {
+	context.Context
+	left int
+}
+
+func (c *soon) Err() error {
+	if c.left--; c.left < 0 {
+		return context.Canceled
+	}
+	return nil
+}
+
+// Ctrl-C ends a simulation, wherever it is, and what there was until then is said and
+// written, whole.
+func TestSimIsInterrupted(t *testing.T) {
+	for _, c := range []struct {
+		about string
+		args  []string
+		asked int // whether it is to end
+		cut   bool
+	}{
+		{"before it begins", nil, 0, true},
+		{"in the midst", nil, 40, true},
+		{"in the second run, which is to give the same", nil, 200, false},
+		{"in the first of many seeds", []string{"--seeds", "1000"}, 40, true},
+	} {
+		t.Run(c.about, func(t *testing.T) {
+			dir := t.TempDir()
+			lines, html := filepath.Join(dir, "run.jsonl"), filepath.Join(dir, "run.html")
+			var out, talk bytes.Buffer
+			a := &app{p: cli.NewPrinter(&out, &talk), stdout: &out, stderr: &talk, getenv: func(string) string { return "" }}
+			root := newRoot(a)
+			root.SetArgs(append([]string{"sim", "run", "node-dies", "--nodes", "6", "--seed", "3", "--json", "--jsonl", lines, "--html", html}, c.args...))
+			ctx := &soon{t.Context(), c.asked}
+			if code := a.end(root.ExecuteContext(ctx)); code != 1 || !strings.Contains(talk.String(), "error: interrupted\n") {
+				t.Fatalf("exits %d: %s", code, &talk)
+			}
+			if ctx.left > -1 || ctx.left < -40 {
+				t.Errorf("was told %d times to end", -ctx.left)
+			}
+			var r sim.Result
+			if err := json.Unmarshal(out.Bytes(), &r); err != nil {
+				t.Fatal(err)
+			}
+			if r.Cut != c.cut || len(r.Bad) > 0 {
+				t.Errorf("cut %v, bad %v", r.Cut, r.Bad)
+			}
+			raw, err := os.ReadFile(lines)
+			if err != nil {
+				t.Fatal(err)
+			}
+			rec, err := record.Read(bytes.NewReader(raw))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if end := rec.Lines[len(rec.Lines)-1].End; end.Cut != c.cut || end.Hash != r.Hash {
+				t.Errorf("its recording ends with %+v", end)
+			}
+			page, err := os.ReadFile(html)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if strings.Contains(string(page), "The run was cut short") != c.cut || !strings.HasSuffix(strings.TrimSpace(string(page)), "</script>") {
+				t.Error("its page does not say so, or has no end")
+			}
+			if left, err := os.ReadDir(dir); err != nil || len(left) != 2 {
+				t.Errorf("leaves %v, %v", left, err)
+			}
+		})
+	}
+}
