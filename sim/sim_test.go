@@ -72,7 +72,7 @@ func TestSeedsThatBroke(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			r := Run(expand(t, s, 0, c.seed), "")
+			r := Run(t.Context(), expand(t, s, 0, c.seed), "")
 			for _, b := range r.Bad {
 				t.Errorf("%s (%s): %v", r.Replay(), c.why, b)
 			}
