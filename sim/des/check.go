@@ -98,15 +98,20 @@ func (s *Sim) TakeoverPeak() int {
 }
 
 // planSample is every how many decisions Plan is held to be a function, and the same
-// without a Brief; in a large swarm it is every so many times that.
-const planSample = 16
+// without a Brief; in a large swarm it is every so many times that. Without a Brief a
+// decision costs what there is of instances and nodes, so that in a very large one
+// (wholeNodes) it is seldomer by how many there are.
+const (
+	planSample = 16
+	wholeNodes = 1000
+)
 
 // checkPlan holds a decision to what must be true of every one.
 func (s *Sim) checkPlan(n *node, in plan.Input, out plan.Output) {
 	c := &s.checks
 	every := uint64(planSample)
 	if len(s.nodes) >= shareFrom {
-		every *= planSample
+		every *= planSample * uint64(max(1, len(s.nodes)/wholeNodes))
 	}
 	if c.plans++; c.plans%every == 0 {
 		whole := in
