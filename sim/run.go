@@ -122,7 +122,7 @@ func (r *run) whole() {
 		VCPU: w.VCPU, Memory: w.MemoryMiB << 20,
 	})
 	if w.Changes.Max > 0 {
-		r.Changes(w.Changes.Max)
+		r.Do(w.After, func() { r.Changes(w.Changes.Max) })
 	}
 	for _, s := range r.plan.Steps {
 		if r.pass(s.At - r.Now()); r.over() {

@@ -106,7 +106,7 @@ func (r *run) begin() error {
 	r.zero, r.spread = r.Now(), nil
 	r.lossy(r.plan.Network.Loss)
 	if w.Changes.Max > 0 {
-		r.next = r.zero + r.wait()
+		r.next = r.zero + w.After + r.wait()
 	}
 	return nil
 }

@@ -93,6 +93,7 @@ func (s *Scenario) check() error {
 	say(w.Voters >= 0 && w.Voters <= MinNodes, "workload.voters: %d, at most %d", w.Voters, MinNodes)
 	say(w.Instances == Count{} || w.Replicas > 0, "workload.replicas: none, of %v instances", w.Instances)
 	say(slices.Contains([]string{"", "keep", "stop-minority", "fence"}, w.Partition), "workload.partition: %q is none of keep, stop-minority, fence", w.Partition)
+	say(w.After >= 0 && (w.After == 0 || w.Changes.Max > 0 && w.After < s.Until.Max), "workload.changes-after: %v, needs changes, and is before the end", w.After)
 	e := s.Expect
 	say(slices.Contains([]string{"", "lost", "none"}, e.Moves), "expect.moves: %q is none of lost, none", e.Moves)
 	say(slices.Contains([]string{"", "some", "none"}, e.Takeovers), "expect.takeovers: %q is none of some, none", e.Takeovers)

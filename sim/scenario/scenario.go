@@ -57,6 +57,8 @@ type Workload struct {
 	MemoryMiB uint64 `yaml:"memory-mib"`
 	// Changes is how long lies between two changes by owners, on average; 0: none.
 	Changes Span `yaml:"changes"`
+	// After is when the changes begin: a swarm that has just started has no meshes yet.
+	After time.Duration `yaml:"changes-after"`
 }
 
 // Expect bounds what a run may take. Zero: not looked at.

@@ -36,6 +36,8 @@ func TestWhatIsWrongIsNamed(t *testing.T) {
 		{"{at: 5s, do: kill, node: any}", "{at: 5s, choose: [{do: heal, wait: 3}]}", "field wait not found"},
 		{"nodes: 10", "nodes: 10\ntiers: [moon]", `"moon" is none of`},
 		{"nodes: 10", "nodes: 10\nworkload: {instances: 3}", "workload.replicas"},
+		{"nodes: 10", "nodes: 10\nworkload: {changes-after: 3s}", "workload.changes-after"},
+		{"nodes: 10", "nodes: 10\nworkload: {changes: 1s, changes-after: -3s}", "workload.changes-after"},
 	} {
 		_, err := Parse("x", []byte(strings.Replace(good, c.from, c.to, 1)))
 		if err == nil || !strings.Contains(err.Error(), c.want) {
