@@ -133,12 +133,16 @@ func (s *Sim) populate() {
 	h := s.pool.hold(s.genesis)
 	view := h.state.View()
 	var cands []place.Candidate
+	var there []*node
 	for _, n := range s.nodes {
 		if n.absent {
 			continue
 		}
+		there = append(there, n)
 		cands = append(cands, place.Candidate{Key: n.key, Total: s.cfg.Node, Labels: s.labels(n.i), Region: s.Region(int(n.i)), Alive: true})
 	}
+	var field place.Field
+	field.Set(cands)
 	claims := map[int32][]crdt.Claim{}
 	free := make([]crdt.Resources, len(s.nodes))
 	for i := range free {
@@ -146,15 +150,18 @@ func (s *Sim) populate() {
 	}
 	for _, spec := range view.Instances() {
 		slot, r := 0, place.Need(spec)
-		for _, k := range place.Order(spec, cands) {
-			i := s.index[k]
-			if f := &free[i]; slot < active(spec) && f.CPUs*plan.CPUOvercommit >= r.CPUs && f.Memory >= r.Memory && f.Disk >= r.Disk {
+		for at := range field.Order(spec, anyNode) {
+			if slot >= active(spec) {
+				break
+			}
+			n := there[at]
+			if f := &free[n.i]; f.CPUs*plan.CPUOvercommit >= r.CPUs && f.Memory >= r.Memory && f.Disk >= r.Disk {
 				f.Memory, f.Disk = f.Memory-r.Memory, f.Disk-r.Disk
-				claims[i] = append(claims[i], s.nodes[i].runs(spec, slot))
+				claims[n.i] = append(claims[n.i], n.runs(spec, slot))
 				slot++
 			}
 		}
-		s.spare(spec, cands)
+		spare(spec, &field, there)
 	}
 	for _, n := range s.nodes {
 		if n.absent {
@@ -188,17 +195,22 @@ func active(spec crdt.Spec) int {
 }
 
 // spare puts the pack where it is to be held beside the nodes that run it.
-func (s *Sim) spare(spec crdt.Spec, cands []place.Candidate) {
-	n := min(spec.Replicas, len(cands)-spec.Replicas)
+func spare(spec crdt.Spec, field *place.Field, there []*node) {
+	left := min(spec.Replicas, len(there)-spec.Replicas)
 	byPack := spec
 	byPack.ID = spec.Pack
-	for _, k := range place.Order(byPack, cands) {
-		if _, has := s.nodes[s.index[k]].packs[spec.Pack]; n > 0 && !has {
-			s.nodes[s.index[k]].packs[spec.Pack] = &pack{}
-			n--
+	for at := range field.Order(byPack, anyNode) {
+		if left <= 0 {
+			return
+		}
+		if n := there[at]; n.packs[spec.Pack] == nil {
+			n.packs[spec.Pack] = &pack{}
+			left--
 		}
 	}
 }
+
+func anyNode(int) bool { return true }
 
 // runs makes n run a replica, and is its claim.
 func (n *node) runs(spec crdt.Spec, slot int) crdt.Claim {
