@@ -68,7 +68,7 @@ func (r *Replica) Age(dead []stmt.Key, elapsed time.Duration) error {
 			now[k] = r.ageing.dead[k]
 		}
 	}
-	if n := len(r.state.nodes); n <= fewNodes || 2*len(now) <= n {
+	if n := r.state.nodes.len(); n <= fewNodes || 2*len(now) <= n {
 		for _, k := range slices.SortedFunc(maps.Keys(now), stmt.Key.Compare) {
 			if now[k] += elapsed; now[k] < AgeAfter {
 				continue

@@ -117,7 +117,7 @@ func AuditLog(dir string, network stmt.NetworkID, root stmt.Key, engine SpecEngi
 // end, and has set aside.
 func (s *State) fate(st *stmt.Statement, err error, waits map[stmt.ID]bool) (Fate, error) {
 	if st != nil {
-		if _, held := s.ids[st.ID]; held {
+		if s.ids.has(st.ID) {
 			return FateHeld, nil
 		}
 		if waits[st.ID] {

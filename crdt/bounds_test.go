@@ -67,7 +67,7 @@ func TestValuesOutOfBounds(t *testing.T) {
 			w.register("olga", stmt.KindOwner, 0, 0, body, err)
 			s := w.state()
 			applyAll(s, w.raws)
-			if _, held := s.ids[mustID(t, raw, w)]; !held {
+			if !s.ids.has(mustID(t, raw, w)) {
 				t.Fatalf("%s = %v: the statement is refused", tt.key, v)
 			}
 			spec, ok := s.View().Instance(id.String())

@@ -57,7 +57,7 @@ func (s *State) buildNode(key stmt.Key) {
 	nv := &nodeView{}
 	old, _ := s.nodeViews.get(key)
 	operator := s.members.operator[key]
-	switch n := s.nodes[key]; {
+	switch n := s.nodes.get(key); {
 	case n == nil:
 	case old != nil && old.of == n.node && old.node.Operator == operator:
 		nv.of, nv.node = old.of, old.node
@@ -69,7 +69,7 @@ func (s *State) buildNode(key stmt.Key) {
 	if old == nil && nv.node != nil || old != nil && old.node != nv.node {
 		s.dirtyNodes = true
 	}
-	for _, c := range s.byNode[key] {
+	for _, c := range s.byNode.get(key) {
 		if !c.gone {
 			nv.claims = append(nv.claims, c)
 		}
@@ -83,13 +83,13 @@ func (s *State) buildNode(key stmt.Key) {
 
 func (s *State) buildInst(id DocID) {
 	iv := &instView{}
-	if d := s.docs[id]; d != nil {
+	if d := s.docs.get(id); d != nil {
 		if s.listed(id) != nil {
 			iv.spec = s.buildSpec(d)
 		}
 		d.ahead = nil
 	}
-	for _, c := range s.byDoc[id] {
+	for _, c := range s.byDoc.get(id) {
 		if !c.gone && (iv.spec == nil || iv.spec.Owner == c.key.owner) {
 			iv.claims = append(iv.claims, iv.sharing(c.claim()))
 		}
@@ -98,7 +98,7 @@ func (s *State) buildInst(id DocID) {
 		iv.secrets = s.secretsOf(id)
 	}
 	var text string
-	if d := s.docs[id]; d != nil {
+	if d := s.docs.get(id); d != nil {
 		text = d.text
 	} else {
 		text = id.String()
@@ -127,7 +127,7 @@ func (iv *instView) sharing(c Claim) Claim {
 
 // listed is the document of an instance that lives, or nil.
 func (s *State) listed(id DocID) *document {
-	d := s.docs[id]
+	d := s.docs.get(id)
 	if d == nil {
 		return nil
 	}

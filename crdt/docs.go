@@ -151,7 +151,7 @@ func (s *State) applySpec(st *stmt.Statement, read *reading) (bool, error) {
 // counts, so that concurrent re-roots end alike everywhere.
 func (s *State) applyRoot(id DocID, ch *change, read *reading, heads []stmt.ID) (bool, error) {
 	b := read.spec
-	d := s.docs[id]
+	d := s.docs.get(id)
 	if d != nil {
 		if ch.epoch < d.epoch || (ch.epoch == d.epoch && ch.id.Compare(d.root.id) > 0) {
 			return false, fmt.Errorf("%w: root of epoch %d of %s", ErrStale, ch.epoch, id)
@@ -174,15 +174,15 @@ func (s *State) applyRoot(id DocID, ch *change, read *reading, heads []stmt.ID) 
 		epoch: ch.epoch, root: ch, delegates: b.Delegates, prior: p, order: []*change{ch}, ahead: read.root,
 		bytes: len(ch.raw), noted: len(ch.raw),
 	}
-	s.docs[id] = d
-	addTo(s.docsOf, d.owner, id)
+	s.docs.set(id, d)
+	s.ownDocsOf(d.owner)[id] = struct{}{}
 	s.dirtyInst[id] = struct{}{}
 	s.pending.wake(waitDoc(id))
 	return true, nil
 }
 
 func (s *State) applyChange(id DocID, st *stmt.Statement, ch *change, c Change) (bool, error) {
-	d := s.docs[id]
+	d := s.docs.get(id)
 	wait := func(what string) (bool, error) {
 		s.pending.add(waitDoc(id), st, OwnerOf(st) != st.Author)
 		return false, fmt.Errorf("%w: change of %s: %s", ErrPending, id, what)
@@ -191,7 +191,7 @@ func (s *State) applyChange(id DocID, st *stmt.Statement, ch *change, c Change) 
 	case d == nil || ch.epoch > d.epoch || (ch.epoch == d.epoch && ch.root.Compare(d.root.id) < 0):
 		return wait("its epoch's root")
 	case ch.epoch < d.epoch || ch.root != d.root.id:
-		s.late(d, ch.rec)
+		s.late(s.ownDoc(d), ch.rec)
 		return false, fmt.Errorf("%w: change of another root of %s", ErrStale, id)
 	case d.proof != nil:
 		return false, fmt.Errorf("%w: %s", ErrFrozen, id)
@@ -199,6 +199,7 @@ func (s *State) applyChange(id DocID, st *stmt.Statement, ch *change, c Change) 
 	if err := d.allows(ch.author); err != nil {
 		return false, err
 	}
+	d = s.ownDoc(d)
 	// Two contents for one change are equivocation whether or not either could
 	// be accepted: that way it does not matter which arrives first, or whether
 	// what they depend on ever arrives.
@@ -276,7 +277,7 @@ func (s *State) insert(d *document, ch *change, c Change) error {
 		}
 	}
 	for _, out := range order[keep:] {
-		delete(s.ids, out.id)
+		s.ids.drop(out.id)
 		delete(d.seen, actorSeq{out.actor, out.seq})
 		d.noted -= len(out.raw)
 	}
@@ -375,7 +376,7 @@ func (s *State) freeze(d *document, a, b rec) (bool, error) {
 	d.order, d.line = []*change{d.root}, nil
 	d.seen, d.bytes, d.noted = nil, len(d.root.raw), 0
 	for _, r := range d.held() {
-		s.ids[r.id] = struct{}{}
+		s.ids.add(r.id)
 	}
 	s.dirtyInst[d.id] = struct{}{}
 	return true, nil
@@ -383,7 +384,7 @@ func (s *State) freeze(d *document, a, b rec) (bool, error) {
 
 func (s *State) forgetIDs(d *document) {
 	for _, r := range d.held() {
-		delete(s.ids, r.id)
+		s.ids.drop(r.id)
 	}
 }
 
@@ -391,7 +392,10 @@ func (s *State) dropDoc(d *document) {
 	s.forgetIDs(d)
 	s.engine.Drop(d.id)
 	s.dropSecrets(d.id)
-	delete(s.docs, d.id)
-	removeFrom(s.docsOf, d.owner, d.id)
+	s.docs.delete(d.id)
+	of := s.ownDocsOf(d.owner)
+	if delete(of, d.id); len(of) == 0 {
+		delete(s.docsOf, d.owner)
+	}
 	s.dirtyInst[d.id] = struct{}{}
 }

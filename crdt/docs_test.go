@@ -66,12 +66,12 @@ func TestDocumentBoundConverges(t *testing.T) {
 		id, raws := flood(t, w, rapid.SampledFrom([]int{5, 50, 60, 70}).Draw(t, "changes"))
 		ref := w.state()
 		applyAll(ref, raws)
-		d := ref.docs[id]
+		d := ref.docs.get(id)
 		size := 0
 		for _, ch := range d.order {
 			size += len(ch.raw)
 		}
-		if size != d.bytes || size > MaxDocBytes+stmt.MaxStatement || len(ref.ids) != len(d.order)+2 {
+		if size != d.bytes || size > MaxDocBytes+stmt.MaxStatement || ref.ids.len() != len(d.order)+2 {
 			t.Fatalf("%d bytes, said to be %d, in %d changes", size, d.bytes, len(d.order))
 		}
 		over = over || len(d.order) < len(raws)-2
@@ -127,7 +127,7 @@ func TestDocumentBound(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	d := s.docs[id]
+	d := s.docs.get(id)
 	if d.bytes > MaxDocBytes+stmt.MaxStatement || d.noted > 2*MaxDocBytes+stmt.MaxStatement || refused == 0 {
 		t.Errorf("%d bytes held, %d noted, %d refused", d.bytes, d.noted, refused)
 	}
@@ -244,7 +244,7 @@ func TestDocumentsReadAsInTheModel(t *testing.T) {
 		}
 		s := w.state()
 		applyAll(s, shuffled(t, w.raws))
-		for id, d := range s.docs {
+		for id, d := range s.docs.all() {
 			m := &State{network: s.network, engine: NewModel()}
 			if err := m.replay(d, d.order); err != nil {
 				t.Fatal(err)
@@ -293,7 +293,7 @@ func TestRerootsWhenQuiet(t *testing.T) {
 		if _, err := a.Set(id, func(s *Spec) { s.Restart++ }); err != nil {
 			t.Fatal(err)
 		}
-		d := a.state.docs[mustDoc(t, id)]
+		d := a.state.docs.get(mustDoc(t, id))
 		after, _ := a.state.View().Instance(id)
 		if d.epoch != tt.epoch || len(d.order) != tt.changes || after.Restart != before.Restart+1 || after.Generation != before.Generation+1 {
 			t.Errorf("after %s: epoch %d with %d changes, want %d with %d; %+v", tt.wait, d.epoch, len(d.order), tt.epoch, tt.changes, after)

@@ -191,10 +191,10 @@ func workload(t *testing.T, fsys fileSystem, w *world, steps [][][]byte) (acked,
 	published := func() (raws [][]byte) {
 		r.mu.Lock()
 		defer r.mu.Unlock()
-		if n := r.state.nodes[r.key]; n != nil {
+		if n := r.state.nodes.get(r.key); n != nil {
 			raws = append(raws, n.raw)
 		}
-		for _, c := range r.state.byNode[r.key] {
+		for _, c := range r.state.byNode.get(r.key) {
 			raws = append(raws, c.raw)
 		}
 		return raws

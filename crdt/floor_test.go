@@ -114,7 +114,7 @@ func TestTombstonesStayFew(t *testing.T) {
 		t.Fatal(err)
 	}
 	follow()
-	if n := r.state.nodes[r.key]; n.floor.Epoch != 2 {
+	if n := r.state.nodes.get(r.key); n.floor.Epoch != 2 {
 		t.Fatalf("the floor of the second run is %+v", n.floor)
 	}
 }
@@ -152,7 +152,7 @@ func TestFaultWhileTheFloorRises(t *testing.T) {
 			if err := errors.Join(r.SetNode(ctx, Node{Version: "1"}), r.SetClaims(ctx, live), raise(r)); err != nil {
 				t.Fatalf("%s: %v", what, err)
 			}
-			if n := r.state.nodes[r.key]; heldClaims(r.state) != 2 || n.floor.Epoch != 2 {
+			if n := r.state.nodes.get(r.key); heldClaims(r.state) != 2 || n.floor.Epoch != 2 {
 				t.Fatalf("%s: %d claims are held above %+v", what, heldClaims(r.state), n.floor)
 			}
 		}

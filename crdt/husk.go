@@ -39,7 +39,7 @@ func (r rec) bare() rec { r.raw = nil; return r }
 // dead for long; other States go on by theirs. A later statement of the node, or
 // [State.Remember], ends it. It says whether anything changed.
 func (s *State) Forget(node stmt.Key) bool {
-	n, claims := s.nodes[node], s.byNode[node]
+	n, claims := s.nodes.get(node), s.byNode.get(node)
 	if n == nil && len(claims) == 0 {
 		return false
 	}
@@ -50,12 +50,12 @@ func (s *State) Forget(node stmt.Key) bool {
 	}
 	if n != nil {
 		h.node = n.bare()
-		delete(s.nodes, node)
+		s.nodes.delete(node)
 	}
 	for _, c := range slices.Clone(claims) {
 		h.claims[c.key] = c.bare()
 		s.dropClaim(c.key)
-		s.ids[c.id] = struct{}{} // still known
+		s.ids.add(c.id) // still known
 	}
 	s.dirtyNode[node] = struct{}{}
 	s.dirty = true
@@ -70,9 +70,9 @@ func (s *State) Remember(node stmt.Key) bool {
 	if h == nil {
 		return false
 	}
-	delete(s.ids, h.node.id)
+	s.ids.drop(h.node.id)
 	for _, c := range h.claims { // any order: each by itself
-		delete(s.ids, c.id)
+		s.ids.drop(c.id)
 	}
 	delete(s.husks, node)
 	s.changes++
@@ -97,7 +97,7 @@ func (s *State) dropHusks(owner stmt.Key, dead []DocID) {
 	for _, h := range s.husks { // any order: each by itself
 		for k, c := range h.claims { // any order: each by itself
 			if k.owner == owner && slices.Contains(dead, k.doc) {
-				delete(s.ids, c.id)
+				s.ids.drop(c.id)
 				delete(h.claims, k)
 			}
 		}
@@ -106,10 +106,10 @@ func (s *State) dropHusks(owner stmt.Key, dead []DocID) {
 
 // restore takes up a husk of an earlier run, unless the node has outlived it.
 func (s *State) restore(node stmt.Key, h *husk) {
-	if n := s.nodes[node]; s.authorise(node, stmt.KindNode) != nil || n != nil && h.outlives(n.rec) {
+	if n := s.nodes.get(node); s.authorise(node, stmt.KindNode) != nil || n != nil && h.outlives(n.rec) {
 		return
 	}
-	for _, c := range s.byNode[node] {
+	for _, c := range s.byNode.get(node) {
 		if h.outlives(c.rec) {
 			return
 		}
@@ -122,13 +122,13 @@ func (s *State) restore(node stmt.Key, h *husk) {
 	}
 	if now.node.id == (stmt.ID{}) && h.node.id != (stmt.ID{}) {
 		now.node = h.node
-		s.ids[h.node.id] = struct{}{}
+		s.ids.add(h.node.id)
 	}
 	for k, c := range h.claims { // any order: each by itself
 		o := s.owners[k.owner]
 		if _, have := now.claims[k]; !have && (o == nil || !o.dead[k.doc]) {
 			now.claims[k] = c
-			s.ids[c.id] = struct{}{}
+			s.ids.add(c.id)
 		}
 	}
 	s.changes++

@@ -143,11 +143,11 @@ func (s *State) reindex(old *index) *index {
 	for key, o := range s.owners {
 		s.indexOwner(x, key, o)
 	}
-	for id, d := range s.docs {
+	for id, d := range s.docs.all() {
 		s.indexDoc(x, id, d)
 	}
 	s.indexSecrets(x)
-	for key, n := range s.nodes {
+	for key, n := range s.nodes.all() {
 		if !x.keeps(n.rec, rankNode) {
 			x.add(subjectOf(stmt.KindNode, key[:]), classRegister, rankNode, n.rec)
 		}
@@ -226,7 +226,7 @@ func (x *indexer) index() *index {
 // heldClaims ranges over all claims in any order.
 func (s *State) heldClaims() iter.Seq[*claimReg] {
 	return func(yield func(*claimReg) bool) {
-		for _, l := range s.byNode { // any order: as promised
+		for _, l := range s.byNode.all() { // any order: as promised
 			for _, c := range l {
 				if !yield(c) {
 					return

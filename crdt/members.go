@@ -15,6 +15,7 @@ import (
 type memberState struct {
 	memberView
 	shared    bool // a View refers to the maps of memberView
+	forked    bool // another State refers to the maps below
 	admitted  map[stmt.Key]map[admitKey]*admission
 	perInvite map[stmt.Key]int
 	revokes   map[revokeKey]rec
@@ -94,7 +95,7 @@ func (s *State) knowsOthers(self stmt.Key) bool {
 			return true
 		}
 	}
-	for key := range s.nodes { // any order: one is enough
+	for key := range s.nodes.all() { // any order: one is enough
 		if key != self {
 			return true
 		}
@@ -132,7 +133,7 @@ func (s *State) applyWildcard(m *stmt.Member) (bool, error) {
 	if !r.beats(ms.wildcard) {
 		return false, fmt.Errorf("%w: wildcard", ErrStale)
 	}
-	delete(s.ids, ms.wildcard.id)
+	s.ids.drop(ms.wildcard.id)
 	ms.wildcard, ms.anyQuota = r, m.Quota
 	if ms.anyOwner == !m.Revoked {
 		return true, nil
@@ -159,8 +160,9 @@ func (s *State) applyRevocation(m *stmt.Member) (bool, error) {
 		if old.id.Compare(r.id) < 0 {
 			return false, fmt.Errorf("%w: revocation of %s", ErrStale, m.Key)
 		}
-		delete(s.ids, old.id)
+		s.ids.drop(old.id)
 	}
+	ms.unfork()
 	ms.revokes[k] = r
 	affected := []stmt.Key{m.Key}
 	for key, as := range ms.admitted { // any order: sorted below
@@ -192,8 +194,9 @@ func (s *State) disown(m *stmt.Member) (bool, error) {
 		s.pending.add(waitAuthor(m.Key), m.Statement, true)
 		return false, fmt.Errorf("%w: %s", ErrNotMember, m.Key)
 	case known:
-		delete(s.ids, old.id)
+		s.ids.drop(old.id)
 	}
+	ms.unfork()
 	ms.disowned[m.Key] = r
 	s.refreshMember(m.Key)
 	return true, nil
@@ -201,9 +204,10 @@ func (s *State) disown(m *stmt.Member) (bool, error) {
 
 // dropRevoked forgets the admissions of key that a revocation has ended.
 func (s *State) dropRevoked(key stmt.Key) {
-	for ak, a := range s.members.admitted[key] {
+	s.members.unfork()
+	for ak, a := range s.members.admitted[key] { // any order: each by itself
 		if s.members.ended(key, ak) {
-			delete(s.ids, a.id)
+			s.ids.drop(a.id)
 			delete(s.members.admitted[key], ak)
 			s.members.perInvite[ak.invite]--
 		}
@@ -230,8 +234,9 @@ func (s *State) applyAdmission(m *stmt.Member, now time.Time) (bool, error) {
 	case old == nil && !m.Invite.IsZero() && ms.perInvite[m.Invite] >= s.most.perInvite(now):
 		return false, fmt.Errorf("%w: %d members by one invite", ErrQuota, ms.perInvite[m.Invite])
 	}
+	ms.unfork()
 	if old != nil {
-		delete(s.ids, old.id)
+		s.ids.drop(old.id)
 	} else {
 		ms.perInvite[m.Invite]++
 	}
@@ -284,10 +289,11 @@ func (m *memberState) unshare() {
 // in or out accordingly.
 func (s *State) refreshMember(key stmt.Key) {
 	ms := &s.members
+	ms.unfork()
 	ms.unshare()
 	r, disowned := ms.disowned[key]
 	if disowned && !ms.isAdmitted(key, stmt.RoleNode) {
-		delete(s.ids, r.id)
+		s.ids.drop(r.id)
 		delete(ms.disowned, key)
 		disowned = false
 	}
@@ -334,16 +340,16 @@ func (s *State) refreshMember(key stmt.Key) {
 // of statements about membership does not matter.
 func (s *State) demote(key stmt.Key) {
 	var out [][]byte
-	if s.nodes[key] != nil && s.authorise(key, stmt.KindNode) != nil {
-		n := s.nodes[key]
+	if s.nodes.get(key) != nil && s.authorise(key, stmt.KindNode) != nil {
+		n := s.nodes.get(key)
 		out = append(out, n.raw)
-		delete(s.ids, n.id)
-		delete(s.nodes, key)
+		s.ids.drop(n.id)
+		s.nodes.delete(key)
 		s.dirtyNode[key] = struct{}{}
 	}
 	if s.authorise(key, stmt.KindClaim) != nil {
 		s.Remember(key) // whoever admits it again gets it from others
-		for _, c := range slices.Clone(s.byNode[key]) {
+		for _, c := range slices.Clone(s.byNode.get(key)) {
 			out = append(out, c.raw)
 			s.dropClaim(c.key)
 		}
@@ -352,7 +358,7 @@ func (s *State) demote(key stmt.Key) {
 		for k, b := range s.bases { // any order: sorted below
 			if k.publisher == key {
 				out = append(out, b.raw)
-				delete(s.ids, b.id)
+				s.ids.drop(b.id)
 				delete(s.bases, k)
 				s.dirtyBases = true
 			}

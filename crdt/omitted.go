@@ -173,7 +173,7 @@ func (r *Replica) takeOmitted() {
 // part of the state: losing them loses a report. Under mu.
 func (r *Replica) flushOmitted() {
 	o := &r.omissions
-	o.expire(r.cfg.Now(), func(id DocID) bool { return r.state.docs[id] != nil })
+	o.expire(r.cfg.Now(), func(id DocID) bool { return r.state.docs.get(id) != nil })
 	if !o.dirty {
 		return
 	}

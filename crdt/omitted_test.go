@@ -157,7 +157,7 @@ func FuzzOmitted(f *testing.F) {
 		f.Fatal(err)
 	}
 	applyAll(r.state, append(w.raws, raws...))
-	for id := range r.state.docs {
+	for id := range r.state.docs.all() {
 		r.omissions.add(keptOmission{Doc: id, At: testNow.Unix(), Raw: raws[1]})
 	}
 	r.mu.Lock()

@@ -47,10 +47,7 @@ func (s *State) applyOwner(st *stmt.Statement, read *reading) (bool, error) {
 		return false, read.err
 	}
 	body := read.owner
-	o := s.owners[st.Author]
-	if o == nil {
-		o = &ownerState{stmts: map[stmt.ID]*ownerStmt{}}
-	}
+	o := s.ownOwner(st.Author)
 	add := &ownerStmt{rec: recOf(st), body: body, opaque: read.opaque}
 	var drop, spare []*ownerStmt
 	for _, have := range o.stmts { // any order: any that covers refuses, all that are covered go
@@ -80,7 +77,7 @@ func (s *State) applyOwner(st *stmt.Statement, read *reading) (bool, error) {
 	}
 	for _, have := range drop {
 		delete(o.stmts, have.id)
-		delete(s.ids, have.id)
+		s.ids.drop(have.id)
 	}
 	o.stmts[st.ID] = add
 	s.owners[st.Author] = o
@@ -240,10 +237,10 @@ func (s *State) refreshOwner(owner stmt.Key, o *ownerState) {
 func (s *State) bury(owner stmt.Key, dead []DocID) {
 	s.dropHusks(owner, dead)
 	for _, d := range dead {
-		if doc := s.docs[d]; doc != nil && doc.owner == owner {
+		if doc := s.docs.get(d); doc != nil && doc.owner == owner {
 			s.dropDoc(doc)
 		}
-		for _, c := range slices.Clone(s.byDoc[d]) {
+		for _, c := range slices.Clone(s.byDoc.get(d)) {
 			if c.key.owner == owner {
 				s.dropClaim(c.key)
 			}
@@ -256,8 +253,8 @@ func (s *State) bury(owner stmt.Key, dead []DocID) {
 func (s *State) takeOwner(owner stmt.Key) [][]byte {
 	out := s.OwnerStatements(owner)
 	if o := s.owners[owner]; o != nil {
-		for id := range o.stmts {
-			delete(s.ids, id)
+		for id := range o.stmts { // any order: each by itself
+			s.ids.drop(id)
 		}
 		for d := range o.live {
 			s.dirtyInst[d] = struct{}{}
@@ -267,7 +264,7 @@ func (s *State) takeOwner(owner stmt.Key) [][]byte {
 		s.refreshDevices(owner)
 	}
 	for d := range s.docsOf[owner] { // any order: each is dropped by itself
-		s.dropDoc(s.docs[d])
+		s.dropDoc(s.docs.get(d))
 	}
 	return out
 }
@@ -298,7 +295,7 @@ func (s *State) OwnerStatements(owner stmt.Key) [][]byte {
 		}
 	}
 	for _, d := range slices.SortedFunc(maps.Keys(s.docsOf[owner]), compareDocs) {
-		for _, r := range s.docs[d].held() {
+		for _, r := range s.docs.get(d).held() {
 			out = append(out, r.raw)
 		}
 		for _, r := range s.heldSecrets(d) {

@@ -84,8 +84,8 @@ func TestOwnerQuotaConverges(t *testing.T) {
 		s := w.state()
 		applyAll(s, w.raws)
 		o := s.owners[pub("olga")]
-		if len(o.stmts) > w.most.owner || len(s.ids) != len(o.stmts)+1 {
-			t.Fatalf("%d statements are held, %d IDs", len(o.stmts), len(s.ids))
+		if len(o.stmts) > w.most.owner || s.ids.len() != len(o.stmts)+1 {
+			t.Fatalf("%d statements are held, %d IDs", len(o.stmts), s.ids.len())
 		}
 	})
 }

@@ -26,10 +26,10 @@ func (s *State) MeshStatements(owner stmt.Key) [][]byte {
 	var claims, specs [][]byte
 	who := []stmt.Key{owner}
 	for _, id := range slices.SortedFunc(maps.Keys(s.docsOf[owner]), compareDocs) {
-		for _, r := range s.docs[id].held() {
+		for _, r := range s.docs.get(id).held() {
 			specs = append(specs, r.raw)
 		}
-		for _, c := range slices.SortedFunc(slices.Values(s.byDoc[id]), compareRegs) {
+		for _, c := range slices.SortedFunc(slices.Values(s.byDoc.get(id)), compareRegs) {
 			if c.key.owner == owner && !c.gone {
 				claims, who = append(claims, c.raw), append(who, c.key.node)
 			}
@@ -71,7 +71,7 @@ func (s *State) DeviceStatements(owner stmt.Key) [][]byte {
 	nodes = slices.Compact(nodes)
 	out := s.MeshStatements(owner)
 	for _, k := range nodes[:min(len(nodes), MaxOwnNodes)] {
-		if r := s.nodes[k]; r != nil {
+		if r := s.nodes.get(k); r != nil {
 			out = append(append(out, s.members.about(k)...), r.raw)
 		}
 	}
@@ -148,7 +148,7 @@ func compareRegs(a, b *claimReg) int {
 
 // claimsOn returns the raw claims on an instance and who made them, each once.
 func (s *State) claimsOn(id DocID) (claims [][]byte, nodes []stmt.Key) {
-	list := slices.SortedFunc(slices.Values(s.byDoc[id]), func(a, b *claimReg) int {
+	list := slices.SortedFunc(slices.Values(s.byDoc.get(id)), func(a, b *claimReg) int {
 		return cmp.Or(a.key.node.Compare(b.key.node), cmp.Compare(a.key.slot, b.key.slot), a.key.owner.Compare(b.key.owner))
 	})
 	for _, c := range list {

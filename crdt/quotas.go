@@ -60,7 +60,7 @@ func (k claimKey) compareNames(o claimKey) int {
 // makeClaimRoom lets a claim under a new name in, or says that it is over the
 // bound.
 func (s *State) makeClaimRoom(k claimKey) error {
-	held := s.byNode[k.node]
+	held := s.byNode.get(k.node)
 	if len(held) < s.most.claims {
 		return nil
 	}
@@ -87,7 +87,7 @@ func (s *State) makeBaseRoom(k baseKey) error {
 		return fmt.Errorf("%w: %d bases of %s", ErrQuota, n, k.publisher)
 	}
 	out := baseKey{k.publisher, last}
-	delete(s.ids, s.bases[out].id)
+	s.ids.drop(s.bases[out].id)
 	delete(s.bases, out)
 	return nil
 }
@@ -116,6 +116,6 @@ func (s *State) makeDocRoom(id DocID, owner stmt.Key) error {
 	if last == id {
 		return fmt.Errorf("%w: %d documents of %s", ErrQuota, len(docs), owner)
 	}
-	s.dropDoc(s.docs[last])
+	s.dropDoc(s.docs.get(last))
 	return nil
 }

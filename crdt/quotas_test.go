@@ -119,7 +119,7 @@ func TestQuotasHoldTheLowestNames(t *testing.T) {
 		if b := s.View().Bases(); len(b) != 2 || b[0].Name != "base0" || b[1].Name != "base1" {
 			t.Errorf("%s: bases %+v", name, b)
 		}
-		if s.docs[docs[0]] == nil || s.docs[rest[0]] == nil || len(s.docsOf[pub("olga")]) != 2 {
+		if s.docs.get(docs[0]) == nil || s.docs.get(rest[0]) == nil || len(s.docsOf[pub("olga")]) != 2 {
 			t.Errorf("%s: the listed document and the lowest of the others are not the ones held", name)
 		}
 		if len(s.View().Claims(id)) != 1 {

@@ -45,10 +45,10 @@ type signer func(kind stmt.Kind, body []byte) (*stmt.Statement, error)
 // peer has seen of self. It must be persisted before begin makes it this run's.
 func (o *ownRegisters) nextEpoch(s *State, self stmt.Key) uint64 {
 	next := max(o.stored, o.epoch, o.seen)
-	if n := s.nodes[self]; n != nil {
+	if n := s.nodes.get(self); n != nil {
 		next = max(next, n.epoch)
 	}
-	for _, c := range s.byNode[self] {
+	for _, c := range s.byNode.get(self) {
 		next = max(next, c.epoch)
 	}
 	return next + 1
@@ -72,7 +72,7 @@ func (o *ownRegisters) notice(self stmt.Key, st *stmt.Statement, err error) (rea
 
 // nodeChanges signs the node register unless it is published already.
 func (o *ownRegisters) nodeChanges(s *State, self stmt.Key, sign signer) ([]*stmt.Statement, error) {
-	held := s.nodes[self]
+	held := s.nodes.get(self)
 	if held != nil && (rec{epoch: o.floor.Epoch, seq: o.floor.Seq}).before(held.floor) {
 		o.floor = held.floor // an earlier run's
 	}
@@ -103,7 +103,7 @@ func (o *ownRegisters) tidy(s *State, self stmt.Key, sign signer) (out []*stmt.S
 	}
 	if floor := o.renewed; floor != (mark{}) {
 		o.renewed = mark{}
-		for _, c := range s.byNode[self] {
+		for _, c := range s.byNode.get(self) {
 			if !c.gone && c.before(floor) {
 				return nil, nil, nil // it could not be said anew: begin again
 			}
@@ -124,7 +124,7 @@ func (o *ownRegisters) tidy(s *State, self stmt.Key, sign signer) (out []*stmt.S
 
 func (o *ownRegisters) tombstones(s *State, self stmt.Key) int {
 	n := 0
-	for _, c := range s.byNode[self] {
+	for _, c := range s.byNode.get(self) {
 		if c.gone {
 			n++
 		}
@@ -145,7 +145,7 @@ func (o *ownRegisters) claimChanges(s *State, self stmt.Key, sign signer, anew b
 			continue
 		}
 		if c.Owner.IsZero() {
-			if d := s.docs[doc]; d != nil {
+			if d := s.docs.get(doc); d != nil {
 				c.Owner = d.owner
 			}
 		}
@@ -168,7 +168,7 @@ func (o *ownRegisters) claimChanges(s *State, self stmt.Key, sign signer, anew b
 		bodies[k], wants[k] = body, c
 		delete(said, k)
 	}
-	for _, c := range s.byNode[self] { // signed in order below
+	for _, c := range s.byNode.get(self) { // signed in order below
 		k := c.key
 		if _, same := said[k]; same {
 			continue

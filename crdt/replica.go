@@ -331,7 +331,7 @@ func (r *Replica) Synced(since time.Duration) <-chan struct{} { return r.fresh.w
 // Stats returns counts for metrics.
 func (r *Replica) Stats() Stats {
 	r.mu.Lock()
-	held, pending := len(r.state.ids), r.state.Pending()
+	held, pending := r.state.ids.len(), r.state.Pending()
 	doubled := maps.Clone(r.doubled.counts)
 	r.mu.Unlock()
 	by, refused := r.stats.refusals.counts()

@@ -135,7 +135,7 @@ func (s *State) applySecret(st *stmt.Statement) (bool, error) {
 	if o := s.owners[st.Author]; o != nil && o.dead[id] {
 		return false, fmt.Errorf("%w: instance %s is deleted", ErrStale, id)
 	}
-	if s.docs[id] == nil {
+	if s.docs.get(id) == nil {
 		s.pending.add(waitDoc(id), st, false)
 		return false, fmt.Errorf("%w: secret %s of %s", ErrPending, b.Name, id)
 	}
@@ -144,14 +144,11 @@ func (s *State) applySecret(st *stmt.Statement) (bool, error) {
 		if !r.beats(old.rec) {
 			return false, fmt.Errorf("%w: secret %s of %s", ErrStale, b.Name, id)
 		}
-		delete(s.ids, old.id)
+		s.ids.drop(old.id)
 	} else if err := s.makeSecretRoom(st.Author, id, b.Name); err != nil {
 		return false, err
 	}
-	if s.secrets[id] == nil {
-		s.secrets[id] = map[string]*secretReg{}
-	}
-	s.secrets[id][b.Name] = &secretReg{rec: r, gone: b.Gone, secret: Secret{
+	s.ownSecrets(id)[b.Name] = &secretReg{rec: r, gone: b.Gone, secret: Secret{
 		Name: b.Name, Env: b.Env, Sum: b.Sum, Box: b.Box, To: b.To, SetAt: st.Time,
 	}}
 	s.dirtyInst[id] = struct{}{}
@@ -199,9 +196,9 @@ func lastSecret(held map[string]*secretReg) string {
 }
 
 func (s *State) dropSecret(id DocID, name string) {
-	delete(s.ids, s.secrets[id][name].id)
-	delete(s.secrets[id], name)
-	if len(s.secrets[id]) == 0 {
+	s.ids.drop(s.secrets[id][name].id)
+	held := s.ownSecrets(id)
+	if delete(held, name); len(held) == 0 {
 		delete(s.secrets, id)
 	}
 	s.dirtyInst[id] = struct{}{}
@@ -210,7 +207,7 @@ func (s *State) dropSecret(id DocID, name string) {
 // dropSecrets forgets an instance's secrets.
 func (s *State) dropSecrets(id DocID) {
 	for _, r := range s.secrets[id] { // any order: all go
-		delete(s.ids, r.id)
+		s.ids.drop(r.id)
 	}
 	delete(s.secrets, id)
 }
@@ -299,7 +296,7 @@ func (a *Author) signSecret(id string, b secretBody) ([][]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := a.state.docs[doc]
+	d := a.state.docs.get(doc)
 	b.Device, b.Counter = d.device, d.counter
 	if err := b.check(); err != nil {
 		return nil, err

@@ -53,7 +53,7 @@ func TestSecretsAgreeWithTheModel(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d := a.state.docs[mustDoc(t, id)]
+	d := a.state.docs.get(mustDoc(t, id))
 	dev, ctr := d.device, d.counter
 	base := append(slices.Clone(w.raws), created...)
 	rapid.Check(t, func(rt *rapid.T) {
@@ -209,7 +209,7 @@ func TestSecretNamesAreBounded(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.raws = append(w.raws, created...)
-	d := a.state.docs[mustDoc(t, id)]
+	d := a.state.docs.get(mustDoc(t, id))
 	dev, ctr := d.device, d.counter
 	for i := range maxSecretNames + 40 {
 		w.signSecret("olga", 0, 1, secretBody{Device: dev, Counter: ctr, Name: fmt.Sprintf("n%03d", i), Sum: stmt.ID{1}, Box: []byte{1}})
@@ -226,8 +226,8 @@ func TestSecretNamesAreBounded(t *testing.T) {
 		if len(held) != maxSecretNames || held[maxSecretNames-1].secret.Name != fmt.Sprintf("n%03d", maxSecretNames-1) {
 			t.Fatalf("%d names are held", len(held))
 		}
-		if len(s.ids) != len(s.index().items) {
-			t.Fatalf("%d IDs, %d statements", len(s.ids), len(s.index().items))
+		if s.ids.len() != len(s.index().items) {
+			t.Fatalf("%d IDs, %d statements", s.ids.len(), len(s.index().items))
 		}
 	})
 }
@@ -251,7 +251,7 @@ func TestSecretsOfOneOwnerAreBounded(t *testing.T) {
 		}
 		w.raws = append(w.raws, raws...)
 		doc := mustDoc(t, id)
-		d := a.state.docs[doc]
+		d := a.state.docs.get(doc)
 		for i := range maxSecretNames {
 			name := fmt.Sprintf("n%03d", i)
 			all = append(all, key{doc, name})
@@ -288,8 +288,8 @@ func TestSecretsOfOneOwnerAreBounded(t *testing.T) {
 		if !slices.Equal(held, all[:maxOwnerSecrets]) {
 			t.Fatalf("seed %d: %d names held, and not the first", seed, len(held))
 		}
-		if len(s.ids) != len(s.index().items) {
-			t.Fatalf("seed %d: %d IDs, %d statements", seed, len(s.ids), len(s.index().items))
+		if s.ids.len() != len(s.index().items) {
+			t.Fatalf("seed %d: %d IDs, %d statements", seed, s.ids.len(), len(s.index().items))
 		}
 	}
 }

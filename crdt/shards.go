@@ -55,6 +55,11 @@ func (s *shards[K, V]) freeze() *shards[K, V] {
 	return s.last
 }
 
+// fork returns an equal value; afterwards both share all parts.
+func (s *shards[K, V]) fork() shards[K, V] {
+	return shards[K, V]{parts: s.parts, last: s.freeze()}
+}
+
 // all ranges in no particular order.
 func (s *shards[K, V]) all() func(func(K, V) bool) {
 	return func(yield func(K, V) bool) {

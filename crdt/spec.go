@@ -148,7 +148,7 @@ func (s *State) precheckSpec(st *stmt.Statement, read *reading) error {
 	} else if err := b.readHead(st.Body); err != nil {
 		return fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
-	d := s.docs[b.instance(st.Author)]
+	d := s.docs.get(b.instance(st.Author))
 	switch {
 	case d == nil:
 	case st.Epoch < d.epoch && s.tellOmitted && b.Root != (stmt.ID{}) && d.prior.missed(st.ID, st.Epoch):

@@ -21,19 +21,20 @@ type State struct {
 	most    quotas
 	version uint64
 
-	ids     map[stmt.ID]struct{} // every held statement
+	ids     heldIDs // of every held statement
 	members memberState
 	owners  map[stmt.Key]*ownerState
-	docs    map[DocID]*document
+	docs    layers[DocID, *document]
 	docsOf  map[stmt.Key]map[DocID]struct{}
 	secrets map[DocID]map[string]*secretReg // by instance whose document is held, and name
-	nodes   map[stmt.Key]*nodeReg
-	byNode  map[stmt.Key]claimList
-	byDoc   map[DocID]claimList
+	nodes   layers[stmt.Key, *nodeReg]
+	byNode  layers[stmt.Key, claimList]
+	byDoc   layers[DocID, claimList]
 	bases   map[baseKey]*baseReg
 	devices map[stmt.Key][]Device // of owners that have some; replaced, never changed
 	husks   map[stmt.Key]*husk    // of nodes this State has forgotten
 	pending pending
+	shares  bool   // with Forks: nothing that is held is changed in place
 	changes uint64 // raised by every change
 	collect bool   // append to news
 	news    []*stmt.Statement
@@ -83,8 +84,8 @@ func (l claimList) find(k claimKey) int {
 
 // claim is the register of that name, nil when there is none.
 func (s *State) claim(k claimKey) *claimReg {
-	l := s.byDoc[k.doc]
-	if of := s.byNode[k.node]; len(of) < len(l) {
+	l := s.byDoc.get(k.doc)
+	if of := s.byNode.get(k.node); len(of) < len(l) {
 		l = of
 	}
 	if i := l.find(k); i >= 0 {
@@ -93,7 +94,7 @@ func (s *State) claim(k claimKey) *claimReg {
 	return nil
 }
 
-// with returns l with c in the place of what had its key.
+// with returns l with c in the place of what had its key. l itself is used up.
 func (l claimList) with(c *claimReg) claimList {
 	if i := l.find(c.key); i >= 0 {
 		l[i] = c
@@ -102,7 +103,7 @@ func (l claimList) with(c *claimReg) claimList {
 	return append(l, c)
 }
 
-// without returns l without the claim of that key.
+// without returns l without the claim of that key. l itself is used up.
 func (l claimList) without(k claimKey) claimList {
 	if i := l.find(k); i >= 0 {
 		last := len(l) - 1
@@ -140,11 +141,11 @@ type baseReg struct {
 func NewState(network stmt.NetworkID, root stmt.Key, engine SpecEngine) *State {
 	s := &State{
 		network: network, root: root, engine: engine, most: standard,
-		ids:    map[stmt.ID]struct{}{},
-		owners: map[stmt.Key]*ownerState{}, docs: map[DocID]*document{}, docsOf: map[stmt.Key]map[DocID]struct{}{},
+		ids:    heldIDs{layers: newLayers[stmt.ID, struct{}]()},
+		owners: map[stmt.Key]*ownerState{}, docs: newLayers[DocID, *document](), docsOf: map[stmt.Key]map[DocID]struct{}{},
 		secrets: map[DocID]map[string]*secretReg{},
-		nodes:   map[stmt.Key]*nodeReg{},
-		byNode:  map[stmt.Key]claimList{}, byDoc: map[DocID]claimList{},
+		nodes:   newLayers[stmt.Key, *nodeReg](),
+		byNode:  newLayers[stmt.Key, claimList](), byDoc: newLayers[DocID, claimList](),
 		bases: map[baseKey]*baseReg{}, husks: map[stmt.Key]*husk{}, dirtyInst: map[DocID]struct{}{}, dirtyNode: map[stmt.Key]struct{}{},
 		caught: map[doubledKey]bool{},
 		dirty:  true,
@@ -184,7 +185,7 @@ func (s *State) Apply(raw []byte, now time.Time) (changed bool, err error) {
 // isNews says whether the signature of st is worth a look: it is not held, and
 // nothing is known against it.
 func (s *State) isNews(st *stmt.Statement) (bool, error) {
-	if _, held := s.ids[st.ID]; held {
+	if s.ids.has(st.ID) {
 		return false, nil
 	}
 	err := s.precheck(st, nil)
@@ -199,7 +200,7 @@ func (s *State) applyNews(st *stmt.Statement, now time.Time) (changed bool, err 
 
 // applyRead is applyNews for a statement of which read, if not nil, is what it says.
 func (s *State) applyRead(st *stmt.Statement, read *reading, now time.Time) (changed bool, err error) {
-	if _, held := s.ids[st.ID]; held {
+	if s.ids.has(st.ID) {
 		return false, nil
 	}
 	if read == nil {
@@ -226,14 +227,14 @@ func (s *State) precheck(st *stmt.Statement, read *reading) error {
 		if err := s.outlived(r); err != nil {
 			return err
 		}
-		if old := s.nodes[st.Author]; old != nil {
+		if old := s.nodes.get(st.Author); old != nil {
 			return s.stale(st.Kind, r, old.rec, false)
 		}
 	case stmt.KindClaim:
 		if err := s.outlived(r); err != nil {
 			return err
 		}
-		if n := s.nodes[st.Author]; n != nil && r.before(n.floor) {
+		if n := s.nodes.get(st.Author); n != nil && r.before(n.floor) {
 			return fmt.Errorf("%w: claim of %s below its floor", ErrStale, st.Author)
 		}
 		b, err := decodeClaim(st)
@@ -266,7 +267,7 @@ func (s *State) applyVerified(st *stmt.Statement, read *reading, now time.Time) 
 		if w == nil {
 			return true, nil
 		}
-		if _, held := s.ids[w.ID]; held {
+		if s.ids.has(w.ID) {
 			continue
 		}
 		if ok, _ := s.applyOne(w, nil, time.Time{}); ok { // its error was told when it came first
@@ -276,7 +277,7 @@ func (s *State) applyVerified(st *stmt.Statement, read *reading, now time.Time) 
 }
 
 func (s *State) accepted(st *stmt.Statement) {
-	s.ids[st.ID] = struct{}{}
+	s.ids.add(st.ID)
 	s.dirty = true
 	s.changes++
 	if s.collect {
@@ -359,15 +360,15 @@ func (s *State) applyNode(st *stmt.Statement) (bool, error) {
 		return false, err
 	}
 	s.Remember(st.Author)
-	old := s.nodes[st.Author]
+	old := s.nodes.get(st.Author)
 	if old != nil {
 		if err := s.stale(st.Kind, r, old.rec, true); err != nil {
 			return false, err
 		}
-		delete(s.ids, old.id)
+		s.ids.drop(old.id)
 	}
-	s.nodes[st.Author] = &nodeReg{rec: r, node: n, floor: floor}
-	for _, c := range slices.Clone(s.byNode[st.Author]) {
+	s.nodes.set(st.Author, &nodeReg{rec: r, node: n, floor: floor})
+	for _, c := range slices.Clone(s.byNode.get(st.Author)) {
 		if c.before(floor) {
 			s.dropClaim(c.key)
 		}
@@ -393,20 +394,20 @@ func (s *State) applyClaim(st *stmt.Statement) (bool, error) {
 		return false, err
 	}
 	s.Remember(st.Author)
-	if n := s.nodes[st.Author]; n != nil && r.before(n.floor) {
+	if n := s.nodes.get(st.Author); n != nil && r.before(n.floor) {
 		return false, fmt.Errorf("%w: claim of %s below its floor", ErrStale, st.Author)
 	}
 	if old := s.claim(k); old != nil {
 		if err := s.stale(st.Kind, r, old.rec, true); err != nil {
 			return false, err
 		}
-		delete(s.ids, old.id)
+		s.ids.drop(old.id)
 	} else if err := s.makeClaimRoom(k); err != nil {
 		return false, err
 	}
 	c := &claimReg{rec: r, key: k, gone: b.Gone}
-	s.byNode[k.node] = s.byNode[k.node].with(c)
-	s.byDoc[k.doc] = s.byDoc[k.doc].with(c)
+	s.byNode.set(k.node, s.ownList(s.byNode.get(k.node)).with(c))
+	s.byDoc.set(k.doc, s.ownList(s.byDoc.get(k.doc)).with(c))
 	s.dirtyNode[st.Author] = struct{}{}
 	s.dirtyInst[b.Instance] = struct{}{}
 	return true, nil
@@ -429,7 +430,7 @@ func (s *State) applyBase(st *stmt.Statement) (bool, error) {
 		if !r.beats(old.rec) {
 			return false, fmt.Errorf("%w: base %q of %s", ErrStale, b.Name, st.Author)
 		}
-		delete(s.ids, old.id)
+		s.ids.drop(old.id)
 	} else if err := s.makeBaseRoom(k); err != nil {
 		return false, err
 	}
@@ -444,27 +445,17 @@ func (s *State) dropClaim(k claimKey) {
 	if c == nil {
 		return
 	}
-	delete(s.ids, c.id)
-	if s.byNode[k.node] = s.byNode[k.node].without(k); len(s.byNode[k.node]) == 0 {
-		delete(s.byNode, k.node)
-	}
-	if s.byDoc[k.doc] = s.byDoc[k.doc].without(k); len(s.byDoc[k.doc]) == 0 {
-		delete(s.byDoc, k.doc)
-	}
+	s.ids.drop(c.id)
+	setOrDelete(&s.byNode, k.node, s.ownList(s.byNode.get(k.node)).without(k))
+	setOrDelete(&s.byDoc, k.doc, s.ownList(s.byDoc.get(k.doc)).without(k))
 	s.dirtyNode[k.node] = struct{}{}
 	s.dirtyInst[k.doc] = struct{}{}
 }
 
-func addTo[K, V comparable](m map[K]map[V]struct{}, k K, v V) {
-	if m[k] == nil {
-		m[k] = map[V]struct{}{}
+func setOrDelete[K comparable](m *layers[K, claimList], k K, l claimList) {
+	if len(l) == 0 {
+		m.delete(k)
+		return
 	}
-	m[k][v] = struct{}{}
-}
-
-func removeFrom[K, V comparable](m map[K]map[V]struct{}, k K, v V) {
-	delete(m[k], v)
-	if len(m[k]) == 0 {
-		delete(m, k)
-	}
+	m.set(k, l)
 }

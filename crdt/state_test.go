@@ -88,7 +88,7 @@ func TestDeletedStaysDeleted(t *testing.T) {
 	if _, err := s.Apply(created[1], testNow); !errors.Is(err, ErrStale) {
 		t.Fatalf("replayed root: %v, want ErrStale", err)
 	}
-	if n := len(s.docs); n != 0 {
+	if n := s.docs.len(); n != 0 {
 		t.Fatalf("%d documents of deleted instances are kept", n)
 	}
 }
@@ -344,7 +344,7 @@ func TestReroot(t *testing.T) {
 			t.Fatal(err)
 		}
 		applyAll(s, raws)
-		if n := len(s.docs[mustDoc(t, id)].order); n > RerootChanges {
+		if n := len(s.docs.get(mustDoc(t, id)).order); n > RerootChanges {
 			t.Fatalf("%d changes are held after %d", n, i)
 		}
 	}
@@ -378,7 +378,7 @@ func TestBurstIsReRooted(t *testing.T) {
 			t.Fatal(err)
 		}
 		applyAll(s, append(raws, raws...))
-		if n := len(s.docs[doc].order); n > burstChanges+1 || i > burstChanges && n != 1 {
+		if n := len(s.docs.get(doc).order); n > burstChanges+1 || i > burstChanges && n != 1 {
 			t.Fatalf("%d statements are held after %d changes", n, i+1)
 		}
 	}
@@ -392,7 +392,7 @@ func TestBurstIsReRooted(t *testing.T) {
 		t.Fatal(err)
 	}
 	applyAll(s, raws)
-	if n := len(s.docs[doc].order); n != 2 {
+	if n := len(s.docs.get(doc).order); n != 2 {
 		t.Errorf("%d statements after a change by another device", n)
 	}
 	// What was said on an epoch that the burst has ended meanwhile is told of.

@@ -33,7 +33,7 @@ func TestNodesFollowTheRegisters(t *testing.T) {
 				t.Fatalf("the nodes are %v, and should be %v", got, want)
 			}
 			for i := range want {
-				if r := s.nodes[want[i].Key]; r == nil || want[i].Seq != r.node.Seq || want[i].Operator != v.OperatorOf(want[i].Key) {
+				if r := s.nodes.get(want[i].Key); r == nil || want[i].Seq != r.node.Seq || want[i].Operator != v.OperatorOf(want[i].Key) {
 					t.Fatalf("%v is not what the register says", want[i])
 				}
 			}

@@ -114,7 +114,7 @@ func TestMutantsAreNoticed(t *testing.T) {
 		{des.AckBeforeSync, "ship-and-kill", des.AckedKept},
 		{des.SlowDetector, "node-dies", Deaths},
 		{des.HastyDetector, "loss-and-stalls", Alive},
-		{des.LossyCopy, "node-dies", des.SameStatement},
+		{des.LossyFork, "node-dies", des.SameStatement},
 	} {
 		t.Run(string(c.mutant)+"/"+string(c.breaks), func(t *testing.T) {
 			s, err := Find(c.scenario)

@@ -324,7 +324,7 @@ func (s *Sim) CheckAcknowledged() {
 			continue
 		}
 		seen[n.h.id] = true
-		again := s.pool.copy(n.h.state)
+		again := s.pool.anew(n.h.state.Held())
 		for _, v := range s.acked {
 			st := v.Statement()
 			if changed, err := again.ApplyVerified(v, time.Time{}); changed || err != nil && !crdt.Transient(err) {

@@ -34,7 +34,7 @@ func twice(t *testing.T, cfg Config, run func(*Sim)) *Sim {
 		}
 		last, hash = s, s.Hash()
 	}
-	t.Logf("seed=%d nodes=%d events=%d virtual=%v copies=%d hash=%s", cfg.Seed, last.Nodes(), last.Events(), last.Now(), last.Copies(), hash)
+	t.Logf("seed=%d nodes=%d events=%d virtual=%v forks=%d hash=%s", cfg.Seed, last.Nodes(), last.Events(), last.Now(), last.Forks(), hash)
 	return last
 }
 

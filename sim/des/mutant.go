@@ -60,8 +60,8 @@ const (
 	SlowDetector Mutant = "slow-detector"
 	// HastyDetector: one answer that is missing is a death.
 	HastyDetector Mutant = "hasty-detector"
-	// LossyCopy: a state that is copied lacks a statement.
-	LossyCopy Mutant = "lossy-copy"
+	// LossyFork: of two nodes with one state that part, one lacks a statement.
+	LossyFork Mutant = "lossy-fork"
 )
 
 // broken is what a node decides when the mutant is one of decisions.

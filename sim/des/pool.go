@@ -2,7 +2,6 @@ package des
 
 import (
 	"bytes"
-	"fmt"
 	"time"
 
 	"github.com/formthefog/formation/crdt"
@@ -19,14 +18,11 @@ type held struct {
 	print stmt.ID
 	world *worldView // of the View; nil until asked for
 	past  *worldView // the last one that was asked for
-
-	rooted bool            // it began with what the swarm did
-	said   []stmt.Verified // what was news since, if so
 }
 
 // pool keeps equal states once. Nodes that hold the same statements share them,
 // so that a thousand nodes fit in memory; one that learns something more gets a
-// copy, or joins those that have learnt the same.
+// fork, or joins those that have learnt the same.
 type pool struct {
 	sim     *Sim
 	last    uint64
@@ -35,13 +31,10 @@ type pool struct {
 	steps   map[step]outcome
 	made    map[stmt.ID]stmt.Verified // every statement of this run
 	byRaw   map[*byte]stmt.Verified   // the same by the first byte of Raw
-	copies  int
-	spare   []*held // that nobody holds
-	revived int
+	forks   int
 }
 
-// shareFrom is how many nodes it takes until looking for equal states is worth the
-// copies that nodes make when they part again.
+// shareFrom is how many nodes it takes until looking for equal states is worth it.
 const shareFrom = 64
 
 // step is a state and a list of statements, by what names them.
@@ -126,7 +119,6 @@ func (p *pool) release(h *held) {
 	h.users--
 	if h.users == 0 {
 		p.forget(h)
-		p.leave(h)
 	}
 }
 
@@ -186,23 +178,18 @@ func (p *pool) apply(h *held, b batch) (*held, outcome) {
 		changed, err := next.state.ApplyVerified(v, time.Time{})
 		if changed {
 			out.news = append(out.news, v)
-			next.said = append(next.said, v)
 		}
 		out.errs = append(out.errs, err)
 	}
 	if next != h && len(out.news) == 0 && next.state.Pending() == before {
 		out.to = h.id
 		p.remember(key, out)
-		p.leave(next)
 		return h, out
 	}
 	if next != h {
 		h.users--
 	}
 	to := p.settle(next)
-	if to != next {
-		p.leave(next)
-	}
 	out.to = to.id
 	p.remember(key, out)
 	return to, out
@@ -216,27 +203,4 @@ func (p *pool) remember(key step, out outcome) {
 		clear(p.steps)
 	}
 	p.steps[key] = out
-}
-
-// copy builds an equal state anew.
-func (p *pool) copy(s *crdt.State) *crdt.State {
-	p.copies++
-	c := p.empty()
-	held := s.Held()
-	if p.sim.cfg.Mutant == LossyCopy {
-		held = held[:len(held)-1]
-	}
-	for _, raw := range held {
-		v, err := p.check(raw)
-		if err == nil {
-			_, err = c.ApplyVerified(v, time.Time{})
-		}
-		if err != nil {
-			p.sim.broke(SameStatement, "a held statement is refused: %v", err)
-		}
-	}
-	if a, b := s.Fingerprint(), c.Fingerprint(); a != b {
-		p.sim.broke(SameStatement, "a state made of what another holds differs from it: %s, %s", fmt.Sprint(a)[:8], fmt.Sprint(b)[:8])
-	}
-	return c
 }

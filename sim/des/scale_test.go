@@ -211,7 +211,7 @@ func TestALargeSwarmHeals(t *testing.T) {
 	for _, b := range s.Bad {
 		t.Errorf("seed=14: %s", b)
 	}
-	t.Logf("seed=14 nodes=%d: %d takeovers, %d events, %d copies", s.Nodes(), all, s.Events(), s.Copies())
+	t.Logf("seed=14 nodes=%d: %d takeovers, %d events, %d forks", s.Nodes(), all, s.Events(), s.Forks())
 	if all == 0 {
 		t.Error("seed=14: nothing was taken over")
 	}

@@ -164,8 +164,8 @@ func (s *Sim) Traffic() [Classes]Traffic { return s.net.total }
 // Firsts is how many messages of statements said something new to who received them.
 func (s *Sim) Firsts() uint64 { return s.firsts }
 
-// Copies is how often a state was copied, as a measure of work.
-func (s *Sim) Copies() int { return s.pool.copies }
+// Forks is how often nodes with one state parted, as a measure of work.
+func (s *Sim) Forks() int { return s.pool.forks }
 
 func (s *Sim) push(e event) {
 	if e.at < s.now {

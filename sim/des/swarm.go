@@ -99,7 +99,7 @@ func (s *Sim) Boot(w Workload) {
 	s.heed()
 	s.populate()
 	h := s.pool.hold(s.genesis)
-	h.users, h.rooted = 0, true
+	h.users = 0
 	for _, n := range s.nodes {
 		n.disk.votes.memory = &lease.Memory{Boot: n.bootID()} // it has been there for long
 		if n.absent {
