@@ -25,7 +25,7 @@ func (s *State) Fork(engine SpecEngine) (*State, error) {
 		secrets: maps.Clone(s.secrets), nodes: s.nodes.fork(), byNode: s.byNode.fork(), byDoc: s.byDoc.fork(),
 		bases: maps.Clone(s.bases), devices: s.devices, husks: make(map[stmt.Key]*husk, len(s.husks)), pending: s.pending.clone(),
 		shares: true, changes: s.changes, caught: map[doubledKey]bool{}, idx: s.idx, idxChanges: s.idxChanges,
-		view: view, insts: s.insts.fork(), nodeViews: s.nodeViews.fork(),
+		view: view, insts: s.insts.fork(), nodeViews: s.nodeViews.fork(), deleted: s.deleted.fork(),
 		dirtyInst: map[DocID]struct{}{}, dirtyNode: map[stmt.Key]struct{}{},
 	}
 	for k, h := range s.husks { // any order: each by itself

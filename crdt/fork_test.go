@@ -1,6 +1,10 @@
 package crdt
 
 import (
+	"os"
+	"reflect"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -15,13 +19,16 @@ func TestForksAreApart(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		w := history(t, rapid.Bool().Draw(t, "withdraw"))
 		all := []*grown{{State: w.state()}}
-		steps := rapid.IntRange(1, 3*len(w.raws)).Draw(t, "steps")
+		steps := rapid.IntRange(len(w.raws), 6*len(w.raws)).Draw(t, "steps")
 		for range steps {
 			one := all[rapid.IntRange(0, len(all)-1).Draw(t, "who")]
 			switch do := rapid.IntRange(0, 19).Draw(t, "do"); {
 			case do < 16:
-				raw := w.raws[rapid.IntRange(0, len(w.raws)-1).Draw(t, "what")]
-				one.do(func(s *State) { _, _ = s.Apply(raw, time.Time{}) })
+				at := one.next % len(w.raws) // most come in the order in which they were made
+				if one.next++; do < 3 {
+					at = rapid.IntRange(0, len(w.raws)-1).Draw(t, "what")
+				}
+				one.do(func(s *State) { _, _ = s.Apply(w.raws[at], time.Time{}) })
 			case do == 16:
 				key := pub(rapid.SampledFrom([]string{"n1", "n2", "n3"}).Draw(t, "node"))
 				one.do(func(s *State) { s.Forget(key) })
@@ -32,7 +39,7 @@ func TestForksAreApart(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				all = append(all, &grown{State: f, steps: one.steps[:len(one.steps):len(one.steps)]})
+				all = append(all, &grown{State: f, steps: one.steps[:len(one.steps):len(one.steps)], next: one.next})
 			}
 		}
 		for i, one := range all {
@@ -45,6 +52,7 @@ func TestForksAreApart(t *testing.T) {
 type grown struct {
 	*State
 	steps []func(*State)
+	next  int // of the history
 }
 
 func (o *grown) do(step func(*State)) {
@@ -59,6 +67,15 @@ func (o *grown) same(t *rapid.T, want *State, i int) {
 	}
 	if got, want := render(o.View()), render(want.View()); got != want {
 		t.Fatalf("fork %d has another view%s", i, diffLines(want, got))
+	}
+	for key, owner := range want.owners { // any order: each by itself
+		for _, st := range owner.stmts { // any order: each by itself
+			for _, d := range st.body.Dead {
+				if got, want := o.View().Deleted(key, d.String()), want.View().Deleted(key, d.String()); got != want {
+					t.Fatalf("fork %d: %s is deleted: %v, want %v", i, d, got, want)
+				}
+			}
+		}
 	}
 	if digest(o.index().items) != digest(want.index().items) {
 		t.Fatalf("fork %d holds other statements: %s", i, diffIndex(want, o.State))
@@ -76,6 +93,95 @@ func (o *grown) same(t *rapid.T, want *State, i int) {
 	}
 	if got, want := o.Pending(), want.Pending(); got != want {
 		t.Fatalf("fork %d: %d statements are set aside, not %d", i, got, want)
+	}
+}
+
+// A fork has all that a State is made of: what a View is made of too when it is made
+// anew, though nothing of that has changed since.
+func TestForksHaveAll(t *testing.T) {
+	w := newWorld(t)
+	a := w.author("olga", nil)
+	gone, raws, err := a.Create(Spec{Name: "web", Replicas: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	dead, err := a.Delete(gone)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := w.state()
+	applyAll(s, append(append([][]byte{w.admit("olga", stmt.RoleOwner), w.admit("n1", stmt.RoleNode)}, raws...), dead...))
+	f, err := s.Fork(NewModel())
+	if err != nil {
+		t.Fatal(err)
+	}
+	applyAll(f, [][]byte{w.node("n1", 1, 1, Node{})})
+	if !f.View().Deleted(pub("olga"), gone) {
+		t.Error("what was deleted before the fork is not known after it")
+	}
+	// Whoever adds a field says here whether a fork has it.
+	notShared := []string{"collect", "news", "tellOmitted", "omitted", "tellDoubled", "doubled", "caught"}
+	src, err := os.ReadFile("fork.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range reflect.TypeFor[State]().NumField() {
+		name := reflect.TypeFor[State]().Field(i).Name
+		set := strings.Contains(string(src), " "+name+": ") || strings.Contains(string(src), "\t"+name+": ")
+		if !set && !slices.Contains(notShared, name) && !strings.HasPrefix(name, "dirty") {
+			t.Errorf("Fork says nothing of State.%s", name)
+		}
+	}
+}
+
+// What a fork is told changes nothing in place that the other holds.
+func TestForkedStaysAsItIs(t *testing.T) {
+	w := newWorld(t)
+	a := w.author("olga", [][]byte{w.admit("olga", stmt.RoleOwner)})
+	var begin [][]byte
+	said := func(raws [][]byte, err error) [][]byte {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return raws
+	}
+	web, raws, err := a.Create(Spec{Name: "web", Replicas: 2})
+	begin = append(begin, said(raws, err)...)
+	begin = append(begin, said(a.SetSecret(web, someSecret("one", 1)))...)
+	begin = append(begin, w.admit("n1", stmt.RoleNode), w.admit("n2", stmt.RoleNode))
+	for i, n := range []string{"n1", "n2"} {
+		begin = append(begin, w.node(n, 1, 1, Node{}), w.claim(n, 1, 2, Claim{Instance: web, Owner: pub("olga"), Slot: i, Phase: ClaimRunning}, false))
+	}
+	begin = append([][]byte{w.raws[0]}, begin...)
+	_, another, err := a.Create(Spec{Name: "db", Replicas: 1})
+	for name, then := range map[string][][]byte{
+		"another instance": said(another, err),
+		"another secret":   said(a.SetSecret(web, someSecret("two", 2))),
+		"a secret anew":    said(a.SetSecret(web, someSecret("one", 3))),
+		"a change":         said(a.Set(web, func(s *Spec) { s.Replicas = 5 })),
+		"a claim anew":     {w.claim("n1", 1, 3, Claim{Instance: web, Owner: pub("olga"), Phase: ClaimUnhealthy}, false)},
+		"a claim gone":     {w.claim("n1", 1, 4, Claim{Instance: web, Owner: pub("olga"), Phase: ClaimRunning}, true)},
+		"a revocation":     {w.member(stmt.MemberBody{Key: pub("n1"), Revoked: true})},
+		"a deletion":       said(a.Delete(web)),
+	} {
+		s, want := w.state(), w.state()
+		for _, one := range []*State{s, want} {
+			applyAll(one, begin)
+			one.Forget(pub("n2"))
+		}
+		f, err := s.Fork(NewModel())
+		if err != nil {
+			t.Fatal(err)
+		}
+		applyAll(f, then)
+		if f.Fingerprint() == s.Fingerprint() {
+			t.Errorf("%s: nothing new", name)
+		}
+		owners := func(s *State) int { return len(s.OwnerStatements(pub("olga"))) }
+		if digest(s.reindex(nil).items) != digest(want.reindex(nil).items) || render(s.View()) != render(want.View()) || owners(s) != owners(want) {
+			t.Errorf("%s shows in the State that was forked", name)
+		}
 	}
 }
 
