@@ -3,7 +3,6 @@
 package main
 
 import (
-	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -11,10 +10,11 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/formthefog/formation/sim/proc"
 )
 
 // tickingROM is firmware that writes dots to the serial console for ever.
@@ -65,18 +65,10 @@ esac
 	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
 }
 
-// span is a time in which a node's VM ran: it was seen to tick at its ends and at
-// least every tickPause between them.
-type span struct {
-	node     int // in fleet.nodes
-	from, to time.Time
-}
-
 // watch sees which nodes' VMs tick, by what their shims write to the console's
 // log.
 type watch struct {
-	mu    sync.Mutex
-	spans []span // in the order of from
+	proc.Ticks
 	end   chan struct{}
 	ended chan struct{}
 }
@@ -84,10 +76,11 @@ type watch struct {
 const (
 	tickEvery = 20 * time.Millisecond   // how often watch looks
 	tickPause = 1500 * time.Millisecond // two ticks of one run are not further apart
+	ticker    = "ticker"                // the one instance
 )
 
 func (f *fleet) watch() *watch {
-	w := &watch{end: make(chan struct{}), ended: make(chan struct{})}
+	w := &watch{Ticks: proc.Ticks{Pause: tickPause}, end: make(chan struct{}), ended: make(chan struct{})}
 	tick := time.NewTicker(tickEvery)
 	go func() {
 		defer close(w.ended)
@@ -97,7 +90,7 @@ func (f *fleet) watch() *watch {
 			for i, m := range f.nodes {
 				if n := m.console(); n != size[i] {
 					if n > 0 {
-						w.ticked(i, looked, time.Now())
+						w.Ticked(i, ticker, looked, time.Now())
 					}
 					size[i] = n
 				}
@@ -113,40 +106,19 @@ func (f *fleet) watch() *watch {
 	return w
 }
 
-// ticked takes note that a node's VM ran at some moment from then to now.
-func (w *watch) ticked(node int, then, now time.Time) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	for i := range w.spans {
-		if s := &w.spans[i]; s.node == node && then.Sub(s.to) < tickPause {
-			s.to = now
-			return
-		}
-	}
-	w.spans = append(w.spans, span{node, then, now})
-}
-
-// runs says whether a node's VM has ticked since then.
-func (w *watch) runs(node int, then time.Time) bool {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return slices.ContainsFunc(w.spans, func(s span) bool { return s.node == node && s.to.After(then) })
-}
-
 // runner is whose VM, of those not left out, has ticked since then; -1: nobody's.
 func (w *watch) runner(f *fleet, then time.Time, not ...int) int {
 	for i := range f.nodes {
-		if !slices.Contains(not, i) && w.runs(i, then) {
+		if !slices.Contains(not, i) && w.Since(i, then) {
 			return i
 		}
 	}
 	return -1
 }
 
-func (w *watch) stop() []span {
+func (w *watch) stop() {
 	close(w.end)
 	<-w.ended
-	return w.spans
 }
 
 // console is the size of the log of what the node's VM writes; 0: there is none.
@@ -213,8 +185,8 @@ func TestE2EFence(t *testing.T) {
 	}
 	w := f.watch()
 	defer func() {
-		if spans := w.stop(); !t.Failed() {
-			f.apart(t, spans)
+		if w.stop(); !t.Failed() {
+			w.apart(t)
 		}
 	}()
 	begun := time.Now()
@@ -247,30 +219,15 @@ func TestE2EFence(t *testing.T) {
 	asleep.signal(syscall.SIGCONT)
 	woke := time.Now()
 	f.eventually(2*time.Minute, "the VM of the host that stood still to end", asleep.idle)
-	if !w.runs(third, woke) {
+	if !w.Since(third, woke) {
 		t.Error("the third VM does not run on")
 	}
 	// What a guest does before its shim has seen what time it is.
-	t.Logf("the VM of the host that stood still went on for %v", w.forgive(second, woke, woke.Add(pauseLimit)))
+	t.Logf("the VM of the host that stood still went on for %v", w.Forgive(second, woke, woke.Add(pauseLimit)))
 }
 
 // pauseLimit is how long a VM may run after its host woke past the lease.
 const pauseLimit = 2 * time.Second
-
-// forgive drops the spans of a node that lie between two times, and gives their
-// length.
-func (w *watch) forgive(node int, from, to time.Time) (length time.Duration) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.spans = slices.DeleteFunc(w.spans, func(s span) bool {
-		in := s.node == node && s.to.After(from) && s.to.Before(to)
-		if in {
-			length += s.to.Sub(s.from)
-		}
-		return in
-	})
-	return length
-}
 
 // idle says which VMs a node still runs; nil: none.
 func (m *member) idle() error {
@@ -280,22 +237,17 @@ func (m *member) idle() error {
 	return nil
 }
 
-// apart demands that no two nodes' spans overlap.
-func (f *fleet) apart(t *testing.T, spans []span) {
+// apart demands that no two nodes' VMs ran at once.
+func (w *watch) apart(t *testing.T) {
 	t.Helper()
-	slices.SortFunc(spans, func(a, b span) int { return cmp.Compare(a.from.UnixNano(), b.from.UnixNano()) })
+	spans := w.Spans(ticker)
 	for i, s := range spans {
-		t.Logf("n%d ran for %.1f s", s.node+1, s.to.Sub(s.from).Seconds())
-		if i == 0 {
-			continue
+		t.Logf("n%d ran for %.1f s", s.Node+1, s.To.Sub(s.From).Seconds())
+		if i > 0 && spans[i-1].Node != s.Node {
+			t.Logf("%.1f s after n%d", s.From.Sub(spans[i-1].To).Seconds(), spans[i-1].Node+1)
 		}
-		before := spans[i-1]
-		gap := s.from.Sub(before.to)
-		if before.node != s.node {
-			t.Logf("%.1f s after n%d", gap.Seconds(), before.node+1)
-		}
-		if before.node != s.node && gap < 0 {
-			t.Errorf("n%d and n%d ran at once for %v", before.node+1, s.node+1, -gap)
-		}
+	}
+	if twice := w.Twice(ticker); len(twice) > 0 || len(spans) < 3 {
+		t.Errorf("%d times in which it ran, and at once: %v", len(spans), twice)
 	}
 }

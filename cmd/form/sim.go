@@ -300,8 +300,8 @@ func (a *app) runSim(ctx context.Context, p *scenario.Plan, f *simFlags, shrink 
 }
 
 // simulated tells what came of a run of any tier: r as --json has it, its figures on one
-// line after what they come to, what is to be noted, what broke,
-// and whether it was cut short.
+// line after what they come to, what is to be noted, what broke, and whether it was cut
+// short.
 func (a *app) simulated(r any, cut bool, line string, notes []string, bad []des.Broken) error {
 	word := "ok"
 	if cut {

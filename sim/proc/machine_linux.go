@@ -147,6 +147,9 @@ func (r *run) fences() {
 			if !r.fenced[id] {
 				continue
 			}
+			if len(r.ticks.Spans(id)) == 0 {
+				r.fail(Settles, "%s (%.8s): it was never seen to run, so that nothing is known of whether it ran twice", name, id)
+			}
 			for _, what := range r.ticks.Twice(id) {
 				r.fail(des.FencedOnce, "%s (%.8s): %s", name, id, what)
 			}

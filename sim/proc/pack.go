@@ -10,13 +10,18 @@ import (
 	"github.com/formthefog/formation/store"
 )
 
+// openStore opens a node's store, which it makes if there is none.
+func openStore(dir string) (*store.Store, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
+	}
+	return store.Open(store.Config{Dir: dir})
+}
+
 // seed puts what all instances run into a node's store: a pack of a few kilobytes on
 // a base as small, whose images no driver opens. It is the same for the same seed.
 func seed(ctx context.Context, dir, scratch string, n uint64) (cid string, err error) {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return "", err
-	}
-	s, err := store.Open(store.Config{Dir: dir})
+	s, err := openStore(dir)
 	if err != nil {
 		return "", err
 	}
@@ -55,10 +60,7 @@ const tick = "while :; do echo tick; sleep 0.5; done"
 
 // seedMachine puts what machines run into a node's store, on the base in a CAR file.
 func seedMachine(ctx context.Context, dir, car string, n uint64) (cid string, err error) {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return "", err
-	}
-	s, err := store.Open(store.Config{Dir: dir})
+	s, err := openStore(dir)
 	if err != nil {
 		return "", err
 	}

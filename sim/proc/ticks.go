@@ -47,18 +47,6 @@ func (t *Ticks) Since(node int, then time.Time) bool {
 	return slices.ContainsFunc(t.spans, func(s Span) bool { return s.Node == node && s.To.After(then) })
 }
 
-// Running are the machines that have ticked since then.
-func (t *Ticks) Running(then time.Time) (out []Span) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	for _, s := range t.spans {
-		if s.To.After(then) {
-			out = append(out, s)
-		}
-	}
-	return out
-}
-
 // Forgive drops the spans of a node that lie between two times, and gives their
 // length.
 func (t *Ticks) Forgive(node int, from, to time.Time) (length time.Duration) {
