@@ -2,6 +2,7 @@ package crdt
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"maps"
@@ -135,6 +136,7 @@ func (s *State) applyWildcard(m *stmt.Member) (bool, error) {
 	}
 	s.ids.drop(ms.wildcard.id)
 	ms.wildcard, ms.anyQuota = r, m.Quota
+	ms.took(r.id)
 	if ms.anyOwner == !m.Revoked {
 		return true, nil
 	}
@@ -164,6 +166,7 @@ func (s *State) applyRevocation(m *stmt.Member) (bool, error) {
 	}
 	ms.unfork()
 	ms.revokes[k] = r
+	ms.took(r.id)
 	affected := []stmt.Key{m.Key}
 	for key, as := range ms.admitted { // any order: sorted below
 		for ak := range as { // any order: one is enough
@@ -198,6 +201,7 @@ func (s *State) disown(m *stmt.Member) (bool, error) {
 	}
 	ms.unfork()
 	ms.disowned[m.Key] = r
+	ms.took(r.id)
 	s.refreshMember(m.Key)
 	return true, nil
 }
@@ -244,9 +248,13 @@ func (s *State) applyAdmission(m *stmt.Member, now time.Time) (bool, error) {
 		ms.admitted[m.Key] = map[admitKey]*admission{}
 	}
 	ms.admitted[m.Key][ak] = &admission{rec: r, operator: m.Operator, quota: m.Quota, expires: m.Expires}
+	ms.took(r.id)
 	s.refreshMember(m.Key)
 	return true, nil
 }
+
+// took notes a statement that the maps of the view follow.
+func (m *memberState) took(id stmt.ID) { m.version = sha256.Sum256(append(m.version[:], id[:]...)) }
 
 // quotaOf joins the bounds of the admissions that make key an owner: those by the
 // root when there are any, else those by invites.
@@ -280,7 +288,6 @@ func (m *memberState) unshare() {
 		m.roles, m.revoked = maps.Clone(m.roles), maps.Clone(m.revoked)
 		m.operator, m.quota = maps.Clone(m.operator), maps.Clone(m.quota)
 		m.rank = maps.Clone(m.rank)
-		m.version++
 		m.shared = false
 	}
 }

@@ -76,7 +76,7 @@ type memberView struct {
 	operator map[stmt.Key]stmt.Key
 	quota    map[stmt.Key]stmt.Quota // of admitted owners that are bounded
 	rank     map[stmt.Key]uint64     // of who is admitted: see Rank
-	version  uint64                  // raised between two Views when the maps change
+	version  stmt.ID                 // names the statements that made all this, in their order
 }
 
 // Network returns the network this is the state of.
@@ -200,9 +200,10 @@ func (v *View) IsMember(key stmt.Key, role stmt.Role) bool {
 	return v.members.has(v.root, key, role)
 }
 
-// Admissions is another in two Views of one State when keys have another role or
-// operator. It means nothing between nodes.
-func (v *View) Admissions() uint64 { return v.members.version }
+// Admissions names what the network says of who is admitted, as what, by whom operated
+// and how bounded: where it is equal that is equal. It also depends on the order in
+// which that was heard.
+func (v *View) Admissions() stmt.ID { return v.members.version }
 
 // Roles returns the roles key was admitted to, sorted; not the implied ones.
 func (v *View) Roles(key stmt.Key) []stmt.Role { return v.members.roles[key] }

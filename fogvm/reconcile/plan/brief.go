@@ -1,11 +1,14 @@
 package plan
 
 import (
+	"bytes"
+	"cmp"
 	"maps"
 	"slices"
 	"time"
 
 	"github.com/formthefog/formation/crdt"
+	"github.com/formthefog/formation/crdt/place"
 	"github.com/formthefog/formation/crdt/stmt"
 )
 
@@ -26,6 +29,10 @@ type Brief struct {
 	drains bool // a node does, alive
 
 	found []concern // by position
+
+	needs  []crdt.Resources    // what replicas take, each once
+	full   map[stmt.Key]string // which of these the nodes with claims have no room for, if any
+	stamps stamps
 }
 
 // concern is who has to look at an instance.
@@ -33,6 +40,7 @@ type concern struct {
 	claims    []crdt.Claim // when that was found
 	by, watch []stmt.Key
 	all       bool
+	stamp     Stamp // names the instance and its claims
 }
 
 // Briefed returns w with its Brief, for many decisions. Its content must not change
@@ -52,16 +60,24 @@ func (w World) Briefed(before World) World {
 		n := &w.Nodes[i]
 		b.drains = b.drains || n.Draining && !w.dead(n.Key)
 	}
+	b.crowd(w, before)
 	p := &planner{Input: Input{World: w}, used: b.used}
-	same := w.ranksLike(before, b.used)
+	same := w.ranksLike(before, b)
 	b.found = make([]concern, len(w.Instances))
 	for i := range w.Instances {
 		s, c := &w.Instances[i], &b.found[i]
 		b.at[s.ID] = i
-		if old := before.found(s); same && old != nil && identical(old.claims, w.Claims[s.ID]) {
+		old := before.found(s)
+		known := old != nil && identical(old.claims, w.Claims[s.ID])
+		if same && known {
 			*c = *old
 		} else {
 			*c = p.judge(i)
+		}
+		if known {
+			c.stamp = old.stamp
+		} else {
+			c.stamp = stampOf(s, w.Claims[s.ID])
 		}
 		for _, k := range c.by {
 			b.add(b.by, k, i)
@@ -86,6 +102,7 @@ func (w World) Briefed(before World) World {
 	for _, ids := range b.strays { // any order: each by itself
 		slices.Sort(ids)
 	}
+	b.stamp(w, before)
 	w.brief = b
 	return w
 }
@@ -121,10 +138,67 @@ func (p *planner) judge(i int) concern {
 }
 
 // ranksLike says whether nodes rank for every instance in w as they did before, and
-// have as much free.
-func (w World) ranksLike(before World, used map[stmt.Key]crdt.Resources) bool {
-	return before.brief != nil && before.Members == w.Members && identical(before.Nodes, w.Nodes) &&
-		maps.EqualFunc(before.Dead, w.Dead, func(a, b time.Duration) bool { return true }) && maps.Equal(before.brief.used, used)
+// have room for the same.
+func (w World) ranksLike(before World, b *Brief) bool {
+	return before.brief != nil && before.Members == w.Members && alike(before.Nodes, w.Nodes) &&
+		maps.EqualFunc(before.Dead, w.Dead, func(a, b time.Duration) bool { return true }) &&
+		slices.Equal(before.brief.needs, b.needs) && maps.Equal(before.brief.full, b.full)
+}
+
+// crowd finds which nodes have no room for what.
+func (b *Brief) crowd(w, before World) {
+	seen := map[crdt.Resources]bool{}
+	for i := range w.Instances {
+		if need := place.Need(w.Instances[i]); !seen[need] {
+			seen[need] = true
+			b.needs = append(b.needs, need)
+		}
+	}
+	slices.SortFunc(b.needs, compareResources)
+	b.full = map[stmt.Key]string{}
+	known := before.brief != nil && slices.Equal(before.brief.needs, b.needs) && alike(before.Nodes, w.Nodes)
+	for k, used := range b.used { // any order: each by itself
+		if known && before.brief.used[k] == used {
+			if was, full := before.brief.full[k]; full {
+				b.full[k] = was
+			}
+			continue
+		}
+		n := w.nodeOf(k)
+		if n == nil {
+			continue
+		}
+		which := make([]byte, len(b.needs))
+		for i, need := range b.needs {
+			if lacks(n, used, need) != "" {
+				which[i] = 1
+			}
+		}
+		if bytes.IndexByte(which, 1) >= 0 {
+			b.full[k] = string(which)
+		}
+	}
+}
+
+func compareResources(a, b crdt.Resources) int {
+	return cmp.Or(cmp.Compare(a.CPUs, b.CPUs), cmp.Compare(a.Memory, b.Memory), cmp.Compare(a.Disk, b.Disk))
+}
+
+// alike says whether two lists of nodes are of the same nodes, which rank alike.
+func alike(a, b []crdt.Node) bool {
+	if len(a) != len(b) {
+		return false
+	}
+	if identical(a, b) {
+		return true
+	}
+	for i := range a {
+		if x, y := &a[i], &b[i]; x.Key != y.Key || x.Operator != y.Operator || x.Total != y.Total || x.Draining != y.Draining ||
+			x.Region != y.Region || x.GPU != y.GPU || !maps.Equal(x.Labels, y.Labels) {
+			return false
+		}
+	}
+	return true
 }
 
 // found is what was found of an instance, if that was as it is now; nil else.

@@ -47,7 +47,7 @@ func TestABriefFollowsChanges(t *testing.T) {
 				n := &w.Nodes[rapid.IntRange(0, len(w.Nodes)-1).Draw(t, "changed")]
 				n.Draining = !n.Draining
 			case 6:
-				w.Members++
+				w.Members[0]++
 				out := k
 				w.MayRun = func(_ *crdt.Spec, node stmt.Key) bool { return node != out }
 			}

@@ -18,9 +18,13 @@ type Ranks struct {
 	field place.Field
 }
 
-// of is the field of these nodes.
-func (r *Ranks) of(nodes []crdt.Node) *place.Field {
+// Field ranks these nodes, by key. It is r's.
+func (r *Ranks) Field(nodes []crdt.Node) *place.Field {
 	if r.nodes != nil && len(nodes) == len(r.nodes) && (len(nodes) == 0 || &nodes[0] == &r.nodes[0]) {
+		return &r.field
+	}
+	if r.nodes != nil && alike(r.nodes, nodes) {
+		r.nodes = nodes
 		return &r.field
 	}
 	cands := make([]place.Candidate, len(nodes))
@@ -52,9 +56,9 @@ func (w World) rank(s *crdt.Spec, slot int, able func(n *crdt.Node) bool, held m
 
 func (w World) field() *place.Field {
 	if w.Ranks == nil {
-		return (&Ranks{}).of(w.Nodes)
+		return (&Ranks{}).Field(w.Nodes)
 	}
-	return w.Ranks.of(w.Nodes)
+	return w.Ranks.Field(w.Nodes)
 }
 
 // willing narrows able, by position, to the nodes that accept s and may run it.

@@ -54,7 +54,7 @@ type World struct {
 	// Ranks, when not nil, is kept from one decision to the next.
 	Ranks *Ranks
 	// Members is another whenever MayRun answers otherwise.
-	Members uint64
+	Members stmt.ID
 	// MayRun says whether a node is a member on the spec's operators list.
 	MayRun func(s *crdt.Spec, node stmt.Key) bool
 	// Quota bounds what an owner may have. nil bounds nobody.
@@ -173,7 +173,11 @@ func (w World) Free(n crdt.Node) crdt.Resources {
 // full says why n has no room for one more replica of s beside used; empty when
 // it has. Total capacity is judged by barred.
 func full(n *crdt.Node, used crdt.Resources, s *crdt.Spec) string {
-	r := place.Need(*s)
+	return lacks(n, used, place.Need(*s))
+}
+
+// lacks is full of what a replica takes.
+func lacks(n *crdt.Node, used, r crdt.Resources) string {
 	switch {
 	case used.CPUs+r.CPUs > n.Total.CPUs*CPUOvercommit:
 		return "its CPUs are taken"
