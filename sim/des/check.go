@@ -18,6 +18,7 @@ import (
 // checks are what is watched at every event, and what was counted.
 type checks struct {
 	plans    uint64
+	rests    uint64 // decisions that need not be made
 	keepers  map[keeping]int32
 	down     map[int32]time.Duration // since when
 	confirms []Confirmation
@@ -106,14 +107,25 @@ const (
 	wholeNodes = 1000
 )
 
+// seldom is every how many decisions something is held to be true that costs much.
+func (s *Sim) seldom() uint64 {
+	if len(s.nodes) < shareFrom {
+		return planSample
+	}
+	return planSample * planSample * uint64(max(1, len(s.nodes)/wholeNodes))
+}
+
+// decidesAnew says whether a node is to decide though nothing has changed that concerns
+// it. In a small swarm it always is: all that is held of decisions is held more often.
+func (s *Sim) decidesAnew() bool {
+	s.checks.rests++
+	return len(s.nodes) < shareFrom || s.checks.rests%s.seldom() == 0
+}
+
 // checkPlan holds a decision to what must be true of every one.
 func (s *Sim) checkPlan(n *node, in plan.Input, out plan.Output) {
 	c := &s.checks
-	every := uint64(planSample)
-	if len(s.nodes) >= shareFrom {
-		every *= planSample * uint64(max(1, len(s.nodes)/wholeNodes))
-	}
-	if c.plans++; c.plans%every == 0 {
+	if c.plans++; c.plans%s.seldom() == 0 {
 		whole := in
 		whole.World = n.whole()
 		if again := n.broken(whole, plan.Plan(whole)); !samePlan(again, out) {

@@ -17,10 +17,26 @@ import (
 type knowledge struct {
 	state, dead, machine, seen, leases uint64
 	ready                              bool
+	concern                            plan.Stamp // what of the state concerns the node; zero: not known
+}
+
+// likens says whether nothing differs that concerns the node.
+func (k knowledge) likens(o knowledge) bool {
+	if k.concern != (plan.Stamp{}) {
+		o.state = k.state
+	}
+	return k == o
 }
 
 // fetching is how many packs a node fetches at once (fogvm/reconcile).
 const fetching = 2
+
+// decision is one that was made, and what a node had been told of its leases: why it
+// has none changes without notice.
+type decision struct {
+	plan.Output
+	leases map[string]plan.LeaseStatus
+}
 
 // pack is one that a node has or fetches.
 type pack struct {
@@ -54,12 +70,16 @@ func (n *node) decide() {
 	if n.settleMachine(); n.liar {
 		return
 	}
-	now := n.knowledge()
-	if now == n.seen && (n.wake == 0 || n.sim.now < n.wake) {
+	in := n.input()
+	now, waits := n.knowledge(&in), n.wake == 0 || n.sim.now < n.wake
+	if waits && now == n.seen {
 		return // equal input, and before Wake: equal output, which checks hold Plan to
 	}
-	w := n.world()
-	n.look(w, now)
+	same := waits && now.likens(n.seen)
+	n.look(in.World, now)
+	if same && !n.sim.decidesAnew() {
+		return
+	}
 	vs, err := n.regs.Node(n.h.state, n.register())
 	if err != nil {
 		n.sim.violate("%v: node register: %v", n, err)
@@ -68,21 +88,21 @@ func (n *node) decide() {
 		if len(vs) > 0 {
 			n.write(vs, nil)
 		}
-		if want := plan.Isolated(w, n.key, n.vmStatus()); len(want) > 0 {
+		if want := plan.Isolated(in.World, n.key, in.VMs); len(want) > 0 {
 			n.syncVMs(want)
 		}
 		return
 	}
-	in := plan.Input{
-		Now: n.bootTime(), Self: n.key, World: w, VMs: n.vmStatus(), Packs: n.packStatus(),
-		TakeoverDelay: n.sim.takeoverDelay(), Timers: n.timers,
-		Leases: n.tenant.Status(n.bootTime()),
-	}
+	in.Now, in.Packs, in.Leases = n.bootTime(), n.packStatus(), n.tenant.Status(n.bootTime())
 	if n.fresh < n.woke {
 		n.sim.broke(Resynced, "%v: decides by what it knew before it slept", n)
 	}
 	out := n.broken(in, plan.Plan(in))
 	n.sim.checkPlan(n, in, out)
+	if d := n.did; same && d != nil && maps.Equal(d.leases, in.Leases) && !sameDeeds(d.Output, out) {
+		n.sim.broke(PlanPure, "%v: decides otherwise when nothing has changed that concerns it", n)
+	}
+	n.did = &decision{out, in.Leases}
 	n.timers = out.Timers
 	n.setWake(out.Wake)
 	n.fetch(out.Fetch, out.Keep)
@@ -104,19 +124,29 @@ func (n *node) carryOut(out *plan.Output) {
 	n.syncVMs(out.VMs)
 }
 
-func (n *node) knowledge() knowledge {
-	return knowledge{n.h.id, n.deadVer, n.machineState(), n.seenVer, n.leases.ver, n.ready}
+// input is what n decides on, but for what it alone has.
+func (n *node) input() plan.Input {
+	return plan.Input{Self: n.key, World: n.world(), VMs: n.vmStatus(), TakeoverDelay: n.sim.takeoverDelay(), Timers: n.timers}
+}
+
+func (n *node) knowledge(in *plan.Input) knowledge {
+	concern, _ := in.Stamp()
+	return knowledge{n.h.id, n.deadVer, n.machineState(), n.seenVer, n.leases.ver, n.ready, concern}
 }
 
 // look has the detector watch whom now says, and remembers it as seen.
 func (n *node) look(w plan.World, now knowledge) {
-	if now.state != n.seen.state || now.dead != n.seen.dead {
-		interest := plan.Interest(w, n.key)
-		if r := n.view().roster; !slices.Equal(interest, n.interest) || r != n.told {
-			n.interest, n.told, n.unwatched = interest, r, true
-		}
+	if r := n.view().roster; r != n.told {
+		n.told, n.unwatched = r, true
 	}
-	n.seen = now
+	watched := n.seen
+	watched.machine, watched.seen, watched.leases, watched.ready = now.machine, now.seen, now.leases, now.ready
+	if n.seen = now; now.likens(watched) {
+		return
+	}
+	if interest := plan.Interest(w, n.key); !slices.Equal(interest, n.interest) {
+		n.interest, n.unwatched = interest, true
+	}
 }
 
 // write publishes own statements, then carries the decision out, if there is one.
@@ -191,6 +221,9 @@ func (n *node) fetch(want, keep []string) {
 }
 
 func (n *node) packStatus() map[string]plan.PackStatus {
+	if len(n.packs) == 0 {
+		return nil
+	}
 	out := make(map[string]plan.PackStatus, len(n.packs))
 	for p, s := range n.packs {
 		out[p] = plan.PackStatus{State: plan.Fetching}
@@ -310,6 +343,9 @@ func (n *node) machineState() uint64 {
 }
 
 func (n *node) vmStatus() map[string]plan.VMStatus {
+	if len(n.vms) == 0 {
+		return nil
+	}
 	out := make(map[string]plan.VMStatus, len(n.vms))
 	for id, v := range n.vms {
 		out[id] = v.status(n)
@@ -340,3 +376,9 @@ func (v *vm) status(n *node) plan.VMStatus {
 
 // samePlan says whether two outputs are equal.
 func samePlan(a, b plan.Output) bool { return reflect.DeepEqual(a, b) }
+
+// sameDeeds is samePlan, but for what is remembered and when it is looked at again.
+func sameDeeds(a, b plan.Output) bool {
+	a.Timers, b.Timers, a.Wake, b.Wake = plan.Timers{}, plan.Timers{}, 0, 0
+	return samePlan(a, b)
+}

@@ -52,7 +52,8 @@ type node struct {
 	ticks     int
 	vias      map[int64]via
 	lastVia   int64
-	seen      knowledge // what the last decision was made on
+	seen      knowledge // what the last decision was made on, or would have been
+	did       *decision // what was decided then; nil: nothing yet
 	ready     bool      // synchronised once
 	planning  bool      // an evPlan is due
 	seeking   bool      // a further peer is looked for
@@ -111,7 +112,7 @@ func (n *node) start(ready bool) {
 	}
 	n.detect = live.New(n.key, s.liveConfig(), chance.Draw(s.cfg.Seed, useDetector, uint64(n.i), uint64(n.life)))
 	n.dead, n.deadVer, n.interest = map[stmt.Key]time.Duration{}, n.deadVer+1, nil
-	n.ticks, n.vias, n.unwatched, n.seen = 0, map[int64]via{}, true, knowledge{}
+	n.ticks, n.vias, n.unwatched, n.seen, n.did = 0, map[int64]via{}, true, knowledge{}, nil
 	n.ready, n.seeking, n.planning, n.busy, n.again, n.wake = ready, false, false, false, false, 0
 	n.stepped, n.acted, n.woke, n.fresh, n.lonely = n.bootTime(), n.bootTime(), 0, 0, s.now
 	n.vote()
@@ -152,7 +153,7 @@ func (n *node) noticeSleep() {
 	}
 	n.timers = n.timers.Awake()
 	clear(n.dead)
-	n.deadVer, n.ready, n.lonely, n.seen = n.deadVer+1, false, n.sim.now, knowledge{}
+	n.deadVer, n.ready, n.lonely, n.seen, n.did = n.deadVer+1, false, n.sim.now, knowledge{}, nil
 	n.meet()
 	n.plan()
 }

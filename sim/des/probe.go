@@ -30,8 +30,8 @@ const (
 func (n *node) tick() {
 	n.after(probeTick, evTick, 0, 0, nil)
 	if n.ticks%peersEvery == 0 && n.unwatched {
-		n.unwatched = false
-		n.step(live.Peers{All: n.keys(), Interest: n.interest, Epochs: n.view().epochs})
+		n.unwatched, n.told = false, n.view().roster
+		n.step(live.Peers{All: n.told.keys, Interest: n.interest, Epochs: n.told.epochs})
 		for k := range n.dead { // any order: each by itself
 			if n.detect.Status(k).State != live.Dead {
 				delete(n.dead, k)
@@ -145,6 +145,3 @@ func (n *node) viaEnd(nonce int64) {
 		n.tell(Probes, answerSize, evViaEcho, v.asker, int64(v.target), v.asked<<1)
 	}
 }
-
-// keys are the nodes that n knows of.
-func (n *node) keys() []stmt.Key { return n.view().keys }

@@ -100,7 +100,7 @@ type Sim struct {
 	acked     []stmt.Verified
 	brought   []*brought
 	ranks     plan.Ranks
-	rosters   []*roster
+	listings  []listing
 	checks    checks
 	contracts bool     // an instance has another contract than keep
 	fenced    []string // instances, by ID

@@ -111,7 +111,8 @@ func (s *Sim) Boot(w Workload) {
 		n.start(true)
 		if len(s.nodes) >= shareFrom && n.i%planSample != 0 {
 			// It runs what it would decide to run; some of the nodes see to that.
-			n.look(n.world(), n.knowledge())
+			in := n.input()
+			n.look(in.World, n.knowledge(&in))
 		}
 	}
 }
@@ -132,17 +133,13 @@ func (s *Sim) spec(w Workload, i int) crdt.Spec {
 func (s *Sim) populate() {
 	h := s.pool.hold(s.genesis)
 	view := h.state.View()
-	var cands []place.Candidate
-	var there []*node
-	for _, n := range s.nodes {
-		if n.absent {
-			continue
-		}
-		there = append(there, n)
-		cands = append(cands, place.Candidate{Key: n.key, Total: s.cfg.Node, Labels: s.labels(n.i), Region: s.Region(int(n.i)), Alive: true})
+	there := slices.DeleteFunc(slices.Clone(s.nodes), func(n *node) bool { return n.absent })
+	slices.SortFunc(there, func(a, b *node) int { return a.key.Compare(b.key) })
+	nodes := make([]crdt.Node, len(there))
+	for i, n := range there {
+		nodes[i] = crdt.Node{Key: n.key, Total: s.cfg.Node, Labels: s.labels(n.i), Region: s.Region(int(n.i))}
 	}
-	var field place.Field
-	field.Set(cands)
+	field := s.ranks.Field(nodes) // which decisions will ask too
 	claims := map[int32][]crdt.Claim{}
 	free := make([]crdt.Resources, len(s.nodes))
 	for i := range free {
@@ -161,7 +158,7 @@ func (s *Sim) populate() {
 				slot++
 			}
 		}
-		spare(spec, &field, there)
+		spare(spec, field, there)
 	}
 	for _, n := range s.nodes {
 		if n.absent {

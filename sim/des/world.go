@@ -15,37 +15,52 @@ import (
 // worldView is what decisions read of one View, made once for all nodes that
 // hold its state.
 type worldView struct {
-	view  *crdt.View
-	world plan.World
-	*roster
+	view   *crdt.View
+	world  plan.World
+	roster *roster
 	alien  map[stmt.Key]bool // have claims on instances that the view does not know
 	voters []stmt.Key        // of instances whose contract counts them
 	briefs map[uint64]plan.World
 	before *worldView // of the same state, when that was another; nil: it was none
 }
 
-// roster is what the detectors are told of a list of nodes, made once for it.
+// roster is what the detectors are told of lists of nodes, made once for all that say it.
 type roster struct {
-	of     []crdt.Node
 	keys   []stmt.Key
 	epochs map[stmt.Key]uint64 // boot epochs
 }
 
-// rosters is how many lists of nodes are remembered; forgetting costs only work.
-const rosters = 8
+// listing is a list of nodes, kept once for all Views that say the same.
+type listing struct {
+	of []crdt.Node
+	*roster
+}
 
-func (s *Sim) rosterOf(nodes []crdt.Node) *roster {
-	for _, r := range s.rosters {
-		if len(r.of) == len(nodes) && (len(nodes) == 0 || &r.of[0] == &nodes[0] || slices.EqualFunc(r.of, nodes, sameNode)) {
-			return r
+// listings is how many lists of nodes are remembered; forgetting costs only work.
+const listings = 8
+
+func (s *Sim) listingOf(nodes []crdt.Node) listing {
+	for _, l := range s.listings {
+		if len(l.of) == len(nodes) && (len(nodes) == 0 || &l.of[0] == &nodes[0] || slices.EqualFunc(l.of, nodes, sameNode)) {
+			return l
 		}
 	}
-	r := &roster{of: nodes, epochs: make(map[stmt.Key]uint64, len(nodes))}
+	l := listing{of: nodes, roster: s.rosterOf(nodes)}
+	s.listings = append(s.listings[max(0, len(s.listings)-listings+1):], l)
+	return l
+}
+
+func (s *Sim) rosterOf(nodes []crdt.Node) *roster {
+	for _, l := range s.listings {
+		if slices.EqualFunc(l.of, nodes, func(a, b crdt.Node) bool { return a.Key == b.Key && a.Epoch == b.Epoch }) {
+			return l.roster
+		}
+	}
+	r := &roster{epochs: make(map[stmt.Key]uint64, len(nodes))}
 	for i := range nodes {
 		r.keys = append(r.keys, nodes[i].Key)
 		r.epochs[nodes[i].Key] = nodes[i].Epoch
 	}
-	s.rosters = append(s.rosters[max(0, len(s.rosters)-rosters+1):], r)
 	return r
 }
 
@@ -99,8 +114,9 @@ func (s *Sim) viewOf(h *held) *worldView {
 		return h.world
 	}
 	v := h.state.View()
-	w := &worldView{view: v, world: plan.WorldOf(v, stmt.Key{}, nil), alien: map[stmt.Key]bool{}, briefs: map[uint64]plan.World{}, roster: s.rosterOf(v.Nodes())}
-	w.world.Nodes = w.roster.of
+	w := &worldView{view: v, world: plan.WorldOf(v, stmt.Key{}, nil), alien: map[stmt.Key]bool{}, briefs: map[uint64]plan.World{}}
+	nodes := s.listingOf(v.Nodes())
+	w.world.Nodes, w.roster = nodes.of, nodes.roster
 	for _, c := range v.Unlisted() {
 		w.alien[c.Node] = true
 	}
