@@ -4,7 +4,6 @@ import (
 	"strconv"
 	"time"
 
-	"github.com/formthefog/formation/fogvm/reconcile/plan"
 	"github.com/formthefog/formation/sim/des"
 	"github.com/formthefog/formation/sim/record"
 	"github.com/formthefog/formation/sim/regions"
@@ -13,32 +12,16 @@ import (
 
 // observer looks on at a run: it records what happens and measures.
 type observer struct {
+	record.Looker
 	run   *run
-	rec   record.Recorder
 	names map[string]string // of instances, by ID
-	measure
-
-	sampled time.Duration            // when traffic last was
-	before  [des.Classes]des.Traffic // what had been sent then
-	ended   int                      // statements that are over since
-	slowest time.Duration            // of those
 }
 
-func micros(d time.Duration) record.Micros { return record.Micros(d.Microseconds()) }
-
-func newObserver() *observer {
-	return &observer{names: map[string]string{}, measure: measure{on: map[plan.Slot]int{}}}
-}
-
-func (o *observer) add(at time.Duration, l record.Line) {
-	l.At = micros(at)
-	o.rec.Add(l)
-}
+func newObserver() *observer { return &observer{names: map[string]string{}} }
 
 // Node records in which states a node is.
 func (o *observer) Node(at time.Duration, i int, is des.Condition) {
-	o.measure.node(at, i, is)
-	o.add(at, record.Line{Node: &record.Node{N: i, Is: states(is)}})
+	o.Looker.Node(record.In(at), i, states(is)...)
 }
 
 func states(is des.Condition) []string {
@@ -72,15 +55,14 @@ func (o *observer) Network(at time.Duration, net des.Reach) {
 	for _, c := range net.Cut {
 		n.Cuts = append(n.Cuts, [2]int{int(c[0]), int(c[1])})
 	}
-	o.add(at, record.Line{Net: n})
+	o.Reach(record.In(at), *n)
 }
 
 // Replica records one that starts or stops to run.
 func (o *observer) Replica(at time.Duration, i int, r des.Replica) {
-	o.measure.replica(at, i, r)
-	o.add(at, record.Line{Replica: &record.Replica{
+	o.Looker.Replica(record.In(at), record.Replica{
 		Instance: r.Slot.Instance, Name: o.name(r.Slot.Instance), Slot: r.Slot.Slot, Node: i, Runs: r.Runs,
-	}})
+	}, r.Fetched)
 }
 
 // name is what an owner calls an instance.
@@ -101,35 +83,37 @@ func (o *observer) name(id string) string {
 
 // Spread records how a statement came to all.
 func (o *observer) Spread(at time.Duration, s des.Spread) {
-	o.measure.spread(s)
-	o.ended++
-	o.slowest = max(o.slowest, s.All)
-	o.add(at, record.Line{Statement: statement(s)})
+	o.Looker.Spread(record.In(at), statement(s), s.Open)
 }
 
-func statement(s des.Spread) *record.Statement {
-	return &record.Statement{Kind: string(s.Kind), By: s.By, Made: micros(s.Made), Half: micros(s.Half), Most: micros(s.Most), All: micros(s.All)}
+func statement(s des.Spread) record.Statement {
+	return record.Statement{Kind: string(s.Kind), By: s.By, Made: record.In(s.Made), Half: record.In(s.Half), Most: record.In(s.Most), All: record.In(s.All)}
 }
 
 // step records a step that was done just now.
 func (o *observer) step(s scenario.Step, to int) {
-	o.add(o.run.Now(), record.Line{Step: &record.Step{N: s.N, Text: s.String(), Node: to}})
+	o.Add(record.Line{At: record.In(o.run.Now()), Step: &record.Step{N: s.N, Text: s.String(), Node: to}})
 }
 
 // sample records what was sent since the sample before, if that is a while ago.
 func (o *observer) sample() {
-	now := o.run.Now()
-	if now-o.sampled < time.Second {
-		return
+	o.Looker.Traffic(record.In(o.run.Now()), o.sent(), len(o.run.Spreading()))
+}
+
+// sent is what all nodes have sent, of each class.
+func (o *observer) sent() (out []record.Sent) {
+	for _, t := range o.run.Traffic() {
+		out = append(out, record.Sent{Messages: t.Messages, Bytes: t.Bytes})
 	}
-	total := o.run.Traffic()
-	t := &record.Traffic{Done: o.ended, Slowest: micros(o.slowest), Open: len(o.run.Spreading())}
-	for c, is := range total {
-		t.Messages = append(t.Messages, is.Messages-o.before[c].Messages)
-		t.Bytes = append(t.Bytes, is.Bytes-o.before[c].Bytes)
+	return out
+}
+
+// classes are the names of those that sent has.
+func classes() (out []string) {
+	for c := range des.Classes {
+		out = append(out, c.String())
 	}
-	o.add(now, record.Line{Traffic: t})
-	o.sampled, o.before, o.ended, o.slowest = now, total, 0, 0
+	return out
 }
 
 // recording is the whole of it, at the end of the run.
@@ -137,10 +121,7 @@ func (o *observer) recording() *record.Recording {
 	r, res := o.run, o.run.res
 	h := record.Header{
 		Scenario: res.Scenario, About: r.plan.About, Tier: "des", Seed: strconv.FormatUint(res.Seed, 10), Nodes: res.Nodes,
-		Steps: res.Steps, Replay: res.Replay(),
-	}
-	for c := range des.Classes {
-		h.Classes = append(h.Classes, c.String())
+		Steps: res.Steps, Replay: res.Replay(), Classes: classes(),
 	}
 	if r.plan.Network.Regions {
 		where := map[string]int{}
@@ -154,10 +135,11 @@ func (o *observer) recording() *record.Recording {
 		}
 	}
 	for _, s := range r.Spreading() {
-		o.add(r.Now(), record.Line{Statement: statement(s)})
+		open := statement(s)
+		o.Add(record.Line{At: record.In(r.Now()), Statement: &open})
 	}
 	for _, b := range res.Bad {
-		o.add(b.At, record.Line{Broken: &record.Broken{Of: string(b.Of), What: b.What}})
+		o.Add(record.Line{At: record.In(b.At), Broken: &record.Broken{Of: string(b.Of), What: b.What}})
 	}
-	return o.rec.End(h, micros(r.Now()), record.End{Hash: res.Hash, Events: res.Events, Cut: res.Cut, Metrics: res.Metrics})
+	return o.End(h, record.In(r.Now()), record.End{Hash: res.Hash, Events: res.Events, Cut: res.Cut, Metrics: res.Metrics})
 }

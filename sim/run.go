@@ -75,7 +75,7 @@ func runUntil(ctx context.Context, p *scenario.Plan, mutant des.Mutant, broken d
 	r.res.Bad = append(r.res.Bad, r.Bad...)
 	slices.SortStableFunc(r.res.Bad, func(a, b des.Broken) int { return int(a.At - b.At) })
 	r.res.Metrics = o.metrics()
-	r.res.Notes = append(notes(r.res.Metrics), r.res.Notes...)
+	r.res.Notes = append(r.res.Metrics.Words(nil), r.res.Notes...)
 	if r.res.Cut {
 		r.note("cut short after %v: nothing is said of what comes later", r.Now())
 	}

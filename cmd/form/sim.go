@@ -21,6 +21,7 @@ import (
 	"github.com/formthefog/formation/sim"
 	"github.com/formthefog/formation/sim/des"
 	"github.com/formthefog/formation/sim/page"
+	"github.com/formthefog/formation/sim/record"
 	"github.com/formthefog/formation/sim/scenario"
 	"github.com/formthefog/formation/store/whole"
 )
@@ -238,14 +239,14 @@ func stepsOf(only string, steps int) ([]int, error) {
 }
 
 // record writes what a run leaves behind.
-func (f *simFlags) record(r *sim.Result) error {
+func (f *simFlags) record(r *record.Recording) error {
 	if f.jsonl != "" {
-		if err := writeFile(f.jsonl, r.Recording.Write); err != nil {
+		if err := writeFile(f.jsonl, r.Write); err != nil {
 			return err
 		}
 	}
 	if f.html != "" {
-		return writeFile(f.html, func(w io.Writer) error { return page.Write(w, r.Recording) })
+		return writeFile(f.html, func(w io.Writer) error { return page.Write(w, r) })
 	}
 	return nil
 }
@@ -275,7 +276,7 @@ const shrinkRuns = 300
 
 func (a *app) runSim(ctx context.Context, p *scenario.Plan, f *simFlags, shrink bool) error {
 	r := sim.Run(ctx, p, "")
-	if err := f.record(r); err != nil {
+	if err := f.record(r.Recording); err != nil {
 		return err
 	}
 	if !f.once && !r.Cut {

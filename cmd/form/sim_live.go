@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"cmp"
 	"context"
@@ -10,6 +11,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"os/signal"
 	"strconv"
 	"strings"
 	"testing"
@@ -20,17 +22,21 @@ import (
 	"github.com/formthefog/formation/cmd/form/internal/cli"
 	"github.com/formthefog/formation/cmd/internal/api"
 	"github.com/formthefog/formation/sim/live"
+	"github.com/formthefog/formation/sim/record"
 	"github.com/formthefog/formation/sim/scenario"
 )
 
 // Real hosts in virtual time need a bubble of testing/synctest, and that a test: which
 // ends its process. So it runs in one of its own, a hidden verb of this program, which
-// writes the result to liveResult.
+// writes a line with the result to liveResult, and behind it the recording. It is to
+// end when its standard input does: nothing else that a terminal says is for it.
 const (
 	liveVerb   = "play"
 	liveResult = 3 // a file descriptor
 	// maxLiveResult is more than a result may be.
 	maxLiveResult = 1 << 20
+	// liveEnd is more than a run takes to end once it is to.
+	liveEnd = time.Minute
 )
 
 // newSimPlay is the verb of the process for one run.
@@ -50,10 +56,12 @@ func newSimPlay() *cobra.Command {
 			}
 			p = p.Only(keep)
 			out := os.NewFile(liveResult, "result")
+			ctx := untilEOF(cmd.Context(), cmd.InOrStdin())
 			os.Args = os.Args[:1] // what is left is testing's
 			all := func(string, string) (bool, error) { return true, nil }
 			testing.Main(all, []testing.InternalTest{{Name: p.Name, F: func(t *testing.T) {
-				if err := json.NewEncoder(out).Encode(live.Play(t, p)); err != nil {
+				r := live.Play(ctx, t, p)
+				if err := errors.Join(json.NewEncoder(out).Encode(r), r.Recording.Write(out)); err != nil {
 					t.Error(err)
 				}
 			}}}, nil, nil)
@@ -67,18 +75,34 @@ func newSimPlay() *cobra.Command {
 	return cmd
 }
 
-// runLive runs a plan, up to span if that is not zero, over real hosts.
-func (a *app) runLive(ctx context.Context, p *scenario.Plan, span time.Duration) error {
+// untilEOF is a context that ends with what there is to read as well, and liveEnd
+// later the process does, whatever it is at. Interrupts are ignored from here on.
+func untilEOF(ctx context.Context, in io.Reader) context.Context {
+	signal.Ignore(os.Interrupt)
+	ctx, cancel := context.WithCancel(ctx)
+	go func() {
+		_, _ = io.Copy(io.Discard, in) // that it cannot be read any more is its end
+		cancel()
+		time.AfterFunc(liveEnd, func() { os.Exit(int(api.ExitFailed)) })
+	}()
+	return ctx
+}
+
+// runLive runs a plan over real hosts.
+func (a *app) runLive(ctx context.Context, p *scenario.Plan, f *simFlags) error {
 	if err := live.Refuses(p); err != nil {
 		return cannot(p, err)
 	}
-	r, err := playLive(ctx, p, span)
+	r, err := playLive(ctx, p, f.span)
 	if err != nil {
+		return cmp.Or(ctx.Err(), err)
+	}
+	if err := f.record(r.Recording); err != nil {
 		return err
 	}
 	line := fmt.Sprintf("seed=%d nodes=%d steps=%d virtual=%v tier=%s", r.Seed, r.Nodes, r.Steps, r.Virtual, r.Tier)
-	if err := a.simulated(r, false, line, r.Notes, r.Bad); err != nil || len(r.Bad) == 0 {
-		return err
+	if err := a.simulated(r, r.Cut, line, r.Notes, r.Bad); err != nil || len(r.Bad) == 0 {
+		return cmp.Or(err, ctx.Err())
 	}
 	return cli.Errorf(api.ExitFailed, "%s: %d broken", r.Scenario, len(r.Bad)).Hint("another run of the seed need not break: hosts are real in this tier")
 }
@@ -97,7 +121,7 @@ func playLive(ctx context.Context, p *scenario.Plan, span time.Duration) (*live.
 	for i, s := range p.Steps {
 		keep[i] = strconv.Itoa(s.N)
 	}
-	c := exec.CommandContext(ctx, exe, "sim", liveVerb, p.Name,
+	c := exec.Command(exe, "sim", liveVerb, p.Name,
 		"--nodes", strconv.Itoa(p.Nodes), "--seed", strconv.FormatUint(p.Seed, 10),
 		"--for", span.String(), "--only", cmp.Or(strings.Join(keep, ","), "none"))
 	c.Args[0] = os.Args[0]
@@ -105,17 +129,36 @@ func playLive(ctx context.Context, p *scenario.Plan, span time.Duration) (*live.
 	c.ExtraFiles = []*os.File{theirs}
 	var said bytes.Buffer
 	c.Stdout, c.Stderr = &said, &said
-	err = c.Start()
+	in, err := c.StdinPipe()
+	if err == nil {
+		err = c.Start()
+	}
 	if err = errors.Join(err, theirs.Close()); err != nil {
 		return nil, err
 	}
-	raw, err := io.ReadAll(io.LimitReader(result, maxLiveResult))
-	if err = errors.Join(err, c.Wait()); err != nil {
+	defer context.AfterFunc(ctx, func() { _ = in.Close() })() // Wait closes it as well
+	r, rerr := readLive(result)
+	if err = c.Wait(); err != nil {
 		return nil, fmt.Errorf("the process of tier live: %w: %s", err, said.Bytes()[max(0, said.Len()-4096):])
 	}
-	r := new(live.Result)
-	if err := json.Unmarshal(raw, r); err != nil {
-		return nil, fmt.Errorf("the process of tier live: %w", err)
+	if rerr != nil {
+		return nil, fmt.Errorf("the process of tier live: %w", rerr)
 	}
 	return r, nil
+}
+
+// readLive reads what such a process writes, to its end.
+func readLive(from io.Reader) (*live.Result, error) {
+	in := bufio.NewReaderSize(from, maxLiveResult)
+	raw, err := in.ReadSlice('\n')
+	if err == nil {
+		r := new(live.Result)
+		if err = json.Unmarshal(raw, r); err == nil {
+			if r.Recording, err = record.Read(in); err == nil {
+				return r, nil
+			}
+		}
+	}
+	_, cerr := io.Copy(io.Discard, in) // so that it is not kept from ending
+	return nil, errors.Join(err, cerr)
 }

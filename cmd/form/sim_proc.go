@@ -31,10 +31,7 @@ func (a *app) simulate(ctx context.Context, p *scenario.Plan, f *simFlags, shrin
 	case tierDES:
 		return a.runSim(ctx, p, f, shrink)
 	case tierLive:
-		if f.jsonl != "" || f.html != "" {
-			return cli.Errorf(api.ExitUsage, "--jsonl, --html: the %s tier does not record what happens", tierLive)
-		}
-		return a.runLive(ctx, p, f.span)
+		return a.runLive(ctx, p, f)
 	case tierProc:
 		if f.jsonl != "" || f.html != "" {
 			return cli.Errorf(api.ExitUsage, "--jsonl, --html: the %s tier does not record what happens", tierProc).Hint("what daemons log: --logs DIR")

@@ -1,16 +1,21 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
+	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/formthefog/formation/cmd/form/internal/cli"
 	"github.com/formthefog/formation/sim"
+	"github.com/formthefog/formation/sim/live"
 	"github.com/formthefog/formation/sim/record"
 )
 
@@ -84,5 +89,61 @@ func TestSimIsInterrupted(t *testing.T) {
 				t.Errorf("leaves %v, %v", left, err)
 			}
 		})
+	}
+}
+
+// Ctrl-C ends real hosts in virtual time as well, and what there was until then is said
+// and written.
+func TestSimLiveIsInterrupted(t *testing.T) {
+	dir := t.TempDir()
+	file, lines := filepath.Join(dir, "days.yaml"), filepath.Join(dir, "run.jsonl")
+	const days = `about: nobody waits for its end
+nodes: 6
+tiers: [live]
+workload: {instances: 2, replicas: 1, changes: 1s}
+schedule: [{at: 1s, do: bounce, node: up, for: 5s}]
+until: 2000h
+expect: {settle: 1m}
+`
+	if err := os.WriteFile(file, []byte(days), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	form := exec.CommandContext(ctx, "form", "sim", "replay", file, "--seed", "1", "--tier", "live", "--json", "--jsonl", lines)
+	var out bytes.Buffer
+	form.Stdout = &out
+	talk, err := form.StderrPipe()
+	if err == nil {
+		err = form.Start()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	said := bufio.NewReader(talk)
+	if line, err := said.ReadString('\n'); err != nil || !strings.Contains(line, "step 0 at 1s: bounce") {
+		t.Fatalf("says %q, %v", line, err)
+	}
+	if err := form.Process.Signal(os.Interrupt); err != nil {
+		t.Fatal(err)
+	}
+	rest, err := io.ReadAll(said)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := form.Wait(); form.ProcessState.ExitCode() != 1 || !bytes.HasSuffix(rest, []byte("error: interrupted\n")) {
+		t.Fatalf("%v: %s", err, rest)
+	}
+	var r live.Result
+	if err := json.Unmarshal(out.Bytes(), &r); err != nil || !r.Cut || len(r.Bad) > 0 {
+		t.Errorf("%v: cut %v, bad %v", err, r.Cut, r.Bad)
+	}
+	raw, err := os.ReadFile(lines)
+	if err != nil {
+		t.Fatal(err)
+	}
+	rec, err := record.Read(bytes.NewReader(raw))
+	if err != nil || !rec.Lines[len(rec.Lines)-1].End.Cut {
+		t.Errorf("%v: its recording does not say that it was cut short", err)
 	}
 }

@@ -2,6 +2,7 @@ package live
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -11,6 +12,7 @@ import (
 
 	"github.com/formthefog/formation/sim/chance"
 	"github.com/formthefog/formation/sim/des"
+	"github.com/formthefog/formation/sim/record"
 	"github.com/formthefog/formation/sim/scenario"
 )
 
@@ -25,8 +27,14 @@ type Result struct {
 	Seed     uint64        `json:"seed"`
 	Steps    int           `json:"steps"`
 	Virtual  time.Duration `json:"virtualNanoseconds"`
+	Cut      bool          `json:"cut,omitempty"` // it was stopped before its end, and judged by nothing that comes then
 	Notes    []string      `json:"notes"`
 	Bad      []des.Broken  `json:"bad"`
+	// Metrics are its figures, but for those that are Unknown, and Recording is what
+	// happened.
+	Metrics   record.Metrics    `json:"metrics"`
+	Unknown   []string          `json:"unknown"`
+	Recording *record.Recording `json:"-"`
 }
 
 // What a scenario may expect of this tier.
@@ -106,8 +114,9 @@ func Refuses(p *scenario.Plan) error {
 	return errors.Join(errs...)
 }
 
-// Play carries out a plan that is not refused.
-func Play(t *testing.T, p *scenario.Plan) (res *Result) {
+// Play carries out a plan that is not refused. The end of ctx, which must not be of
+// virtual time, cuts it short: the result is of what there was until then.
+func Play(ctx context.Context, t *testing.T, p *scenario.Plan) (res *Result) {
 	net := NetConfig{Jitter: 0.2}
 	if p.Network.Regions {
 		net = WAN(p.Nodes, p.Seed)
@@ -124,13 +133,19 @@ func Play(t *testing.T, p *scenario.Plan) (res *Result) {
 	}
 	Run(t, Config{Nodes: p.Nodes, Seed: p.Seed, Net: net, Founders: first}, func(_ *testing.T, s *Swarm) {
 		r := &run{
-			Swarm: s, plan: p, gone: map[int]bool{}, rng: chance.Stream(p.Seed, 0x6c697665),
-			res: &Result{Scenario: p.Name, Tier: Tier, Nodes: p.Nodes, Seed: p.Seed, Steps: len(p.Steps), Notes: []string{}, Bad: []des.Broken{}},
+			Swarm: s, ctx: ctx, plan: p, gone: map[int]bool{}, rng: chance.Stream(p.Seed, 0x6c697665),
+			res: &Result{Scenario: p.Name, Tier: Tier, Nodes: p.Nodes, Seed: p.Seed, Steps: len(p.Steps), Notes: []string{}, Bad: []des.Broken{}, Unknown: unknown},
 		}
-		if err := r.whole(); err != nil {
+		err := r.whole()
+		if r.res.Cut = ctx.Err() != nil; err != nil && !r.res.Cut {
 			r.fail(carried, "%v", err)
 		}
-		r.res.Virtual = r.Now() - r.zero
+		r.res.Virtual, r.res.Metrics = r.Now()-r.zero, r.metrics()
+		r.res.Notes = append(r.res.Metrics.Words(unknown), r.res.Notes...)
+		if r.res.Cut {
+			r.note("cut short after %v: nothing is said of what comes later", r.res.Virtual)
+		}
+		r.res.Recording = r.recording()
 		res = r.res
 	})
 	return res

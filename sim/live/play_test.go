@@ -48,7 +48,7 @@ sometimes: [partition, heal, join, crash, clog, unclog, cut, slow, an owner chan
 	if err := Refuses(p); err != nil {
 		t.Fatal(err)
 	}
-	r := Play(t, p)
+	r := Play(t.Context(), t, p)
 	for _, b := range r.Bad {
 		t.Errorf("seed %d: %v", p.Seed, b)
 	}
@@ -66,7 +66,7 @@ until: 40s
 expect: {settle: 5s}
 sometimes: [join]
 `, 6)
-	r := Play(t, p)
+	r := Play(t.Context(), t, p)
 	if len(r.Bad) != 2 || r.Bad[0].Of != settles || r.Bad[1].Of != sometimes {
 		t.Errorf("found %v", r.Bad)
 	}

@@ -2,6 +2,7 @@ package live
 
 import (
 	"cmp"
+	"context"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -10,35 +11,31 @@ import (
 	"github.com/formthefog/formation/crdt"
 	"github.com/formthefog/formation/sim/chance"
 	"github.com/formthefog/formation/sim/des"
+	"github.com/formthefog/formation/sim/record"
 	"github.com/formthefog/formation/sim/scenario"
 )
 
 // run is one run of a scenario over real hosts.
 type run struct {
 	*Swarm
+	ctx    context.Context // its end cuts the run short
 	plan   *scenario.Plan
 	res    *Result
 	rng    *rand.Rand
+	picked int           // the node that the step is about; -1: none by number
 	zero   time.Duration // when the schedule began
 	gone   map[int]bool  // for good
 	names  []string      // of instances, by number
 	due    []deed
 	next   time.Duration // when an owner next changes something
-	spread []spreading
-	took   []time.Duration // until all had a statement
+	spread []*spreading
+	rec    record.Looker
 }
 
 // deed is something to be done at a time of the swarm's.
 type deed struct {
 	at time.Duration
 	do func() error
-}
-
-// spreading is a change on its way to all.
-type spreading struct {
-	instance string
-	restart  uint64
-	at       time.Duration
 }
 
 // resolution is how often the swarm is looked at.
@@ -65,9 +62,12 @@ func (r *run) whole() error {
 		if err := r.pass(r.zero + s.At - r.Now()); err != nil {
 			return err
 		}
+		r.picked = -1
 		if err := steps[s.Do](r, s, chance.Stream(s.Draw)); err != nil {
 			return fmt.Errorf("step %v: %w", s, err)
 		}
+		r.rec.Add(record.Line{At: r.micros(), Step: &record.Step{N: s.N, Text: s.String(), Node: r.picked}})
+		r.observe()
 	}
 	if err := r.pass(r.zero + r.plan.End - r.Now()); err != nil {
 		return err
@@ -88,8 +88,13 @@ func (r *run) whole() error {
 // begin has those who are there meet, and owners ship what there is at first.
 func (r *run) begin() error {
 	first := slices.DeleteFunc(r.all(), func(i int) bool { return r.awaited(i) })
-	if err := r.Start(100*time.Millisecond, first...); err != nil {
-		return err
+	for _, i := range first {
+		if err := r.Start(0, i); err != nil {
+			return err
+		}
+		if err := r.pass(100 * time.Millisecond); err != nil {
+			return err
+		}
 	}
 	if err := r.meet(); err != nil {
 		return err
@@ -103,7 +108,9 @@ func (r *run) begin() error {
 	if err := r.meet(); err != nil {
 		return err
 	}
-	r.zero, r.spread = r.Now(), nil
+	r.zero, r.spread, r.rec = r.Now(), nil, record.Looker{} // what was until then is not the scenario's
+	r.rec.Begin(r.sent())
+	r.observe()
 	r.lossy(r.plan.Network.Loss)
 	if w.Changes.Max > 0 {
 		r.next = r.zero + w.After + r.wait()
@@ -112,8 +119,13 @@ func (r *run) begin() error {
 }
 
 func (r *run) meet() error {
-	if took, ok := r.RunUntil(meeting, time.Second, r.Converged); !ok {
-		return fmt.Errorf("the nodes do not agree after %v in which nothing happened", took)
+	for limit := r.Now() + meeting; !r.Converged(); {
+		if r.Now() >= limit {
+			return fmt.Errorf("the nodes do not agree after %v in which nothing happened", meeting)
+		}
+		if err := r.pass(time.Second); err != nil {
+			return err
+		}
 	}
 	return nil
 }
@@ -151,6 +163,9 @@ func (r *run) start(i int) error {
 // pass lets d pass, and does what is due meanwhile.
 func (r *run) pass(d time.Duration) error {
 	for end := r.Now() + d; r.Now() < end; {
+		if err := r.ctx.Err(); err != nil {
+			return err
+		}
 		r.Run(min(resolution, end-r.Now()))
 		r.look()
 		ready := slices.DeleteFunc(slices.Clone(r.due), func(e deed) bool { return e.at > r.Now() })
@@ -170,17 +185,16 @@ func (r *run) pass(d time.Duration) error {
 	return nil
 }
 
-// look notes which changes have come to all.
+// look notes which changes have come to all, and what else is other than before.
 func (r *run) look() {
-	r.spread = slices.DeleteFunc(r.spread, func(c spreading) bool {
-		for _, i := range r.Up() {
-			if s, has := r.nodes[i].state.View().Instance(c.instance); !has || s.Restart < c.restart {
-				return false
-			}
+	r.spread = slices.DeleteFunc(r.spread, func(c *spreading) bool {
+		done := r.spreadTo(c)
+		if done {
+			r.rec.Spread(r.micros(), c.Statement, false)
 		}
-		r.took = append(r.took, r.Now()-c.at)
-		return true
+		return done
 	})
+	r.observe()
 }
 
 // calm ends all faults, and starts who is down.
@@ -226,13 +240,8 @@ func (r *run) settle() error {
 // judge holds the run to what its scenario expects of state and network.
 func (r *run) judge() {
 	e := r.plan.Expect
-	slices.Sort(r.took)
-	if n := len(r.took); n > 0 {
-		p50, p99 := r.took[n/2], r.took[(n-1)*99/100]
-		r.note("%d changes came to all nodes within %v (p50), %v (p99), looked at every %v", n, p50, p99, resolution)
-		if e.Delivery > 0 && p99 > e.Delivery+resolution {
-			r.fail(delivers, "all nodes have a statement within %v (p99), expected are %v", p99, e.Delivery)
-		}
+	if c := r.metrics().Convergence; e.Delivery > 0 && c.P99.Duration() > e.Delivery+resolution {
+		r.fail(delivers, "all nodes have a statement within %v (p99), expected are %v", c.P99.Duration(), e.Delivery)
 	}
 	for _, w := range r.plan.Sometimes {
 		if r.Seen[w] == 0 {
@@ -264,7 +273,8 @@ func at(do func(r *run, i int, s scenario.Step, rng *rand.Rand) error) func(*run
 		if len(from) == 0 {
 			return nil
 		}
-		return do(r, from[rng.IntN(len(from))], s, rng)
+		r.picked = from[rng.IntN(len(from))]
+		return do(r, r.picked, s, rng)
 	}
 }
 
@@ -310,7 +320,7 @@ func (r *run) ship(i int, name string, replicas int) error {
 		return err
 	}
 	r.names = append(r.names, id)
-	r.spread = append(r.spread, spreading{id, 0, r.Now()})
+	r.spreads(i, id, 0)
 	return nil
 }
 
@@ -329,7 +339,7 @@ func (r *run) change(_ scenario.Step, rng *rand.Rand) error {
 	if err := r.Set(i, id, func(s *crdt.Spec) { s.Restart++; restart = s.Restart }); err != nil {
 		return err
 	}
-	r.spread = append(r.spread, spreading{id, restart, r.Now()})
+	r.spreads(i, id, restart)
 	r.Seen["an owner changed something"]++
 	return nil
 }

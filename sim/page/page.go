@@ -13,6 +13,7 @@ import (
 	"html/template"
 	"io"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/formthefog/formation/sim/record"
@@ -42,6 +43,7 @@ func Write(w io.Writer, r *record.Recording) error {
 	end := r.Lines[len(r.Lines)-1].End
 	return tmpl.Execute(w, map[string]any{
 		"Scenario": r.Scenario, "Seed": r.Seed, "About": r.About, "Replay": r.Replay, "Failed": failed, "Figures": figures(r, end), "Left": left(end),
+		"Tier": r.Tier, "Unknown": unknown(r), "Unseen": unseen(r),
 		"Style": template.CSS(style), "Script": template.JS(script), "Data": template.JS(data),
 	})
 }
@@ -147,31 +149,57 @@ func bits(is []string) (b int64) {
 	return b
 }
 
-// figures are the metrics in words.
-func figures(r *record.Recording, end *record.End) []figure {
-	m := end.Metrics
+// unknown are the Unknowns of a recording, for a template to ask.
+func unknown(r *record.Recording) map[string]bool {
+	out := map[string]bool{}
+	for _, of := range r.Unknown {
+		out[of] = true
+	}
+	return out
+}
+
+// words of what a tier may not know.
+var words = map[string]string{
+	record.OfEvents: "events one by one", record.OfStatements: "how statements come to all", record.OfSends: "what is sent for each statement",
+	record.OfReplicas: "what runs where", record.OfFetches: "what is fetched for replicas that move", record.OfDeaths: "who takes whom for dead",
+}
+
+// unseen is what the tier does not know, in words.
+func unseen(r *record.Recording) string {
+	out := make([]string, len(r.Unknown))
+	for i, of := range r.Unknown {
+		out[i] = words[of]
+	}
+	return strings.Join(out, ", ")
+}
+
+// figures are the metrics in words, but for those that the tier does not know.
+func figures(r *record.Recording, end *record.End) (out []figure) {
+	m, lacks := end.Metrics, unknown(r)
 	span := func(q record.Quantiles) string {
 		if q.Count == 0 {
 			return "–"
 		}
-		d := func(t record.Micros) time.Duration {
-			return (time.Duration(t) * time.Microsecond).Round(time.Millisecond)
-		}
+		d := func(t record.Micros) time.Duration { return t.Duration().Round(time.Millisecond) }
 		return fmt.Sprintf("p50 %v · p99 %v · at most %v (%d)", d(q.P50), d(q.P99), d(q.Most), q.Count)
 	}
-	out := []figure{
-		{"nodes, steps, events", fmt.Sprintf("%d, %d, %d", r.Nodes, r.Steps, end.Events)},
-		{"tier, hash", r.Tier + ", " + end.Hash},
-		{"statement with all nodes", span(m.Convergence)},
-		{"overtaken, on their way", fmt.Sprintf("%d, %d", m.Overtaken, m.Open)},
-		{"messages a statement and node", fmt.Sprintf("%.2f, nothing new in %.2f for each that is", m.Sends, m.Duplicates)},
-		{"repair", span(m.Repair) + fmt.Sprintf("; %d not", m.Unrepaired)},
-		{"replicas moved", fmt.Sprintf("%d, %.1f MiB fetched", m.Moves, float64(m.MovedBytes)/(1<<20))},
-		{"takeovers", fmt.Sprintf("%d, %d from who was up", m.Takeovers, m.WrongTakeovers)},
-		{"taken for dead while up", fmt.Sprint(m.FalseDeaths)},
+	say := func(of, name, format string, args ...any) {
+		if !lacks[of] {
+			out = append(out, figure{name, fmt.Sprintf(format, args...)})
+		}
 	}
+	say("", "tier, nodes, steps", "%s, %d, %d", r.Tier, r.Nodes, r.Steps)
+	say(record.OfEvents, "events, hash", "%d, %s", end.Events, end.Hash)
+	say(record.OfStatements, "statement with all nodes", "%s", span(m.Convergence))
+	say(record.OfStatements, "overtaken, on their way", "%d, %d", m.Overtaken, m.Open)
+	say(record.OfSends, "messages a statement and node", "%.2f, nothing new in %.2f for each that is", m.Sends, m.Duplicates)
+	say(record.OfReplicas, "repair", "%s; %d not", span(m.Repair), m.Unrepaired)
+	say(record.OfReplicas, "replicas moved", "%d", m.Moves)
+	say(record.OfFetches, "fetched for them", "%.1f MiB", float64(m.MovedBytes)/(1<<20))
+	say(record.OfDeaths, "takeovers", "%d, %d from who was up", m.Takeovers, m.WrongTakeovers)
+	say(record.OfDeaths, "taken for dead while up", "%d", m.FalseDeaths)
 	for _, t := range m.Traffic {
-		out = append(out, figure{t.Class, fmt.Sprintf("%.2f messages, %.0f bytes a node and second", t.Messages, t.Bytes)})
+		say("", t.Class, "%.2f messages, %.0f bytes a node and second", t.Messages, t.Bytes)
 	}
 	return out
 }
@@ -183,7 +211,7 @@ func left(end *record.End) (out []string) {
 	}
 	for _, kind := range []string{"node", "net", "step", "replica", "statement", "broken", "traffic"} {
 		if l, ok := end.Left[kind]; ok {
-			at := (time.Duration(l.Since) * time.Microsecond).Round(time.Millisecond)
+			at := l.Since.Duration().Round(time.Millisecond)
 			out = append(out, fmt.Sprintf("The recording is full: %d lines of kind %s are left out, from %v on.", l.Lines, kind, at))
 		}
 	}

@@ -71,6 +71,45 @@ func TestTextIsText(t *testing.T) {
 	}
 }
 
+// What a tier does not know is no figure of the page: it says what that is.
+func TestUnknownIsLeftOut(t *testing.T) {
+	r := sample(10)
+	said := func() string {
+		var out bytes.Buffer
+		if err := Write(&out, r); err != nil {
+			t.Fatal(err)
+		}
+		return out.String()
+	}
+	all := len(figures(r, r.Lines[len(r.Lines)-1].End))
+	if strings.Contains(said(), "does not see") {
+		t.Error("something is unknown of which nobody says so")
+	}
+	for _, c := range []struct {
+		of    string
+		left  int
+		hides string
+	}{
+		{record.OfEvents, 1, ""}, {record.OfStatements, 2, "<figure hidden>"}, {record.OfSends, 1, ""}, {record.OfReplicas, 2, "<div hidden>"},
+		{record.OfFetches, 1, ""}, {record.OfDeaths, 2, ""},
+	} {
+		r.Unknown = []string{c.of}
+		page := said()
+		if n := all - len(figures(r, r.Lines[len(r.Lines)-1].End)); n != c.left {
+			t.Errorf("without %s there are %d figures less, not %d", c.of, n, c.left)
+		}
+		if words[c.of] == "" || !strings.Contains(page, "does not see "+words[c.of]) {
+			t.Errorf("it does not say that %s are unknown", c.of)
+		}
+		if hides := strings.Contains(page, "<figure hidden>") || strings.Contains(page, "<div hidden>"); hides != (c.hides != "") || !strings.Contains(page, c.hides) {
+			t.Errorf("without %s it hides %v, want %q", c.of, hides, c.hides)
+		}
+	}
+	if len(words) != len(record.Unknowns) {
+		t.Errorf("%d words for %d things", len(words), len(record.Unknowns))
+	}
+}
+
 // at is what holds of a recording at a time, found by reading all of it.
 func at(r *record.Recording, us record.Micros) map[string]string {
 	is, on, failed, sides, loss := map[int][]string{}, map[string]bool{}, 0, 1, 0.0
@@ -110,8 +149,11 @@ func TestInABrowser(t *testing.T) {
 	if err != nil {
 		t.Skip("no chromium: scripts/setup.sh test")
 	}
-	for nodes, times := range map[int][]record.Micros{10: {0, 12e6, 18e6, 40e6}, 1000: {14e6, 40e6}} {
+	for nodes, times := range map[int][]record.Micros{9: {12e6}, 10: {0, 12e6, 18e6, 40e6}, 1000: {14e6, 40e6}} {
 		r := sample(nodes)
+		if nodes == 9 { // what is hidden is no error
+			r.Unknown = record.Unknowns
+		}
 		dir := t.TempDir()
 		file := filepath.Join(dir, "run.html")
 		var out bytes.Buffer

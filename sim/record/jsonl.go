@@ -87,6 +87,11 @@ func (r *Recording) readHeader(raw []byte) error {
 	case len(h.At) != 0 && len(h.At) != h.Nodes:
 		return fmt.Errorf("%d places of %d nodes", len(h.At), h.Nodes)
 	}
+	for k, of := range h.Unknown {
+		if !slices.Contains(Unknowns, of) || slices.Contains(h.Unknown[:k], of) {
+			return fmt.Errorf("unknown: %q", of)
+		}
+	}
 	for _, at := range h.At {
 		if at < 0 || at >= len(h.Regions) {
 			return fmt.Errorf("region %d of %d", at, len(h.Regions))

@@ -28,7 +28,23 @@ type Header struct {
 	At      []int    `json:"at,omitempty"`
 	// Classes of traffic, as Traffic has them.
 	Classes []string `json:"classes"`
+	// Unknown are the Unknowns that the tier does not know: no line tells of them, and
+	// figures of them are 0.
+	Unknown []string `json:"unknown,omitempty"`
 }
+
+// What a tier may not know.
+const (
+	OfEvents     = "events"     // each by itself: how many, and their hash
+	OfStatements = "statements" // how they come to all
+	OfSends      = "sends"      // what of them is sent, and how much of that is nothing new
+	OfReplicas   = "replicas"   // which runs where: moves, and repairs
+	OfFetches    = "fetches"    // what is fetched for replicas that move
+	OfDeaths     = "deaths"     // who takes whom for dead, and takes over
+)
+
+// Unknowns are all there are.
+var Unknowns = []string{OfEvents, OfStatements, OfSends, OfReplicas, OfFetches, OfDeaths}
 
 // Region is a place.
 type Region struct {
@@ -129,6 +145,7 @@ type Traffic struct {
 
 // End is the last line.
 type End struct {
+	// Hash is that of all events; "" where those are unknown.
 	Hash   string `json:"hash"`
 	Events uint64 `json:"events"`
 	// Cut says that the run was stopped before its end.

@@ -28,7 +28,7 @@ func golden() *Recording {
 	return r.End(Header{
 		Scenario: "node-dies", About: "a machine goes away", Tier: "des", Seed: "18446744073709551615", Nodes: 3, Steps: 1,
 		Replay:  "form sim replay node-dies --nodes 3 --seed 18446744073709551615",
-		Regions: []Region{{"ams", 52.31, 4.76}}, At: []int{0, 0, 0}, Classes: []string{"probes", "gossip"},
+		Regions: []Region{{"ams", 52.31, 4.76}}, At: []int{0, 0, 0}, Classes: []string{"probes", "gossip"}, Unknown: []string{OfFetches},
 	}, 30_000_000, End{Hash: "00ff", Events: 12})
 }
 
@@ -72,6 +72,8 @@ func TestRefused(t *testing.T) {
 		{`"at":[0,0,0]`, `"at":[0,0]`, "line 1: 2 places"},
 		{`"at":[0,0,0]`, `"at":[0,0,1]`, "line 1: region 1 of 1"},
 		{`"lat":52.31`, `"lat":152.31`, "line 1: a region"},
+		{`"unknown":["fetches"]`, `"unknown":["fetches","weather"]`, "line 1: unknown: \"weather\""},
+		{`"unknown":["fetches"]`, `"unknown":["fetches","fetches"]`, "line 1: unknown: \"fetches\""},
 		{`"n":2,"is":["gone"]`, `"n":3,"is":["gone"]`, "node 3 of 3"},
 		{`["gone"]`, `["weird"]`, "no state"},
 		{`"us":20000000,"step"`, `"us":1,"step"`, "before the line before"},
