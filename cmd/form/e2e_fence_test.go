@@ -90,7 +90,7 @@ func (f *fleet) watch() *watch {
 			for i, m := range f.nodes {
 				if n := m.console(); n != size[i] {
 					if n > 0 {
-						w.Ticked(i, ticker, looked, time.Now())
+						w.Ticked(i, ticker, 0, looked, time.Now())
 					}
 					size[i] = n
 				}

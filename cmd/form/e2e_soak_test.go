@@ -4,19 +4,51 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/json"
 	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/formthefog/formation/sim/proc"
+	"github.com/formthefog/formation/sim/record"
 )
+
+// recorded reads what a run has recorded, and counts what there is of each kind.
+func recorded(t *testing.T, file string) (*record.Recording, map[string]int) {
+	t.Helper()
+	raw, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	rec, err := record.Read(bytes.NewReader(raw))
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := map[string]int{}
+	for _, l := range rec.Lines {
+		switch {
+		case l.Node != nil && slices.Contains(l.Node.Is, record.Down):
+			n["down"]++
+		case l.Replica != nil && l.Replica.Runs && l.Replica.Name != "":
+			n["runs"]++
+		case l.Traffic != nil && l.Traffic.Messages[0] > 0 && l.Traffic.Bytes[0] > 0:
+			n["traffic"]++
+		case l.Step != nil:
+			n["step"]++
+		case l.Net != nil:
+			n["net"]++
+		}
+	}
+	return rec, n
+}
 
 // soakRun is form sim run soak --tier proc, as a user has it.
 type soakRun struct {
@@ -90,7 +122,9 @@ func TestE2ESoak(t *testing.T) {
 		t.Error("a run that was killed leaves nothing: this test sees too little")
 	}
 
-	interrupted := startSoak(t)
+	dir := t.TempDir()
+	cut := filepath.Join(dir, "cut.jsonl")
+	interrupted := startSoak(t, "--jsonl", cut)
 	interrupted.until(t, "which was killed")
 	interrupted.until(t, "daemons run and know each other")
 	if err := interrupted.Process.Signal(os.Interrupt); err != nil {
@@ -103,7 +137,12 @@ func TestE2ESoak(t *testing.T) {
 		t.Errorf("after an interrupt there is\n%s\nand there was\n%s", after, before)
 	}
 
-	whole := startSoak(t, "--for", "60s", "--json")
+	if rec, _ := recorded(t, cut); !rec.Lines[len(rec.Lines)-1].End.Cut {
+		t.Error("the recording of what was interrupted does not say so")
+	}
+
+	lines, page := filepath.Join(dir, "run.jsonl"), filepath.Join(dir, "run.html")
+	whole := startSoak(t, "--for", "60s", "--json", "--jsonl", lines, "--html", page)
 	err := whole.end()
 	var res proc.Result
 	if jerr := json.Unmarshal([]byte(whole.out.String()), &res); err != nil || jerr != nil {
@@ -112,6 +151,15 @@ func TestE2ESoak(t *testing.T) {
 	t.Logf("%d steps in %v, %d statements acknowledged, %d attempts unanswered\n\t%s", res.Steps, res.Real, res.Acknowledged, res.Unanswered, strings.Join(res.Notes, "\n\t"))
 	if res.Nodes != 7 || res.Steps < 10 || res.Acknowledged < 10 {
 		t.Errorf("too little happened: %+v", res)
+	}
+	rec, n := recorded(t, lines)
+	t.Logf("recorded: %v", n)
+	if m := res.Metrics; n["step"] != res.Steps || n["down"] == 0 || n["runs"] == 0 || n["net"] < 2 || n["traffic"] < 50 ||
+		m.Repair.Count == 0 || len(m.Traffic) != 1 || !slices.Equal(rec.Unknown, res.Unknown) {
+		t.Errorf("recorded too little: %v; %+v", n, m)
+	}
+	if drawn, err := os.ReadFile(page); err != nil || !bytes.Contains(drawn, []byte("Tier proc does not see events one by one, ")) {
+		t.Errorf("its page: %v", err)
 	}
 	if after := hostState(t); after != before {
 		t.Errorf("in the end there is\n%s\nand there was\n%s", after, before)

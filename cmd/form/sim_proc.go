@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -33,14 +34,8 @@ func (a *app) simulate(ctx context.Context, p *scenario.Plan, f *simFlags, shrin
 	case tierLive:
 		return a.runLive(ctx, p, f)
 	case tierProc:
-		if f.jsonl != "" || f.html != "" {
-			return cli.Errorf(api.ExitUsage, "--jsonl, --html: the %s tier does not record what happens", tierProc).Hint("what daemons log: --logs DIR")
-		}
 		return a.runProc(ctx, p, f, "")
 	case tierVM:
-		if f.jsonl != "" || f.html != "" {
-			return cli.Errorf(api.ExitUsage, "--jsonl, --html: the %s tier does not record what happens", tierVM).Hint("what daemons log: --logs DIR")
-		}
 		if f.base == "" {
 			return cli.Errorf(api.ExitUsage, "--tier %s needs the base that machines run: --base FILE.car", tierVM).
 				Hint("in the source's folder: scripts/base.sh, and then --base .cache/base.car")
@@ -105,12 +100,15 @@ func (a *app) runProc(ctx context.Context, p *scenario.Plan, f *simFlags, base s
 	case err != nil:
 		return err
 	}
-	line := fmt.Sprintf("seed=%d nodes=%d steps=%d tier=%s real=%v acknowledged=%d unanswered=%d", r.Seed, r.Nodes, r.Steps, r.Tier, r.Real, r.Acknowledged, r.Unanswered)
-	if err := a.simulated(r, false, line, r.Notes, r.Bad); err != nil || len(r.Bad) == 0 {
+	if err := f.record(r.Recording); err != nil {
 		return err
 	}
+	line := fmt.Sprintf("seed=%d nodes=%d steps=%d tier=%s real=%v acknowledged=%d unanswered=%d", r.Seed, r.Nodes, r.Steps, r.Tier, r.Real, r.Acknowledged, r.Unanswered)
+	if err := a.simulated(r, r.Cut, line, r.Notes, r.Bad); err != nil || len(r.Bad) == 0 {
+		return cmp.Or(err, ctx.Err())
+	}
 	return cli.Errorf(api.ExitFailed, "%s: %d broken", r.Scenario, len(r.Bad)).
-		Hint("the same schedule, which need not come to the same: form sim run %s --tier %s --nodes %d --seed %d", r.Scenario, r.Tier, r.Nodes, r.Seed)
+		Hint("the same schedule, which need not come to the same: %s", r.Replay())
 }
 
 // findFormd is the daemon beside this program, else the one on PATH.

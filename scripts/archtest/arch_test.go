@@ -76,7 +76,7 @@ var rules = []rule{
 	{"sim/gossip", nil, "a model of somebody else's router, to be held against it: it carries messages and knows none"},
 	{"sim/des", []string{"crdt/...", "fogvm/reconcile/plan", "sim/chance", "sim/gossip", "sim/regions"}, "the events of a seed are the same for ever: it runs the pure steps and nothing that touches the world"},
 	{"sim/live", []string{"crdt", "crdt/stmt", "p2p", "sim/chance", "sim/des", "sim/gossip", "sim/record", "sim/regions", "sim/scenario"}, "runs what formd runs of state and network, and nothing that is a machine's"},
-	{"sim/proc", []string{"crdt", "crdt/stmt", "store", "sim/chance", "sim/des", "sim/scenario"}, "holds daemons from outside: what it knows of them is their API, and what owners sign"},
+	{"sim/proc", []string{"crdt", "crdt/stmt", "store", "sim/chance", "sim/des", "sim/record", "sim/scenario"}, "holds daemons from outside: what it knows of them is their API, and what owners sign"},
 	{"sim/chance", nil, "numbers that a seed and words name"},
 	{"sim/scenario", []string{"sim/chance"}, "what happens is data; which tier has it happen is somebody else's"},
 	{"sim/record", nil, "what a run leaves behind, for whoever reads it: no tier's types are in it"},

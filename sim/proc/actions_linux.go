@@ -79,6 +79,14 @@ func forText(d time.Duration) string {
 
 // pick draws the node that a step is about; nil: there is none.
 func (r *run) pick(ctx context.Context, s scenario.Step, rng *rand.Rand) *node {
+	n := r.draw(ctx, s, rng)
+	if n != nil {
+		r.look.picked = n.i
+	}
+	return n
+}
+
+func (r *run) draw(ctx context.Context, s scenario.Step, rng *rand.Rand) *node {
 	if i, ok := s.Node.Number(); ok {
 		if i >= len(r.nodes) {
 			return nil
@@ -194,6 +202,8 @@ func draining(on bool) action {
 		if n := r.pick(ctx, s, rng); n != nil && n.up() {
 			if _, err := post[drain](ctx, n.client, "/v1/node/drain", drain{on}); err != nil {
 				r.refused(s, n, err)
+			} else {
+				n.drains = on
 			}
 		}
 		return nil
@@ -227,12 +237,14 @@ func (r *run) split(away []int) {
 		}
 	}
 	slices.Sort(away)
+	r.look.away = away
 	r.Note("%7.1f s  split: %v from the others", r.now().Seconds(), away)
 	r.seen["partition"]++
 }
 
 func (r *run) heal() {
 	clear(r.cuts)
+	r.look.away = nil
 	r.seen["heal"]++
 }
 

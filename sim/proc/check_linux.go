@@ -164,6 +164,7 @@ func (r *run) calm(ctx context.Context) (bool, string) {
 	if why != "" {
 		return false, why
 	}
+	r.wants(all)
 	claims := map[stmt.Key]int{}
 	for _, i := range all {
 		want := min(i.Desired.Replicas, len(r.alive()))
@@ -217,10 +218,6 @@ func (r *run) acknowledged(ctx context.Context) error {
 				r.fail(ListedAsSigned, "n%d, owner %d: %s", n.i, k, d)
 			}
 		}
-	}
-	r.res.Acknowledged = 0
-	for _, o := range r.owners {
-		r.res.Acknowledged += len(o.acked)
 	}
 	return nil
 }

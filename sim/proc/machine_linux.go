@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -39,7 +40,8 @@ func watch(nodes []*node) *watcher {
 			for _, n := range nodes {
 				for path, is := range n.logs() { // any order: each is by itself
 					if was, known := size[path]; is != was && (known || is > 0) {
-						w.Ticked(n.i, instanceOf(path), looked, time.Now())
+						instance, slot := replicaOf(path)
+						w.Ticked(n.i, instance, slot, looked, time.Now())
 					}
 					size[path] = is
 				}
@@ -75,10 +77,12 @@ func (n *node) logs() map[string]int64 {
 	return out
 }
 
-// instanceOf is whose machine writes a log: its folder is INSTANCE-SLOT.
-func instanceOf(path string) string {
+// replicaOf is whose machine writes a log: its folder is INSTANCE-SLOT.
+func replicaOf(path string) (instance string, slot int) {
 	dir := filepath.Base(filepath.Dir(path))
-	return dir[:max(0, strings.LastIndexByte(dir, '-'))]
+	at := max(0, strings.LastIndexByte(dir, '-'))
+	slot, _ = strconv.Atoi(strings.TrimPrefix(dir[at:], "-")) // formd names it; 0 where it is none
+	return dir[:at], slot
 }
 
 // machines are the processes of a node's machines.
@@ -93,7 +97,7 @@ func (n *node) machines() ([]int, error) {
 // powerOff ends all there is of a node at once, as when its plug is pulled: but what
 // was written is kept.
 func (n *node) powerOff() error {
-	n.killed = true
+	n.killed, n.off = true, time.Now()
 	if err := n.h.killThose(func() ([]int, error) { return n.h.on(n.i) }); err != nil {
 		return fmt.Errorf("n%d: %w", n.i, err)
 	}
@@ -108,6 +112,7 @@ func (n *node) freeze(on bool) error {
 	if err := n.stop(on); err != nil {
 		return err
 	}
+	n.asleep = on && n.stopped
 	s := syscall.SIGCONT
 	if on {
 		s = syscall.SIGSTOP

@@ -29,13 +29,16 @@ type node struct {
 	cmd  *exec.Cmd     // nil: no daemon runs
 	done chan struct{} // closed when it has ended
 	// What has been done to it.
-	killed  bool  // its daemon is to end, or the machine is gone
-	gone    bool  // for good
-	stopped bool  // it does nothing, until it is told to go on
-	ready   bool  // it has said so since it started
-	virtual []int // machines that ran when its daemon was killed, and are to run on
-	full    bool  // its disk has no room
-	hadFull bool  // it had none at some time since its daemon started
+	killed  bool      // its daemon is to end, or the machine is gone
+	gone    bool      // for good
+	stopped bool      // it does nothing, until it is told to go on
+	asleep  bool      // and its machine neither
+	drains  bool      // it was told to give its replicas away
+	off     time.Time // when all there was of it was killed last
+	ready   bool      // it has said so since it started
+	virtual []int     // machines that ran when its daemon was killed, and are to run on
+	full    bool      // its disk has no room
+	hadFull bool      // it had none at some time since its daemon started
 }
 
 // happening is news of a daemon.
@@ -94,7 +97,7 @@ func (n *node) happens(h happening) (ended bool) {
 		n.ready = true
 		return false
 	}
-	n.cmd, n.ready, n.stopped = nil, false, false
+	n.cmd, n.ready, n.stopped, n.asleep = nil, false, false, false
 	return !n.killed
 }
 

@@ -2,9 +2,11 @@ package proc
 
 import (
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/formthefog/formation/sim/des"
+	"github.com/formthefog/formation/sim/record"
 	"github.com/formthefog/formation/sim/scenario"
 )
 
@@ -50,7 +52,19 @@ type Result struct {
 	Unanswered   int           `json:"unanswered"`   // what owners tried and no node acknowledged
 	Real         time.Duration `json:"realNanoseconds"`
 	Notes        []string      `json:"notes"`
-	Bad          []des.Broken  `json:"bad"` // invariants that did not hold
+	Cut          bool          `json:"cut,omitempty"` // it was stopped before its end, and judged by nothing that comes then
+	Bad          []des.Broken  `json:"bad"`           // invariants that did not hold
+	// Metrics are its figures, but for those that are Unknown, and Recording is what
+	// happened.
+	Metrics   record.Metrics    `json:"metrics"`
+	Unknown   []string          `json:"unknown"`
+	Recording *record.Recording `json:"-"`
+}
+
+// Replay is the command that carries out the same schedule, which need not come to
+// the same.
+func (r *Result) Replay() string {
+	return fmt.Sprintf("form sim run %s --tier %s --nodes %d --seed %d", r.Scenario, r.Tier, r.Nodes, r.Seed)
 }
 
 // What is held beside what package des names.

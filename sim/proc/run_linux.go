@@ -27,7 +27,8 @@ const (
 )
 
 // Run carries out a plan. The error says why it could not; what did not hold is in
-// the result. In both cases, and when ctx ends, everything is removed.
+// the result. The end of ctx cuts it short: the result is of what there was until
+// then. However it ends, everything is removed.
 func Run(ctx context.Context, cfg Config) (res *Result, err error) {
 	if err := Refuse(cfg.Plan, cfg.tier()); err != nil {
 		return nil, err
@@ -53,14 +54,18 @@ func Run(ctx context.Context, cfg Config) (res *Result, err error) {
 	r := &run{
 		Config: cfg, h: h, tell: make(chan happening, 4*p.Nodes), seen: map[string]int{}, pack: "",
 		cuts: map[[2]int]bool{}, fenced: map[string]bool{}, loss: p.Network.Loss,
-		res: &Result{Scenario: p.Name, Tier: cfg.tier(), Nodes: p.Nodes, Seed: p.Seed, Steps: len(p.Steps), Notes: []string{}, Bad: []des.Broken{}},
+		res:  &Result{Scenario: p.Name, Tier: cfg.tier(), Nodes: p.Nodes, Seed: p.Seed, Steps: len(p.Steps), Notes: []string{}, Bad: []des.Broken{}, Unknown: unknown},
+		look: newSeen(p.Nodes),
 	}
 	// The end of ctx must not keep it from being undone.
-	defer func() { err = errors.Join(err, r.undo(context.WithoutCancel(ctx))) }()
-	if err := r.begin(ctx); err != nil {
-		return r.res, r.explain(err)
+	defer func() {
+		err = errors.Join(err, r.undo(context.WithoutCancel(ctx)))
+		r.finish()
+	}()
+	if err = r.begin(ctx); err == nil {
+		err = r.whole(ctx)
 	}
-	if err := r.whole(ctx); err != nil {
+	if r.res.Cut = ctx.Err() != nil; err != nil && !r.res.Cut {
 		return r.res, r.explain(err)
 	}
 	return r.res, nil
@@ -90,6 +95,7 @@ type run struct {
 	nodes []*node
 	tell  chan happening
 	res   *Result
+	look  *seen
 
 	network stmt.NetworkID
 	pack    string   // CID of what all instances run
@@ -296,16 +302,21 @@ func (r *run) meet(ctx context.Context) error {
 func (r *run) whole(ctx context.Context) error {
 	r.began = time.Now()
 	defer func() { r.res.Real = r.now().Round(time.Millisecond) }()
+	r.starts(ctx)
 	for _, s := range r.Plan.Steps {
 		if err := r.pass(ctx, s.At); err != nil {
 			return err
 		}
+		begun := r.now()
+		r.look.picked = -1
 		if err := actions[s.Do](ctx, r, s, chance.Stream(s.Draw)); err != nil {
 			return fmt.Errorf("step %v: %w", s, err)
 		}
 		if err := r.firewall(ctx); err != nil {
 			return err
 		}
+		r.step(begun, s.N, s.String())
+		r.observe(ctx)
 	}
 	if err := r.pass(ctx, r.Plan.End); err != nil {
 		return err
@@ -313,15 +324,16 @@ func (r *run) whole(ctx context.Context) error {
 	if err := r.judge(ctx); err != nil {
 		return err
 	}
+	r.observe(ctx)
 	r.endAll()
 	return nil
 }
 
-// pass waits until a time of the run, and meanwhile does what is due and hears what
-// happens.
+// pass waits until a time of the run, and meanwhile does what is due, hears what
+// happens and looks at the swarm.
 func (r *run) pass(ctx context.Context, until time.Duration) error {
 	for {
-		at := until
+		at := min(until, r.look.looked+lookEvery)
 		if len(r.later) > 0 {
 			at = min(at, r.later[0].at)
 		}
@@ -336,9 +348,19 @@ func (r *run) pass(ctx context.Context, until time.Duration) error {
 				return err
 			}
 			continue
+		case said := <-r.look.said:
+			timer.Stop()
+			r.answered(said)
+			continue
 		case <-timer.C:
 		}
+		if r.now() >= r.look.looked+lookEvery {
+			r.observe(ctx)
+		}
 		if len(r.later) == 0 || r.later[0].at > r.now() {
+			if until > r.now() {
+				continue
+			}
 			return nil
 		}
 		next := r.later[0]

@@ -17,27 +17,28 @@ type Ticks struct {
 	spans []Span // in the order of From
 }
 
-// Span is a time in which a machine of an instance ran on a node: it ticked at its
+// Span is a time in which a machine of a replica ran on a node: it ticked at its
 // ends, and at least every Pause between them.
 type Span struct {
 	Node     int
 	Instance string
+	Slot     int
 	From, To time.Time
 }
 
 // Ticked takes note that a machine ran at some moment from then to now.
-func (t *Ticks) Ticked(node int, instance string, then, now time.Time) {
+func (t *Ticks) Ticked(node int, instance string, slot int, then, now time.Time) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for i := range t.spans {
-		if s := &t.spans[i]; s.Node == node && s.Instance == instance && then.Sub(s.To) < t.Pause {
+		if s := &t.spans[i]; s.Node == node && s.Instance == instance && s.Slot == slot && then.Sub(s.To) < t.Pause {
 			if now.After(s.To) {
 				s.To = now
 			}
 			return
 		}
 	}
-	t.spans = append(t.spans, Span{node, instance, then, now})
+	t.spans = append(t.spans, Span{node, instance, slot, then, now})
 }
 
 // Since says whether a machine on a node has ticked since then.
@@ -60,6 +61,13 @@ func (t *Ticks) Forgive(node int, from, to time.Time) (length time.Duration) {
 		return in
 	})
 	return length
+}
+
+// All are the spans so far.
+func (t *Ticks) All() []Span {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return slices.Clone(t.spans)
 }
 
 // Spans are those of an instance, in their order.

@@ -15,7 +15,7 @@ func TestTicks(t *testing.T) {
 		tk := &Ticks{Pause: 1500 * time.Millisecond}
 		for _, s := range all {
 			for x := s[2]; x <= s[3]; x++ {
-				tk.Ticked(int(s[0]), string(rune('a'+int(s[1]))), at(x-0.1), at(x))
+				tk.Ticked(int(s[0]), string(rune('a'+int(s[1]))), 0, at(x-0.1), at(x))
 			}
 		}
 		return tk
