@@ -23,6 +23,8 @@ type ownRegisters struct {
 	said   map[claimKey]saidClaim
 	bad    string // which of them cannot be published, as last told
 
+	further func(stmt.Kind, []byte) []byte // see Registers.Further
+
 	floor   mark // published with the node register
 	renewed mark // where the latest renewal of all claims began; zero when its floor is published
 }
@@ -76,7 +78,7 @@ func (o *ownRegisters) nodeChanges(s *State, self stmt.Key, sign signer) ([]*stm
 	if held != nil && (rec{epoch: o.floor.Epoch, seq: o.floor.Seq}).before(held.floor) {
 		o.floor = held.floor // an earlier run's
 	}
-	body, err := encodeNode(*o.node, o.floor)
+	body, err := o.nodeBody()
 	if err != nil {
 		return nil, err
 	}
@@ -90,6 +92,22 @@ func (o *ownRegisters) nodeChanges(s *State, self stmt.Key, sign signer) ([]*stm
 		return nil, err
 	}
 	return []*stmt.Statement{st}, nil
+}
+
+func (o *ownRegisters) nodeBody() ([]byte, error) {
+	body, err := encodeNode(*o.node, o.floor)
+	if err == nil && o.further != nil {
+		body = o.further(stmt.KindNode, body)
+	}
+	return body, err
+}
+
+func (o *ownRegisters) claimBody(c Claim, gone bool) ([]byte, error) {
+	body, err := encodeClaim(c, gone)
+	if err == nil && o.further != nil {
+		body = o.further(stmt.KindClaim, body)
+	}
+	return body, err
 }
 
 // tidy is to be called now and then. It keeps the node's tombstones few, and voids
@@ -160,7 +178,7 @@ func (o *ownRegisters) claimChanges(s *State, self stmt.Key, sign signer, anew b
 			delete(bodies, k) // of two for one slot the last counts
 			continue
 		}
-		body, err := encodeClaim(c, false)
+		body, err := o.claimBody(c, false)
 		if err != nil {
 			bad = append(bad, fmt.Errorf("instance %s: %w", c.Instance, err))
 			continue
@@ -184,7 +202,7 @@ func (o *ownRegisters) claimChanges(s *State, self stmt.Key, sign signer, anew b
 		if c.gone && c.epoch >= o.seen {
 			continue
 		}
-		body, err := encodeClaim(Claim{Instance: k.doc.String(), Slot: k.slot, Owner: k.owner}, true)
+		body, err := o.claimBody(Claim{Instance: k.doc.String(), Slot: k.slot, Owner: k.owner}, true)
 		if err != nil {
 			return nil, nil, err
 		}
@@ -220,6 +238,11 @@ func NewRegisters(key ed25519.PrivateKey, network stmt.NetworkID, stored uint64)
 // Epoch is the boot epoch of this run, to be kept for the next; 0 before the
 // first statement.
 func (r *Registers) Epoch() uint64 { return r.own.epoch }
+
+// Further has the bodies of all that is said from now on be what f makes of them:
+// what a later version says beside what this one knows. It is for swarms of several
+// versions.
+func (r *Registers) Further(f func(stmt.Kind, []byte) []byte) { r.own.further = f }
 
 // Node returns the statements that make s hold n as the node's register.
 func (r *Registers) Node(s *State, n Node) ([]stmt.Verified, error) {

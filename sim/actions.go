@@ -21,7 +21,7 @@ type action func(r *run, s scenario.Step, rng *rand.Rand)
 const OpenToAll des.Mutant = "open-to-all"
 
 // peopleDo are the verbs that are no faults: what owners and operators do.
-var peopleDo = []string{"change", "delete", "scale", "ship"}
+var peopleDo = []string{"change", "delete", "extend", "scale", "ship"}
 
 func isFault(verb string) bool { return !slices.Contains(peopleDo, verb) }
 
@@ -39,6 +39,7 @@ var actions = map[string]action{
 	"disk-full":        atNode(func(r *run, i int, s scenario.Step, _ *rand.Rand) { r.down(i); r.FillDisk(i, s.For) }),
 	"drain":            atNode(func(r *run, i int, _ scenario.Step, _ *rand.Rand) { r.down(i); r.Drain(i, true) }),
 	"equivocate-owner": equivocateOwner,
+	"extend":           extend,
 	"heal":             func(r *run, _ scenario.Step, _ *rand.Rand) { r.Heal(); r.smaller = nil },
 	"isolate":          atNode(func(r *run, i int, _ scenario.Step, _ *rand.Rand) { r.split([]int{i}) }),
 	"join":             join,
@@ -180,6 +181,13 @@ func (r *run) trusted() (out []stmt.Key) {
 
 func change(r *run, s scenario.Step, rng *rand.Rand) {
 	r.atInstance(s, rng, func(spec *crdt.Spec) { spec.Restart++ })
+}
+
+func extend(r *run, s scenario.Step, rng *rand.Rand) {
+	i, up := r.pick(s, rng)
+	if spec, ok := r.instance(s, rng); ok && up && r.Up(i) {
+		r.Extend(s.Owner, i, spec.ID)
+	}
 }
 
 func scale(r *run, s scenario.Step, rng *rand.Rand) {

@@ -194,6 +194,7 @@ func (r *run) settle() {
 	if r.Stopped() {
 		return
 	}
+	r.CheckUnknown()
 	if r.Converged() {
 		r.CheckEqualViews()
 		r.CheckAcknowledged()

@@ -115,6 +115,8 @@ func TestMutantsAreNoticed(t *testing.T) {
 		{des.SlowDetector, "node-dies", Deaths},
 		{des.HastyDetector, "loss-and-stalls", Alive},
 		{des.LossyFork, "node-dies", des.SameStatement},
+		{des.RefusesUnknown, "upgrade-rolling", des.UnknownKept},
+		{des.StripsUnknown, "upgrade-rolling", des.UnknownKept},
 	} {
 		t.Run(string(c.mutant)+"/"+string(c.breaks), func(t *testing.T) {
 			s, err := Find(c.scenario)

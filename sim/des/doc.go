@@ -15,6 +15,9 @@
 //   - Nodes hold equal states as one, copied when they part. What a node believes
 //     is never taken from another.
 //
+//   - Daemons and owners' tools are of two versions, of which the later says what the
+//     earlier does not know.
+//
 //   - Two virtual machines of a fenced instance never run at once: that is held
 //     after every event. Which they do is asked of the machines, not of the state.
 //

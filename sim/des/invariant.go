@@ -21,6 +21,7 @@ const (
 	Resynced      Invariant = "asks-after-sleep"          // who slept decides nothing by what it knew before
 	SameStatement Invariant = "state-is-its-statements"   // a state is what its statements say
 	ViewsEqual    Invariant = "views-equal"               // who holds the same sees the same
+	UnknownKept   Invariant = "unknown-kept"              // what a later version says more is held by all
 	AckedKept     Invariant = "acknowledged-kept"         // nothing is lost that an owner was told is safe
 )
 

@@ -1,9 +1,6 @@
 package des
 
 import (
-	"strconv"
-	"time"
-
 	"github.com/formthefog/formation/crdt/stmt"
 )
 
@@ -54,19 +51,3 @@ func (s *Sim) Gone(i int) bool { return s.nodes[i].gone }
 
 // Awaited says whether a node has not joined yet.
 func (s *Sim) Awaited(i int) bool { return s.nodes[i].absent }
-
-// Upgrade restarts the daemon of a node as the next version, after d.
-func (s *Sim) Upgrade(i int, d time.Duration) {
-	s.Crash(i, false)
-	s.nodes[i].version++
-	s.Do(d, func() { s.Start(i) })
-	s.Seen["upgrade"]++
-}
-
-// versionName is what a node says of its daemon.
-func (n *node) versionName() string {
-	if n.version == 0 {
-		return "sim"
-	}
-	return "sim-" + strconv.Itoa(n.version)
-}

@@ -62,6 +62,12 @@ const (
 	HastyDetector Mutant = "hasty-detector"
 	// LossyFork: of two nodes with one state that part, one lacks a statement.
 	LossyFork Mutant = "lossy-fork"
+	// RefusesUnknown: a daemon of the earlier version does not take in what says more
+	// than it knows.
+	RefusesUnknown Mutant = "refuses-unknown"
+	// StripsUnknown: an owner's tool of the earlier version leaves out what it does not
+	// know when it changes an instance.
+	StripsUnknown Mutant = "strips-unknown"
 )
 
 // broken is what a node decides when the mutant is one of decisions.

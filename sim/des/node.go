@@ -64,7 +64,7 @@ type node struct {
 	draining  bool
 	absent    bool          // it has not joined yet
 	gone      bool          // for good
-	version   int           // of the daemon
+	later     bool          // the daemon is of the later version
 	stale     *worldView    // of a mutant
 	jumped    time.Duration // what the clock that people read has jumped
 	liar      bool          // and so decides nothing
@@ -108,7 +108,7 @@ func (n *node) start(ready bool) {
 	n.disk.tail = n.disk.tail[:n.disk.synced:n.disk.synced]
 	n.disk.flush = false
 	if n.regs == nil {
-		n.regs = crdt.NewRegisters(n.priv, s.network, n.disk.epoch)
+		n.regs = n.registers(n.disk.epoch)
 	}
 	n.detect = live.New(n.key, s.liveConfig(), chance.Draw(s.cfg.Seed, useDetector, uint64(n.i), uint64(n.life)))
 	n.dead, n.deadVer, n.interest = map[stmt.Key]time.Duration{}, n.deadVer+1, nil
@@ -269,6 +269,7 @@ func (n *node) committed(c *commit) {
 		return
 	}
 	n.disk.synced = max(n.disk.synced, c.upTo)
+	n.published(c.news)
 	n.sim.begin(n, c.news)
 	for vs := range slices.Chunk(c.news, gossipBatch) {
 		n.publish(newBatch(vs))
@@ -281,6 +282,7 @@ func (n *node) committed(c *commit) {
 // merge applies a batch and writes down what was news.
 func (n *node) merge(b batch) outcome {
 	before := n.h.id
+	b = n.known(b)
 	h, out := n.sim.pool.apply(n.h, b)
 	n.h = h
 	n.sim.holds(n, b, out.errs)

@@ -24,6 +24,7 @@ const (
 	usePack
 	useAgain
 	useRouter
+	useVersion
 )
 
 // Range is a span of times to draw from, both ends included.

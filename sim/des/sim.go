@@ -108,6 +108,7 @@ type Sim struct {
 	firsts    uint64
 	resting   bool // owners change nothing any more
 	stopped   bool
+	versions  versions
 
 	// Bad are the invariants that did not hold, the first of them.
 	Bad []Broken

@@ -238,6 +238,10 @@ func (s *Sim) Ship(ownerNo, i int, spec crdt.Spec) string {
 
 // Set has an owner change an instance at a node.
 func (s *Sim) Set(ownerNo, i int, id string, change func(*crdt.Spec)) {
+	s.change(ownerNo, i, id, s.byThisVersion(change))
+}
+
+func (s *Sim) change(ownerNo, i int, id string, change func(*crdt.Spec)) {
 	raws, err := s.owner(ownerNo).author.Set(id, change)
 	if err != nil {
 		s.violate("set: %v", err)

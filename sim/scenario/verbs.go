@@ -22,6 +22,7 @@ var Verbs = []Verb{
 	{"disk-full", "a node can write nothing for a time", []string{"node", "for"}, []string{"node", "for"}, nil},
 	{"drain", "a node gives its replicas away", []string{"node"}, []string{"node"}, nil},
 	{"equivocate-owner", "an owner says two things by one number, to two nodes", []string{"owner"}, nil, nil},
+	{"extend", "an owner says of one of its instances, or of the one of a name, what this version does not know", []string{"owner", "node", "name"}, nil, nil},
 	{"heal", "all cuts and partitions end", nil, nil, nil},
 	{"isolate", "a node is cut off from all others", []string{"node"}, []string{"node"}, nil},
 	{"join", "a share of the nodes that were not there yet joins", []string{"share"}, nil, nil},
@@ -42,5 +43,5 @@ var Verbs = []Verb{
 	{"torn-log", "a machine goes down with what it was writing half written", []string{"node", "for"}, []string{"node", "for"}, nil},
 	{"unclog", "a node that is clogged no longer is", []string{"node"}, []string{"node"}, nil},
 	{"undrain", "a node takes replicas again", []string{"node"}, []string{"node"}, nil},
-	{"upgrade", "a daemon restarts in another version, which says more", []string{"node", "for"}, []string{"node", "for"}, nil},
+	{"upgrade", "a daemon restarts in the other of two versions, of which the later says what the earlier does not know", []string{"node", "for"}, []string{"node", "for"}, nil},
 }
