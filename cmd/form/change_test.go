@@ -132,3 +132,18 @@ func TestJSONShapes(t *testing.T) {
 		t.Errorf("one instance of a pack: exit %d, %q", code, out)
 	}
 }
+
+// A change that a node sets aside is not told of as done.
+func TestChangeIsSetAside(t *testing.T) {
+	h := newHome(t)
+	h.ships(crdt.Spec{Name: "web", Replicas: 2})
+	h.daemon.onSubmit = func(...[]byte) ([]stmt.ID, error) {
+		return nil, api.Problemf(api.ExitFailed, "set aside").WithHint("look in a minute")
+	}
+	for _, verb := range []string{"manage restart web", "scale web 3", "rm web", "manage update web --replicas 4"} {
+		code, out, talk := h.form(strings.Fields(verb)...)
+		if code != api.ExitFailed || out != "" || !strings.HasSuffix(talk, "error: set aside\nhint: look in a minute\n") {
+			t.Errorf("%s: exit %d, %q, %q", verb, code, out, talk)
+		}
+	}
+}

@@ -84,8 +84,15 @@ func submitProblem(err error) error {
 		return api.Problemf(api.ExitUsage, "%v", err).WithHint("the statement is for another network")
 	case errors.Is(err, crdt.ErrStale):
 		return api.Problemf(api.ExitFailed, "%v", err).WithHint("it was changed meanwhile; try again")
-	case errors.Is(err, crdt.ErrQuota), errors.Is(err, crdt.ErrInvalid), errors.Is(err, crdt.ErrPending),
-		errors.Is(err, crdt.ErrFrozen), errors.Is(err, stmt.ErrShape), errors.Is(err, stmt.ErrEncoding), errors.Is(err, stmt.ErrTooLarge):
+	case errors.Is(err, crdt.ErrPending):
+		return api.Problemf(api.ExitFailed, "set aside, as this node lacks what it builds on: %v", err).
+			WithHint("nothing is saved yet: it may take effect once the rest arrives; look with form ls in a minute, and try again, here or at another node (--peer)")
+	case errors.Is(err, crdt.ErrFrozen):
+		return api.Problemf(api.ExitFailed, "%v", err).
+			WithHint("two changes were signed as one and the same: stop whoever else signs with this key, and try again")
+	case errors.Is(err, crdt.ErrQuota):
+		return api.Problemf(api.ExitUsage, "%v", err).WithHint("delete what is not needed any more: form ls, form rm")
+	case errors.Is(err, crdt.ErrInvalid), errors.Is(err, stmt.ErrShape), errors.Is(err, stmt.ErrEncoding), errors.Is(err, stmt.ErrTooLarge):
 		return api.Problemf(api.ExitUsage, "%v", err)
 	}
 	return err
