@@ -31,7 +31,9 @@ type shim struct {
 	app      *guest.RotatingFile
 	stop     chan bool // asks for the end; true skips the guest's part
 	ended    chan struct{}
-	patience time.Duration // with a guest that boots
+	patience time.Duration // with a guest that boots, all its boots together
+	turn     time.Duration // how long the first of them may take; the next has twice that
+	waited   time.Duration // for boots that did not come up, one after another
 
 	mu       sync.Mutex
 	status   Status
@@ -109,7 +111,7 @@ func tellParent(problem error) {
 
 func openShimFiles(dir string) (*shim, func(), error) {
 	syscall.Umask(0o077)
-	s := &shim{dir: dir, patience: bootPatience, stop: make(chan bool, 1), ended: make(chan struct{}), watchers: map[chan struct{}]struct{}{}}
+	s := &shim{dir: dir, patience: bootPatience, turn: bootTurn, stop: make(chan bool, 1), ended: make(chan struct{}), watchers: map[chan struct{}]struct{}{}}
 	// A bare descriptor that nothing closes: the lock is free when, and only
 	// when, the process is gone, so that who waits for it sees nothing left.
 	lock, err := unix.Open(filepath.Join(dir, lockFile), unix.O_CREAT|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
@@ -210,6 +212,10 @@ func (s *shim) boot(ctx context.Context) (again bool, reason string) {
 	parts.Go(func() { m.keepRunning(runCtx, resumeInterval, s.showPause) })
 	parts.Go(func() { s.guard(runCtx, m) })
 	asked, hung, exit := s.await(ctx, m)
+	agentSeen := !s.snapshot().AgentAt.IsZero()
+	if agentSeen {
+		s.waited = 0
+	}
 	s.mu.Lock()
 	s.net = nil
 	rebooted := s.rebooted
@@ -221,9 +227,12 @@ func (s *shim) boot(ctx context.Context) (again bool, reason string) {
 	m.agent.Close()
 	parts.Wait()
 	m.close()
-	switch agentSeen := !s.snapshot().AgentAt.IsZero(); {
+	switch {
 	case asked:
 		return false, ""
+	case hung && !agentSeen && s.waited < s.patience:
+		s.log.Warn("the guest did not come up; it is booted again", "after", s.waited)
+		return true, ""
 	case hung && !s.hasSecrets():
 		return false, fmt.Sprintf("its secrets did not come within %v", s.patience)
 	case hung:
@@ -234,15 +243,24 @@ func (s *shim) boot(ctx context.Context) (again bool, reason string) {
 	return false, exitReason(m, exit, consoleTail.String())
 }
 
-// bootPatience is how long a guest may take until its agent answers. A kernel
-// that hangs in its boot does so for good; emulated and on a busy machine a
-// healthy one takes a minute.
-const bootPatience = 10 * time.Minute
+// bootPatience is how long a guest may take until its agent answers, and bootTurn
+// how long it has until it is booted again. A kernel that hangs in its boot does so
+// for good, and mostly comes up when it is tried again (seen once in some thousand
+// emulated boots); emulated and on a busy machine a healthy one takes a minute.
+const (
+	bootPatience = 10 * time.Minute
+	bootTurn     = 90 * time.Second
+)
 
 // await waits for QEMU's exit and carries out a stop that is asked for
 // meanwhile. asked: the end was wanted; hung: the guest has not come up.
 func (s *shim) await(ctx context.Context, m *machine) (asked, hung bool, exit error) {
-	boot := time.NewTimer(s.patience)
+	left := s.patience - s.waited
+	turn := min(left, s.turn+s.waited)
+	if s.spec.VM.Fenced {
+		turn = left // it boots when it may run
+	}
+	boot := time.NewTimer(turn)
 	defer boot.Stop()
 	force := false
 	for waiting := true; waiting; {
@@ -254,8 +272,13 @@ func (s *shim) await(ctx context.Context, m *machine) (asked, hung bool, exit er
 		case <-ctx.Done():
 			waiting = false
 		case <-boot.C:
-			if s.snapshot().AgentAt.IsZero() || !s.hasSecrets() {
+			switch up := !s.snapshot().AgentAt.IsZero(); {
+			case !up || turn == left && !s.hasSecrets():
+				s.waited += turn
 				return false, true, s.stopMachine(m, true)
+			case !s.hasSecrets():
+				boot.Reset(left - turn)
+				turn = left
 			}
 		}
 	}

@@ -159,7 +159,7 @@ func TestSecretsThatNeverCome(t *testing.T) {
 	}
 	exited := make(chan error, 1)
 	go func() { exited <- cmd.Wait() }()
-	s := &shim{dir: t.TempDir(), patience: 10 * time.Millisecond, stop: make(chan bool, 1), given: make(chan struct{}), log: testLogger(t)}
+	s := &shim{dir: t.TempDir(), patience: 10 * time.Millisecond, turn: time.Millisecond, stop: make(chan bool, 1), given: make(chan struct{}), log: testLogger(t)}
 	s.spec.StopTimeout = time.Second
 	s.status.AgentAt = time.Now()
 	if asked, hung, _ := s.await(t.Context(), &machine{pid: cmd.Process.Pid, exited: exited}); asked || !hung {

@@ -141,7 +141,7 @@ func TestHungBootIsEnded(t *testing.T) {
 		exited := make(chan error, 1)
 		go func() { exited <- cmd.Wait() }()
 		s := &shim{
-			dir: t.TempDir(), patience: 10 * time.Millisecond, stop: make(chan bool, 1),
+			dir: t.TempDir(), patience: 10 * time.Millisecond, turn: time.Millisecond, stop: make(chan bool, 1),
 			log: slog.New(slog.DiscardHandler), watchers: map[chan struct{}]struct{}{},
 		}
 		s.spec.StopTimeout = time.Second
@@ -152,6 +152,35 @@ func TestHungBootIsEnded(t *testing.T) {
 		asked, hung, _ := s.await(t.Context(), &machine{pid: cmd.Process.Pid, exited: exited})
 		if asked != up || hung == up {
 			t.Errorf("up %v: asked %v, hung %v", up, asked, hung)
+		}
+	}
+}
+
+// A guest that did not come up is booted again with more time, until the patience is
+// spent; a fenced one, which may be paused, has all of it at once.
+func TestAHungBootIsTriedAgain(t *testing.T) {
+	for _, c := range []struct {
+		fenced bool
+		want   []time.Duration // waited for, after each boot
+	}{
+		{false, []time.Duration{2, 6, 10}},
+		{true, []time.Duration{10}},
+	} {
+		s := &shim{
+			dir: t.TempDir(), patience: 10 * time.Millisecond, turn: 2 * time.Millisecond, stop: make(chan bool, 1),
+			log: slog.New(slog.DiscardHandler), watchers: map[chan struct{}]struct{}{},
+		}
+		s.spec.StopTimeout, s.spec.VM.Fenced = time.Second, c.fenced
+		for _, want := range c.want {
+			cmd := exec.Command("sleep", "1000")
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			exited := make(chan error, 1)
+			go func() { exited <- cmd.Wait() }()
+			if _, hung, _ := s.await(t.Context(), &machine{pid: cmd.Process.Pid, exited: exited}); !hung || s.waited != want*time.Millisecond {
+				t.Errorf("fenced %v: hung %v after %v in all, want %v ms", c.fenced, hung, s.waited, int(want))
+			}
 		}
 	}
 }
