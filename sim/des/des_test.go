@@ -1,6 +1,7 @@
 package des
 
 import (
+	"cmp"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -38,23 +39,51 @@ func twice(t *testing.T, cfg Config, run func(*Sim)) *Sim {
 	return last
 }
 
+// Whatever is to happen when, and whenever that is said: what is next comes next.
 func TestEventsComeInOrder(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		var q queue
 		var want []event
-		for i, at := range rapid.SliceOfN(rapid.Int64Range(0, 20), 1, 200).Draw(t, "times") {
-			e := event{at: time.Duration(at), seq: uint64(i)}
-			q.push(e)
-			want = append(want, e)
+		var now time.Duration
+		for i := range rapid.IntRange(1, 300).Draw(t, "steps") {
+			if rapid.Bool().Draw(t, "push") {
+				far := rapid.SampledFrom([]time.Duration{0, 3, 50 * time.Microsecond, time.Millisecond, time.Second, time.Hour}).Draw(t, "about")
+				e := event{at: now + time.Duration(rapid.Int64Range(0, int64(far)).Draw(t, "after")), seq: uint64(i)}
+				q.push(e)
+				want = append(want, e)
+				slices.SortStableFunc(want, func(a, b event) int { return cmp.Compare(a.at, b.at) })
+			}
+			at, some := q.next()
+			if some != (len(want) > 0) || some && at != want[0].at {
+				t.Fatalf("next is at %v (%v) of %d", at, some, len(want))
+			}
+			if some && rapid.Bool().Draw(t, "pop") {
+				got := q.pop()
+				if now = got.at; got.at != want[0].at || got.seq != want[0].seq {
+					t.Fatalf("got %v/%d, want %v/%d", got.at, got.seq, want[0].at, want[0].seq)
+				}
+				want = want[1:]
+			}
 		}
-		slices.SortStableFunc(want, func(a, b event) int { return int(a.at - b.at) })
 		for _, w := range want {
 			if got := q.pop(); got.at != w.at || got.seq != w.seq {
 				t.Fatalf("got %v/%d, want %v/%d", got.at, got.seq, w.at, w.seq)
 			}
 		}
-		if len(q) != 0 {
-			t.Fatalf("%d left", len(q))
+		if at, some := q.next(); some {
+			t.Fatalf("something is left, at %v", at)
+		}
+	})
+}
+
+func TestATallyCounts(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		var got tally
+		want := map[int32]uint32{}
+		for _, i := range rapid.SliceOfN(rapid.Int32Range(0, 40), 1, 300).Draw(t, "of") {
+			if want[i]++; got.next(i) != want[i] {
+				t.Fatalf("%d was counted otherwise than %d times", i, want[i])
+			}
 		}
 	})
 }

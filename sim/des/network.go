@@ -50,8 +50,8 @@ type pair struct{ from, to int32 }
 type network struct {
 	NetConfig
 	seed   uint64
-	sent   []map[int32]uint32 // per sender and receiver: how many draws its link has made
-	at     []int              // the region of each node
+	sent   []tally // by sender: how many draws each of its links has made
+	at     []int   // the region of each node
 	side   []int32
 	sides  int // of the partition
 	cut    map[pair]bool
@@ -68,7 +68,7 @@ func newNetwork(cfg NetConfig, seed uint64) *network {
 }
 
 func (n *network) add() {
-	n.sent = append(n.sent, map[int32]uint32{})
+	n.sent = append(n.sent, tally{})
 	n.at = append(n.at, regions.Pick(chance.Unit(chance.Draw(n.seed, useRegion, uint64(len(n.at))))))
 	n.side = append(n.side, 0)
 	n.extra = append(n.extra, 0)
@@ -90,9 +90,7 @@ func (n *network) meets(a, b int32) bool { return n.reaches(a, b) && n.reaches(b
 
 // roll is the next draw of a link.
 func (n *network) roll(from, to int32) uint64 {
-	k := n.sent[from][to] + 1
-	n.sent[from][to] = k
-	return chance.Draw(n.seed, useLink, uint64(from), uint64(to), uint64(k))
+	return chance.Draw(n.seed, useLink, uint64(from), uint64(to), uint64(n.sent[from].next(to)))
 }
 
 // least is how long a message takes when nothing holds it up.

@@ -1,6 +1,11 @@
 package des
 
-import "time"
+import (
+	"cmp"
+	"slices"
+	"sort"
+	"time"
+)
 
 // kind says what an event is.
 type kind uint8
@@ -63,10 +68,89 @@ func (e *event) before(o *event) bool {
 	return e.seq < o.seq
 }
 
-// queue is a heap with four children per entry, the next event first.
-type queue []event
+// Buckets of a queue: how much time one takes, as a power of two of nanoseconds, and
+// how many there are, so that what is to happen within a second is in them.
+const (
+	bucketBits = 18
+	buckets    = 1 << 12
+)
+
+// queue is what will happen, the next event first. What is near is in buckets by time,
+// sorted when their time has come, and the rest in a heap: most events are near.
+type queue struct {
+	now   []event // those of the bucket at and before it, sorted, from done on
+	done  int
+	at    int64 // the bucket that now began as
+	near  [buckets][]event
+	count int // of near
+	far   heap
+}
+
+func bucketOf(t time.Duration) int64 { return int64(t) >> bucketBits }
 
 func (q *queue) push(e event) {
+	switch b := bucketOf(e.at); {
+	case b <= q.at:
+		i := q.done + sort.Search(len(q.now)-q.done, func(i int) bool { return e.before(&q.now[q.done+i]) })
+		q.now = slices.Insert(q.now, i, e)
+	case b < q.at+buckets:
+		at := &q.near[b%buckets]
+		*at = append(*at, e)
+		q.count++
+	default:
+		q.far.push(e)
+	}
+}
+
+// next is when the next event is.
+func (q *queue) next() (at time.Duration, ok bool) {
+	if q.done == len(q.now) && !q.advance() {
+		return 0, false
+	}
+	return q.now[q.done].at, true
+}
+
+// pop takes the next event; there must be one.
+func (q *queue) pop() event {
+	if q.done == len(q.now) {
+		q.advance()
+	}
+	e := q.now[q.done]
+	q.now[q.done] = event{} // lets go of the load
+	q.done++
+	return e
+}
+
+// advance goes to the next bucket that has events, and reports whether there is one.
+func (q *queue) advance() bool {
+	if q.count == 0 && len(q.far) == 0 {
+		return false
+	}
+	q.now, q.done = q.now[:0], 0
+	for ok := false; !ok; {
+		q.at++
+		if q.count == 0 {
+			q.at = bucketOf(q.far[0].at)
+		}
+		for len(q.far) > 0 && bucketOf(q.far[0].at) < q.at+buckets {
+			e := q.far.pop()
+			at := &q.near[bucketOf(e.at)%buckets]
+			*at = append(*at, e)
+			q.count++
+		}
+		ok = len(q.near[q.at%buckets]) > 0
+	}
+	here := &q.near[q.at%buckets]
+	q.now, *here = *here, q.now
+	q.count -= len(q.now)
+	slices.SortFunc(q.now, func(a, b event) int { return cmp.Or(cmp.Compare(a.at, b.at), cmp.Compare(a.seq, b.seq)) })
+	return true
+}
+
+// heap has four children per entry.
+type heap []event
+
+func (q *heap) push(e event) {
 	*q = append(*q, e)
 	h := *q
 	for i := len(h) - 1; i > 0; {
@@ -80,7 +164,7 @@ func (q *queue) push(e event) {
 }
 
 // pop takes the next event; there must be one.
-func (q *queue) pop() event {
+func (q *heap) pop() event {
 	h := *q
 	top, last := h[0], len(h)-1
 	h[0] = h[last]

@@ -189,7 +189,10 @@ const askCut = 64
 func (s *Sim) Run(d time.Duration) {
 	end := s.now + d
 	s.look()
-	for k := 0; len(s.queue) > 0 && s.queue[0].at <= end; k++ {
+	for k := 0; ; k++ {
+		if at, more := s.queue.next(); !more || at > end {
+			break
+		}
 		if k%askCut == 0 && s.Stopped() {
 			return
 		}

@@ -124,6 +124,9 @@ func (s *Sim) lookAt(n *node) {
 		w.rouse(int(n.i), is&(Up|Asleep) == Up)
 		w.Node(s.now, int(n.i), is)
 	}
+	if len(n.vms) == 0 && len(w.runs[n.i]) == 0 {
+		return
+	}
 	now := w.now[:0]
 	for _, v := range n.vms { // any order: sorted below
 		if v.run && v.goneAt == 0 && v.upAt <= s.now && n.executes(v) {

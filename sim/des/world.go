@@ -91,6 +91,9 @@ func (w *worldView) briefed(ranks *plan.Ranks, dead map[stmt.Key]time.Duration, 
 
 // deadPrint names the set of nodes that n has confirmed dead.
 func (n *node) deadPrint() uint64 {
+	if len(n.dead) == 0 {
+		return 0
+	}
 	var sum uint64
 	for k := range n.dead { // any order: the sum commutes
 		sum += chance.Mix(useWorld, uint64(n.sim.index[k])+1)

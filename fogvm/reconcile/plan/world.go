@@ -211,7 +211,12 @@ func (w World) barred(n *crdt.Node, s *crdt.Spec) string {
 	return ""
 }
 
-func sortedKeys[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }
+func sortedKeys[V any](m map[string]V) []string {
+	if len(m) == 0 {
+		return nil
+	}
+	return slices.Sorted(maps.Keys(m))
+}
 
 // runnable says whether slots of s are to be filled at all.
 func runnable(s *crdt.Spec) bool {
