@@ -41,6 +41,21 @@ func aeBits(count int) int { return bits.Len(uint(max(count, 0) / aeBucketTarget
 
 func isSet(bitmap []byte, n int) bool { return bitmap[n/8]&(1<<(n%8)) != 0 }
 
+// firstLevel is the digests of all buckets by so many bits, to be read only.
+func (x *index) firstLevel(bits int) []byte {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	sums, made := x.first[bits]
+	if !made {
+		sums = x.digests(nil, bits, 0, 1<<bits)
+		if x.first == nil {
+			x.first = map[int][]byte{}
+		}
+		x.first[bits] = sums
+	}
+	return sums
+}
+
 // digests appends the 8 bytes of digest of count buckets, from the one numbered
 // first of those by so many bits.
 func (x *index) digests(out []byte, bits, first, count int) []byte {
@@ -69,7 +84,7 @@ func bucketDigest(items []indexed) []byte {
 // sendBuckets sends the digests of both levels; between them the peer says which
 // of the first differ.
 func (s *aeSession) sendBuckets(count int, l *levels) error {
-	if err := s.send(aeFrame{Bits: l.k, Buckets: s.idx.digests(nil, l.k, 0, 1<<l.k)}); err != nil {
+	if err := s.send(aeFrame{Bits: l.k, Buckets: s.idx.firstLevel(l.k)}); err != nil {
 		return err
 	}
 	f, err := s.receive()
@@ -111,7 +126,7 @@ func (s *aeSession) receiveBuckets(f aeFrame) (*levels, error) {
 	}
 	l := &levels{k: f.Bits}
 	differ := make([]byte, (1<<l.k+7)/8)
-	mine := s.idx.digests(nil, l.k, 0, 1<<l.k)
+	mine := s.idx.firstLevel(l.k)
 	for n := range 1 << l.k {
 		if string(mine[8*n:8*n+8]) != string(f.Buckets[8*n:8*n+8]) {
 			differ[n/8] |= 1 << (n % 8)
@@ -141,7 +156,7 @@ func (s *aeSession) receiveBuckets(f aeFrame) (*levels, error) {
 			break
 		}
 	}
-	l.finer = make([]byte, (l.count()+7)/8)
+	l.finer, mine = make([]byte, (l.count()+7)/8), nil
 	for i, b := range l.differ {
 		mine = s.idx.digests(mine[:0], l.k+l.sub, b<<l.sub, 1<<l.sub)
 		for j := range 1 << l.sub {

@@ -71,6 +71,9 @@ type index struct {
 
 	once sync.Once
 	sum  [sha256.Size]byte // filled by once
+
+	mu    sync.Mutex
+	first map[int][]byte // digests of the first level, by bits; peers that hold about as much ask for one
 }
 
 // all is the digest of all items.

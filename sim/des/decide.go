@@ -310,6 +310,9 @@ func (n *node) executes(v *vm) bool {
 
 // settleMachine forgets virtual machines that have gone.
 func (n *node) settleMachine() {
+	if len(n.vms) == 0 {
+		return
+	}
 	for id, v := range n.vms { // any order: each by itself
 		if v.goneAt != 0 && v.goneAt <= n.sim.now {
 			delete(n.vms, id)
@@ -320,6 +323,9 @@ func (n *node) settleMachine() {
 // machineState changes when packs or virtual machines do.
 func (n *node) machineState() uint64 {
 	var sum uint64
+	if len(n.vms) == 0 && len(n.packs) == 0 && !n.draining {
+		return 0
+	}
 	add := func(id string, words ...uint64) {
 		h := uint64(len(id))
 		for _, b := range []byte(id) {

@@ -22,15 +22,21 @@ var lossy = NetConfig{Loss: 0.02, Duplicate: 0.01, Damage: 0.01}
 // invariant broke. It returns the second.
 func twice(t *testing.T, cfg Config, run func(*Sim)) *Sim {
 	t.Helper()
+	return times(t, 2, cfg, run)
+}
+
+// times is twice, so many times.
+func times(t *testing.T, runs int, cfg Config, run func(*Sim)) *Sim {
+	t.Helper()
 	var last *Sim
 	var hash string
-	for i := range 2 {
+	for i := range runs {
 		s := New(cfg)
 		run(s)
 		for _, b := range s.Bad {
 			t.Errorf("seed %d: %s", cfg.Seed, b)
 		}
-		if i == 1 && s.Hash() != hash {
+		if i > 0 && s.Hash() != hash {
 			t.Errorf("seed %d: two runs differ: %s and %s", cfg.Seed, hash, s.Hash())
 		}
 		last, hash = s, s.Hash()

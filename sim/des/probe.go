@@ -79,7 +79,10 @@ func (n *node) contact(i int32) { n.step(live.Contact{Key: n.sim.nodes[i].key}) 
 // greet looks again when a peer was heard of that was not seen before: it may be a
 // voter.
 func (n *node) greet(k stmt.Key) {
-	if s := n.detect.Status(k); n.sim.contracts && s.Contact == 0 && s.State != live.Dead {
+	if !n.sim.contracts {
+		return
+	}
+	if s := n.detect.Status(k); s.Contact == 0 && s.State != live.Dead {
 		n.seenVer++
 		n.plan()
 	}

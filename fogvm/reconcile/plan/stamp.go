@@ -42,7 +42,7 @@ func (in *Input) Stamp() (s Stamp, known bool) {
 		t.add(b.found[i].stamp[:])
 	}
 	t.part()
-	for _, id := range b.strays[in.Self] {
+	for _, id := range b.straysOf(in.Self) {
 		for _, c := range in.World.Claims[id] {
 			if c.Node == in.Self {
 				stray := claimStamp(c)
@@ -64,6 +64,15 @@ func (in *Input) Stamp() (s Stamp, known bool) {
 		t.flags(lives)
 	}
 	return t.stamp(), true
+}
+
+// straysOf are the instances that are not there and that k has claims on; hardly ever
+// are there any.
+func (b *Brief) straysOf(k stmt.Key) []string {
+	if len(b.strays) == 0 {
+		return nil
+	}
+	return b.strays[k]
 }
 
 // concern adds an instance that a node looks at.
