@@ -162,6 +162,11 @@ func ship(r *run, s scenario.Step, rng *rand.Rand) {
 	if s.Operators != "" && r.res.mutant != OpenToAll {
 		spec.Operators = r.trusted()
 	}
+	if s.Partition == crdt.PartitionStopMinority || s.Partition == crdt.PartitionFence {
+		for _, v := range rng.Perm(r.Nodes())[:min(r.Nodes(), cmp.Or(r.plan.Workload.Voters, 3))] {
+			spec.Voters = append(spec.Voters, r.Key(v))
+		}
+	}
 	id := r.Ship(s.Owner, i, spec)
 	r.names[spec.Name] = id
 	if s.Operators == "" && len(r.plan.Liars) > 0 {

@@ -56,6 +56,23 @@ func TestScenarios(t *testing.T) {
 	}
 }
 
+// What is shipped with a contract that counts voters has some, and it is kept.
+func TestShippedContractsAreKept(t *testing.T) {
+	for _, contract := range []string{"fence", "stop-minority"} {
+		s := parsed(t, "about: it is shipped, and the swarm splits\nnodes: 7\nschedule: [{at: 2s, do: ship, replicas: 2, partition: "+contract+
+			"}, {at: 60s, do: partition, node: serving}, {at: 150s, do: heal}]\nuntil: 200s\nexpect: {settle: 2m}\n")
+		for seed := range uint64(3) {
+			r := Run(t.Context(), expand(t, s, 0, seed), "")
+			for _, b := range r.Bad {
+				t.Errorf("%s, seed %d: %v", contract, seed, b)
+			}
+			if r.Steps != 3 {
+				t.Errorf("%s, seed %d: %d of 3 steps", contract, seed, r.Steps)
+			}
+		}
+	}
+}
+
 // Seeds that broke something once, each by a fault of the code or of the model.
 func TestSeedsThatBroke(t *testing.T) {
 	for _, c := range []struct {
