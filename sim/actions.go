@@ -167,6 +167,9 @@ func ship(r *run, s scenario.Step, rng *rand.Rand) {
 			spec.Voters = append(spec.Voters, r.Key(v))
 		}
 	}
+	if s.PackMiB > 0 {
+		r.Weighs(spec.Pack, uint64(s.PackMiB)<<20)
+	}
 	id := r.Ship(s.Owner, i, spec)
 	r.names[spec.Name] = id
 	if s.Operators == "" && len(r.plan.Liars) > 0 {

@@ -135,6 +135,9 @@ func (r *run) sideServes(s crdt.Spec) {
 			on := slices.DeleteFunc(r.Executing(plan.Slot{Instance: s.ID, Slot: slot}), func(n int) bool { return slices.Contains(r.smaller, n) != small })
 			served += min(len(on), 1) // a second one is on its way out
 		}
+		if len(r.Holders(s.Pack, func(n int) bool { return slices.Contains(r.smaller, n) == small })) == 0 {
+			continue // nobody there can run what nobody there has
+		}
 		if want := min(active, room); served < want {
 			r.fail(SideServes, "%d of %d replicas of %.8s run on the side of %v (smaller: %v)", served, want, s.ID, r.smaller, small)
 		}

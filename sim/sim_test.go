@@ -132,6 +132,8 @@ func TestMutantsAreNoticed(t *testing.T) {
 		{des.SlowDetector, "node-dies", Deaths},
 		{des.HastyDetector, "loss-and-stalls", Alive},
 		{des.LossyFork, "node-dies", des.SameStatement},
+		{des.RunsWithoutPack, "node-dies", des.PackBeforeRun},
+		{des.ForgetsParts, "flash-crowd-pack", des.FetchedOnce},
 		{des.RefusesUnknown, "upgrade-rolling", des.UnknownKept},
 		{des.StripsUnknown, "upgrade-rolling", des.UnknownKept},
 	} {

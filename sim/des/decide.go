@@ -28,20 +28,11 @@ func (k knowledge) likens(o knowledge) bool {
 	return k == o
 }
 
-// fetching is how many packs a node fetches at once (fogvm/reconcile).
-const fetching = 2
-
 // decision is one that was made, and what a node had been told of its leases: why it
 // has none changes without notice.
 type decision struct {
 	plan.Output
 	leases map[string]plan.LeaseStatus
-}
-
-// pack is one that a node has or fetches.
-type pack struct {
-	at      time.Duration // complete from then on
-	fetched bool          // and nothing of it has run yet, for the Watcher
 }
 
 // vm is a virtual machine, which outlives the daemon.
@@ -174,19 +165,12 @@ func (n *node) setWake(at time.Duration) {
 }
 
 func (n *node) register() crdt.Node {
-	var holds []string
-	for p, s := range n.packs {
-		if s.at <= n.sim.now {
-			holds = append(holds, p)
-		}
-	}
-	slices.Sort(holds)
 	total := n.sim.cfg.Node
 	if n.sim.cfg.Mutant == OverPromises {
 		total.Memory *= 4
 	}
 	return crdt.Node{
-		Total: total, Labels: n.sim.labels(n.i), Draining: n.draining, Version: n.versionName(), Accel: "kvm", Holds: holds,
+		Total: total, Labels: n.sim.labels(n.i), Draining: n.draining, Version: n.versionName(), Accel: "kvm", Holds: n.holding(),
 		Region: n.sim.Region(int(n.i)),
 	}
 }
@@ -198,47 +182,12 @@ func (s *Sim) labels(i int32) map[string]string {
 	return map[string]string{"domain": fmt.Sprint("d", int(i)%s.cfg.Domains)}
 }
 
-func (n *node) fetch(want, keep []string) {
-	open := 0
-	for _, p := range n.packs { // any order: counting
-		if p.at > n.sim.now {
-			open++
-		}
-	}
-	for _, p := range want {
-		if _, have := n.packs[p]; !have && open < fetching {
-			open++
-			d := n.sim.cfg.Fetch.draw(n.rng)
-			n.packs[p] = &pack{at: n.sim.now + d, fetched: true}
-			n.after(d, evPack, 0, 0, nil)
-		}
-	}
-	for p := range n.packs {
-		if _, kept := slices.BinarySearch(keep, p); !kept {
-			delete(n.packs, p)
-		}
-	}
-}
-
-func (n *node) packStatus() map[string]plan.PackStatus {
-	if len(n.packs) == 0 {
-		return nil
-	}
-	out := make(map[string]plan.PackStatus, len(n.packs))
-	for p, s := range n.packs {
-		out[p] = plan.PackStatus{State: plan.Fetching}
-		if s.at <= n.sim.now {
-			out[p] = plan.PackStatus{State: plan.Complete}
-		}
-	}
-	return out
-}
-
 // syncVMs has the virtual machines be as wanted.
 func (n *node) syncVMs(want []plan.VM) {
 	now, cfg := n.sim.now, &n.sim.cfg
 	listed := make(map[string]bool, len(want))
 	boot := func(v *vm) {
+		n.bootsFrom(v)
 		d := cfg.Boot.draw(n.rng)
 		v.started, v.upAt, v.downAt, v.goneAt, v.until = now, now+d, 0, 0, 0
 		v.pausing = n.pausing()
@@ -320,7 +269,7 @@ func (n *node) settleMachine() {
 	}
 }
 
-// machineState changes when packs or virtual machines do.
+// machineState changes when packs or virtual machines do, or the clock that people read.
 func (n *node) machineState() uint64 {
 	var sum uint64
 	if len(n.vms) == 0 && len(n.packs) == 0 && !n.draining {
@@ -343,9 +292,9 @@ func (n *node) machineState() uint64 {
 		add(id, uint64(v.started), bit(v.run), bit(v.upAt <= n.sim.now), bit(v.goneAt != 0), bit(n.executes(v)))
 	}
 	for id, p := range n.packs { // any order: the sum commutes
-		add(id, bit(p.at <= n.sim.now))
+		add(id, p.state())
 	}
-	return sum + bit(n.draining)
+	return sum + bit(n.draining) + chance.Mix(useClock, uint64(n.jumped)) // which dates what it says of its machines
 }
 
 func (n *node) vmStatus() map[string]plan.VMStatus {

@@ -31,9 +31,10 @@
 // drawn; one over which nothing comes ends after 30 seconds, and who has few dials
 // others; streams beside gossip need none), disks (what is not
 // synced is lost by a crash; a voter's promises are synced before it answers),
-// clocks (each at its own steady rate, begun anew by a boot), packs and virtual
-// machines (they take a drawn time), and what keeps a fenced one: it pauses it up
-// to two seconds late, and before the guest goes on when the host has slept.
+// clocks (each at its own steady rate, begun anew by a boot), packs (who has one
+// whole gives it at the speed of its line, shared among those who fetch), virtual
+// machines (they take a drawn time to boot and to stop), and what keeps a fenced one: it
+// pauses it up to two seconds late, and before the guest goes on when the host has slept.
 //
 // A [Mutant] breaks one of these things, so that a scenario can show that its
 // invariants notice.

@@ -70,7 +70,7 @@ func (s *Sim) EquivocateOwner(ownerNo, i, j int, id string) {
 			s.violate("owner, who equivocates: %v", err)
 			return
 		}
-		s.submit([]int{i, j}[k], raws, nil)
+		s.submit([]int{i, j}[k], raws, "", nil)
 	}
 	s.Seen["an owner equivocated"]++
 }

@@ -62,6 +62,10 @@ const (
 	HastyDetector Mutant = "hasty-detector"
 	// LossyFork: of two nodes with one state that part, one lacks a statement.
 	LossyFork Mutant = "lossy-fork"
+	// RunsWithoutPack: a pack counts as complete when its fetch begins.
+	RunsWithoutPack Mutant = "runs-without-pack"
+	// ForgetsParts: a fetch that loses a source begins anew.
+	ForgetsParts Mutant = "forgets-parts"
 	// RefusesUnknown: a daemon of the earlier version does not take in what says more
 	// than it knows.
 	RefusesUnknown Mutant = "refuses-unknown"

@@ -30,10 +30,12 @@ type node struct {
 	disk  disk
 	vms   map[string]*vm
 	packs map[string]*pack
-	clock clock
-	boots int           // raised when the machine goes down
-	down  bool          // the machine is
-	awake time.Duration // since when the machine is, in virtual time
+	// received are the packs that ever came to it whole.
+	received map[string]bool
+	clock    clock
+	boots    int           // raised when the machine goes down
+	down     bool          // the machine is
+	awake    time.Duration // since when the machine is, in virtual time
 
 	// The daemon, while it is up.
 	up        bool
@@ -47,8 +49,9 @@ type node struct {
 	dead      map[stmt.Key]time.Duration
 	deadVer   uint64 // raised when dead changes
 	interest  []stmt.Key
-	told      *roster // the nodes that the detector has, or will
-	unwatched bool    // it does not have the interest and the nodes yet
+	told      *roster  // the nodes that the detector has, or will
+	wanted    []string // packs to fetch
+	unwatched bool     // it does not have the interest and the nodes yet
 	ticks     int
 	vias      map[int64]via
 	lastVia   int64
@@ -81,7 +84,7 @@ func (s *Sim) add() *node {
 	i := int32(len(s.nodes))
 	n := &node{
 		sim: s, i: i, priv: s.key("node", int(i)), rng: chance.Stream(s.cfg.Seed, useNode, uint64(i)),
-		vms: map[string]*vm{}, packs: map[string]*pack{},
+		vms: map[string]*vm{}, packs: map[string]*pack{}, received: map[string]bool{},
 	}
 	n.key = stmt.KeyOf(n.priv)
 	n.clock = clock{shows: longUp, ppm: s.drift(i)}
@@ -161,6 +164,7 @@ func (n *node) noticeSleep() {
 // stop ends the daemon; machine says whether the machine went down with it, and
 // so its virtual machines.
 func (n *node) stop(machine bool) {
+	n.stopFetching()
 	n.up = false
 	n.vanish()
 	n.sim.pool.release(n.h)
@@ -196,7 +200,10 @@ func (n *node) handle(e *event) {
 	case evRefresh:
 		n.after(refresh, evRefresh, 0, 0, nil)
 		n.plan()
-	case evVM, evPack:
+	case evVM:
+		n.plan()
+	case evPack:
+		n.fetchMore()
 		n.plan()
 	case evViaEnd:
 		n.viaEnd(e.a)

@@ -19,7 +19,7 @@ const (
 	evWake                  // time to plan again
 	evRefresh               // plan again without a reason
 	evVM                    // a virtual machine has come up or gone down
-	evPack                  // a pack is complete
+	evPack                  // a pack is complete, or time to fetch one again
 	evViaEnd                // a helper gives up; a: nonce
 	evResume                // a paused node goes on
 	evExtend                // a machine's keeper is told; a: until when it may run

@@ -25,6 +25,7 @@ const (
 	useAgain
 	useRouter
 	useVersion
+	useBring
 )
 
 // Range is a span of times to draw from, both ends included.

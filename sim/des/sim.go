@@ -27,9 +27,9 @@ type Config struct {
 	// Live are the times of the detector.
 	Live live.Config
 	// SyncInterval is as in crdt.ReplicaConfig.
-	SyncInterval             time.Duration
-	TakeoverDelay            time.Duration
-	Fsync, Fetch, Boot, Stop Range // how long it takes
+	SyncInterval      time.Duration
+	TakeoverDelay     time.Duration
+	Fsync, Boot, Stop Range // how long it takes
 	// Drift is by how many millionths at most a clock of time since boot is fast or
 	// slow.
 	Drift  int64
@@ -48,7 +48,6 @@ func (c *Config) setDefaults() {
 	}
 	def(&c.Net.Delay, 5*time.Millisecond, 60*time.Millisecond)
 	def(&c.Fsync, time.Millisecond, 10*time.Millisecond)
-	def(&c.Fetch, 500*time.Millisecond, 4*time.Second)
 	def(&c.Boot, 2*time.Second, 8*time.Second)
 	def(&c.Stop, 500*time.Millisecond, 2*time.Second)
 	if c.Net.Jitter == 0 {
@@ -108,6 +107,8 @@ type Sim struct {
 	firsts    uint64
 	resting   bool // owners change nothing any more
 	stopped   bool
+	fetches   fetches
+	weights   map[string]uint64 // of packs, in bytes, that somebody says
 	versions  versions
 
 	// Bad are the invariants that did not hold, the first of them.

@@ -201,7 +201,7 @@ func spare(spec crdt.Spec, field *place.Field, there []*node) {
 			return
 		}
 		if n := there[at]; n.packs[spec.Pack] == nil {
-			n.packs[spec.Pack] = &pack{}
+			n.gains(spec.Pack)
 			left--
 		}
 	}
@@ -217,7 +217,7 @@ func (n *node) runs(spec crdt.Spec, slot int) crdt.Claim {
 		Fenced: spec.Partition == crdt.PartitionFence,
 	}}
 	n.vms[v.ID] = v
-	n.packs[spec.Pack] = &pack{}
+	n.gains(spec.Pack)
 	return crdt.Claim{
 		Instance: spec.ID, Owner: spec.Owner, Slot: slot, Generation: 1, Phase: crdt.ClaimRunning, Ready: true,
 		Pack: spec.Pack, Accel: "kvm", SpecGeneration: spec.Generation, StartedAt: wall, ReadyAt: wall,
@@ -232,7 +232,7 @@ func (s *Sim) Ship(ownerNo, i int, spec crdt.Spec) string {
 		s.violate("ship: %v", err)
 		return ""
 	}
-	s.bring(ownerNo, i, raws, nil)
+	s.bring(ownerNo, i, raws, spec.Pack, nil)
 	return id
 }
 
@@ -247,7 +247,7 @@ func (s *Sim) change(ownerNo, i int, id string, change func(*crdt.Spec)) {
 		s.violate("set: %v", err)
 		return
 	}
-	s.bring(ownerNo, i, raws, nil)
+	s.bring(ownerNo, i, raws, "", nil)
 }
 
 // Delete has an owner delete an instance at a node, and calls acked, which may be
@@ -258,7 +258,7 @@ func (s *Sim) Delete(ownerNo, i int, id string, acked func()) {
 		s.violate("delete: %v", err)
 		return
 	}
-	s.bring(ownerNo, i, raws, acked)
+	s.bring(ownerNo, i, raws, "", acked)
 }
 
 // Rest ends what Changes began.
@@ -300,15 +300,15 @@ func (s *Sim) Owners() int { return len(s.owners) }
 // Instances are those of an owner, as its own statements have them.
 func (s *Sim) Instances(ownerNo int) []crdt.Spec { return s.owner(ownerNo).author.Instances() }
 
-// bring has a node be brought what an owner has said.
-func (s *Sim) bring(ownerNo, i int, raws [][]byte, acked func()) {
+// bring has a node be brought what an owner has said, and a pack if it names one.
+func (s *Sim) bring(ownerNo, i int, raws [][]byte, pack string, acked func()) {
 	o := s.owner(ownerNo)
 	o.raws = append(o.raws, raws...)
 	s.heed()
-	s.submit(i, raws, acked)
+	s.submit(i, raws, pack, acked)
 }
 
-func (s *Sim) submit(i int, raws [][]byte, acked func()) {
+func (s *Sim) submit(i int, raws [][]byte, pack string, acked func()) {
 	n := s.nodes[i]
 	if !n.up {
 		s.violate("statements are brought to %v, which is down", n)
@@ -323,7 +323,10 @@ func (s *Sim) submit(i int, raws [][]byte, acked func()) {
 		}
 		vs = append(vs, v)
 	}
-	b := &brought{n.i, raws, acked}
+	if pack != "" {
+		n.brings(pack)
+	}
+	b := &brought{n.i, raws, pack, acked}
 	s.brought = append(s.brought, b)
 	var refused error
 	refused = n.commit(vs, func() {
@@ -345,6 +348,7 @@ func (s *Sim) submit(i int, raws [][]byte, acked func()) {
 type brought struct {
 	at    int32
 	raws  [][]byte
+	pack  string
 	acked func()
 }
 
@@ -374,5 +378,5 @@ func (s *Sim) bringAgain(b *brought) {
 	}
 	s.Seen["an owner went to another node"]++
 	rng := chance.Stream(s.cfg.Seed, useAgain, uint64(s.Seen["an owner went to another node"]))
-	s.submit(up[rng.IntN(len(up))], b.raws, b.acked)
+	s.submit(up[rng.IntN(len(up))], b.raws, b.pack, b.acked)
 }

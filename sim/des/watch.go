@@ -193,8 +193,20 @@ const (
 	mostPack  = 1 << 30
 )
 
-// packSize is the size of a pack, drawn: every factor of two is as likely.
+// Weighs has a pack be of a size.
+func (s *Sim) Weighs(name string, bytes uint64) {
+	if s.weights == nil {
+		s.weights = map[string]uint64{}
+	}
+	s.weights[name] = bytes
+}
+
+// packSize is the size of a pack, drawn if nobody says: every factor of two is as
+// likely.
 func (s *Sim) packSize(name string) uint64 {
+	if bytes, said := s.weights[name]; said {
+		return bytes
+	}
 	words := []uint64{usePack}
 	for _, b := range []byte(name) {
 		words = append(words, uint64(b))

@@ -53,6 +53,7 @@ func Refuse(p *scenario.Plan, tier string) error {
 		no(!slices.Contains(verbs, s.Do) || tier == TierVM && s.Do == "disk-full", "%s", s.Do)
 		no(s.Kind == "machine" && tier != TierVM, "%s of a machine", s.Do)
 		no(s.Operators != "", "%s to some operators", s.Do)
+		no(s.PackMiB != 0, "%s of a pack of a size", s.Do)
 		no(s.Node == scenario.Clogged, "node: clogged")
 	}
 	if len(cannot) == 0 {

@@ -157,6 +157,7 @@ func (a Action) check() error {
 	given := map[string]bool{
 		"node": a.Node != "", "for": a.For != Span{}, "by": a.By != Span{}, "share": a.Share != 0, "kind": a.Kind != "",
 		"name": a.Name != "", "owner": a.Owner != 0, "replicas": a.Replicas != 0, "partition": a.Partition != "", "operators": a.Operators != "",
+		"pack-mib": a.PackMiB != 0,
 	}
 	for _, f := range fields {
 		switch {
@@ -181,12 +182,14 @@ func (a Action) check() error {
 		return fmt.Errorf("%s: partition %q is none of keep, stop-minority, fence", a.Do, a.Partition)
 	case !slices.Contains([]string{"", "honest"}, a.Operators):
 		return fmt.Errorf("%s: operators %q: honest, or none for every member", a.Do, a.Operators)
+	case a.PackMiB < 0 || a.PackMiB > 16<<10:
+		return fmt.Errorf("%s: pack-mib %d, at most %d", a.Do, a.PackMiB, 16<<10)
 	}
 	return nil
 }
 
 // fields of an action, in the order of complaints.
-var fields = []string{"node", "for", "by", "share", "kind", "name", "owner", "replicas", "partition", "operators"}
+var fields = []string{"node", "for", "by", "share", "kind", "name", "owner", "replicas", "partition", "operators", "pack-mib"}
 
 func verb(name string) (Verb, bool) {
 	i := slices.IndexFunc(Verbs, func(v Verb) bool { return v.Name == name })

@@ -136,6 +136,7 @@ type Action struct {
 	Replicas  int    `yaml:"replicas" json:"replicas,omitempty"`
 	Partition string `yaml:"partition" json:"partition,omitempty"`
 	Operators string `yaml:"operators" json:"operators,omitempty"` // "honest": who does not lie; else: every member
+	PackMiB   int    `yaml:"pack-mib" json:"packMiB,omitempty"`    // 0: drawn
 }
 
 // Step is one action at its time.
@@ -168,5 +169,6 @@ func (s Step) String() string {
 	add("replicas", s.Replicas, s.Replicas != 0)
 	add("partition", s.Partition, s.Partition != "")
 	add("operators", s.Operators, s.Operators != "")
+	add("pack-mib", s.PackMiB, s.PackMiB != 0)
 	return b.String()
 }

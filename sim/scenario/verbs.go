@@ -34,7 +34,7 @@ var Verbs = []Verb{
 	{"partition", "the swarm is split: a share of the nodes, drawn, on one side", []string{"share", "node"}, nil, nil},
 	{"replay", "a node says again what it once heard", []string{"node"}, []string{"node"}, nil},
 	{"scale", "an owner changes how many replicas one of its instances has, or the one of a name", []string{"owner", "node", "name", "replicas"}, nil, nil},
-	{"ship", "an owner brings a new instance", []string{"owner", "node", "name", "replicas", "partition", "operators"}, nil, nil},
+	{"ship", "an owner brings a new instance", []string{"owner", "node", "name", "replicas", "partition", "operators", "pack-mib"}, nil, nil},
 	{"slow", "a node takes so much longer for every message, for a time", []string{"node", "by", "for"}, []string{"node", "by", "for"}, nil},
 	{"slow-disk", "a node takes so much longer for every write, for a time", []string{"node", "by", "for"}, []string{"node", "by", "for"}, nil},
 	{"stall", "a daemon does nothing for a time, while messages wait", []string{"node", "for"}, []string{"node", "for"}, nil},

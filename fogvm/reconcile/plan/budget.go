@@ -44,11 +44,14 @@ func recent(rs []Repair, now time.Duration) []Repair {
 // that is a guess.
 func (p *planner) cost(pack string) (bytes int64, guess bool) {
 	s := p.Packs[pack]
-	charged := func(r Repair) bool { return r.Pack == pack }
-	switch {
-	case s.State == Complete || s.State == Fetching || p.wanted[pack] || slices.ContainsFunc(p.out.Timers.Repairs, charged):
+	if s.State == Complete || s.State == Fetching || p.wanted[pack] {
 		return 0, false
-	case s.Bytes > 0:
+	}
+	if i := slices.IndexFunc(p.out.Timers.Repairs, func(r Repair) bool { return r.Pack == pack }); i >= 0 {
+		p.wake(p.out.Timers.Repairs[i].At + time.Minute) // what was charged for it is forgotten then
+		return 0, false
+	}
+	if s.Bytes > 0 {
 		return s.Bytes, false
 	}
 	return unknownPack, true
