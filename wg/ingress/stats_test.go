@@ -134,9 +134,16 @@ func TestStats(t *testing.T) {
 		}
 		return c
 	}
-	answer := func(c net.Conn) {
+	answer := func(c net.Conn) { // waits for what is more than a hint
 		defer c.Close()
-		line(c)
+		for in, final := bufio.NewReader(c), false; !final; {
+			said, err := in.ReadString('\n')
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			final = strings.HasPrefix(said, "HTTP/") && !strings.HasPrefix(said, "HTTP/1.1 103 ")
+		}
 	}
 	var held net.Conn
 	for _, tt := range []struct {
