@@ -46,7 +46,9 @@ mapfile -t packages < <(go list ./... | grep -Ev "$single")
 mapfile -t pure < <(go list ./... | grep -E "$single")
 "$count" go "$events/unit.json" -race -timeout 20m "${packages[@]}" || failed=1
 "$count" go "$events/sim.json" -timeout 20m "${pure[@]}" || failed=1
-# So do twenty transfers of 256 MiB, of which -race sees shorter ones.
+# A few of them for a minute show races of what is around them.
+"$count" go "$events/hosts.json" -race -timeout 5m -run '^TestPlayFinds$' ./sim/live || failed=1
+# As long take twenty transfers of 256 MiB, of which -race sees shorter ones.
 [ -z "${FORMATION_SLOW:-}" ] ||
 	"$count" go "$events/transfers.json" -timeout 20m -run '^TestTransfersAreComplete$' ./p2p/exchange || failed=1
 

@@ -5,6 +5,8 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
@@ -16,7 +18,9 @@ import (
 	"github.com/formthefog/formation/cmd/form/internal/cli"
 	"github.com/formthefog/formation/sim"
 	"github.com/formthefog/formation/sim/live"
+	"github.com/formthefog/formation/sim/proc"
 	"github.com/formthefog/formation/sim/record"
+	"github.com/formthefog/formation/sim/scenario"
 )
 
 // soon is a context that ends after it was asked so often whether it has.
@@ -145,5 +149,78 @@ expect: {settle: 1m}
 	rec, err := record.Read(bytes.NewReader(raw))
 	if err != nil || !rec.Lines[len(rec.Lines)-1].End.Cut {
 		t.Errorf("%v: its recording does not say that it was cut short", err)
+	}
+}
+
+// docs/scenarios.md says which verbs and expectations each tier carries out, by what it
+// refuses.
+func TestTiersAreDocumented(t *testing.T) {
+	refuses := map[string]func(*scenario.Plan) error{
+		tierDES: func(*scenario.Plan) error { return nil },
+		tierLive: func(p *scenario.Plan) error {
+			if live.Ignores(p.Expect) {
+				return errors.New("it does not look at it")
+			}
+			return live.Refuses(p)
+		},
+		tierProc: func(p *scenario.Plan) error { return proc.Refuse(p, tierProc) },
+		tierVM:   func(p *scenario.Plan) error { return proc.Refuse(p, tierVM) },
+	}
+	var b strings.Builder
+	row := func(what string, p func(tier string) *scenario.Plan) {
+		fmt.Fprintf(&b, "| `%s` |", what)
+		for _, tier := range scenario.Tiers {
+			mark := " – |"
+			if refuses[tier](p(tier)) == nil {
+				mark = " ✓ |"
+			}
+			b.WriteString(mark)
+		}
+		b.WriteString("\n")
+	}
+	head := func(of string) {
+		fmt.Fprintf(&b, "| %s | `%s` |\n|---|%s\n", of, strings.Join(scenario.Tiers, "` | `"), strings.Repeat(":-:|", len(scenario.Tiers)))
+	}
+	head("Verb")
+	for _, v := range scenario.Verbs {
+		row(v.Name, func(tier string) *scenario.Plan {
+			return &scenario.Plan{Scenario: &scenario.Scenario{Tiers: []string{tier}}, Nodes: 6, Steps: []scenario.Step{{Action: scenario.Action{Do: v.Name}}}}
+		})
+	}
+	b.WriteString("\n")
+	head("Expectation")
+	for _, e := range []struct {
+		name string
+		is   scenario.Expect
+	}{
+		{"settle", scenario.Expect{Settle: 1}}, {"agree", scenario.Expect{Agree: 1}}, {"deaths", scenario.Expect{Deaths: 1}}, {"moves", scenario.Expect{Moves: "none"}},
+		{"takeovers", scenario.Expect{Takeovers: "some"}}, {"takeover-budget", scenario.Expect{Budget: true}}, {"no-false-deaths", scenario.Expect{Alive: true}},
+		{"side-serves", scenario.Expect{Sides: 1}}, {"side-stops", scenario.Expect{Stops: 1}}, {"served-always", scenario.Expect{Always: true}},
+		{"sleepers-take-nothing", scenario.Expect{Slept: true}}, {"delivery-p99", scenario.Expect{Delivery: 1}}, {"sends", scenario.Expect{Sends: 1}},
+	} {
+		row(e.name, func(tier string) *scenario.Plan {
+			return &scenario.Plan{Scenario: &scenario.Scenario{Tiers: []string{tier}, Expect: e.is}, Nodes: 6}
+		})
+	}
+	const file = "../../docs/scenarios.md"
+	raw, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const begin, end = "TestTiersAreDocumented -->\n", "<!-- end of tiers -->"
+	before, rest, ok := strings.Cut(string(raw), begin)
+	_, after, closed := strings.Cut(rest, end)
+	if !ok || !closed {
+		t.Fatal("no place for the tiers in it")
+	}
+	want := before + begin + b.String() + end + after
+	if string(raw) == want {
+		return
+	}
+	if os.Getenv("REWRITE") == "" {
+		t.Fatal("what tiers do has changed: REWRITE=1 go test ./cmd/form -run TestTiersAreDocumented")
+	}
+	if err := os.WriteFile(file, []byte(want), 0o644); err != nil {
+		t.Fatal(err)
 	}
 }

@@ -114,6 +114,13 @@ func Refuses(p *scenario.Plan) error {
 	return errors.Join(errs...)
 }
 
+// Ignores says whether something is expected that this tier does not look at: more
+// than that all agree within a time, and that changes come to all within one.
+func Ignores(e scenario.Expect) bool {
+	e.Settle, e.Delivery = 0, 0
+	return e != scenario.Expect{}
+}
+
 // Play carries out a plan that is not refused. The end of ctx, which must not be of
 // virtual time, cuts it short: the result is of what there was until then.
 func Play(ctx context.Context, t *testing.T, p *scenario.Plan) (res *Result) {

@@ -240,7 +240,9 @@ func (r *run) settle() error {
 // judge holds the run to what its scenario expects of state and network.
 func (r *run) judge() {
 	e := r.plan.Expect
-	if c := r.metrics().Convergence; e.Delivery > 0 && c.P99.Duration() > e.Delivery+resolution {
+	if c := r.metrics().Convergence; e.Delivery > 0 && c.Count == 0 {
+		r.fail(delivers, "no statement came to all nodes: nothing was measured")
+	} else if e.Delivery > 0 && c.P99.Duration() > e.Delivery+resolution {
 		r.fail(delivers, "all nodes have a statement within %v (p99), expected are %v", c.P99.Duration(), e.Delivery)
 	}
 	for _, w := range r.plan.Sometimes {
@@ -250,7 +252,7 @@ func (r *run) judge() {
 	}
 	t := r.Traffic()
 	r.note("%d packets, %d MB, %d packets lost", t.Packets, t.Bytes>>20, t.Lost)
-	if e.Deaths > 0 || e.Moves != "" || e.Takeovers != "" || e.Budget || e.Alive || e.Sides > 0 || e.Stops > 0 || e.Slept || e.Sends > 0 {
+	if Ignores(e) {
 		r.note("not looked at in tier %s: what is expected of replicas, of the taking for dead, and of sends", Tier)
 	}
 }

@@ -48,6 +48,7 @@ sometimes: [crash]
 		{"kind: daemon", "kind: machine", "crash of a machine"},
 		{"do: crash, node: up, kind: daemon", "do: ship, operators: honest", "ship to some operators"},
 		{"agree: 30s", "moves: none", "expect.moves"},
+		{"agree: 30s", "served-always: true", "expect.served-always"},
 		{"agree: 30s", "takeovers: some, deaths: 3s", "expect.deaths; expect.takeovers"},
 		{"[crash]", "[bit rot]", "sometimes: bit rot"},
 	} {

@@ -43,6 +43,7 @@ func Refuse(p *scenario.Plan, tier string) error {
 	no(e.Alive, "expect.no-false-deaths")
 	no(e.Sides > 0, "expect.side-serves")
 	no(e.Stops > 0, "expect.side-stops")
+	no(e.Always, "expect.served-always")
 	no(e.Slept, "expect.sleepers-take-nothing")
 	no(e.Delivery > 0, "expect.delivery-p99")
 	no(e.Sends > 0, "expect.sends")
