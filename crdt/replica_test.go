@@ -511,3 +511,32 @@ func (c *countConn) Write(b []byte) (int, error) {
 	c.n += n
 	return n, err
 }
+
+// deafEnd is one that cannot be subscribed to.
+type deafEnd struct {
+	fakeEnd
+	err error
+}
+
+func (e *deafEnd) Subscribe(context.Context, string, func(context.Context, peer.ID, []byte) bool) error {
+	return e.err
+}
+
+// Who is told to end while it begins ends in order; that nothing can be heard is an
+// error else.
+func TestRunEndsWhileItBegins(t *testing.T) {
+	over, cancel := context.WithCancel(t.Context())
+	cancel()
+	for _, c := range []struct {
+		ctx  context.Context
+		fail bool
+	}{{over, false}, {t.Context(), true}} {
+		r, err := openReplica(ReplicaConfig{Key: keyOf("n1"), Network: stmt.NewNetworkID("deaf", stmt.Key{}), Engine: NewModel(), Gossip: &deafEnd{err: net.ErrClosed}}, newMemFS(1))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := r.Run(c.ctx); (err != nil) != c.fail {
+			t.Errorf("told to end %v: %v", c.ctx.Err() != nil, err)
+		}
+	}
+}

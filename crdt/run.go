@@ -35,7 +35,9 @@ func (r *Replica) Run(ctx context.Context) (err error) {
 	g, gctx := errgroup.WithContext(ctx)
 	if r.cfg.Gossip != nil {
 		for _, t := range topics() {
-			if err := r.cfg.Gossip.Subscribe(gctx, t, r.validate); err != nil {
+			if err := r.cfg.Gossip.Subscribe(gctx, t, r.validate); ctx.Err() != nil {
+				return nil
+			} else if err != nil {
 				return fmt.Errorf("subscribe to %s: %w", t, err)
 			}
 		}

@@ -95,7 +95,7 @@ func (a *app) runLive(ctx context.Context, p *scenario.Plan, f *simFlags) error 
 	}
 	r, err := playLive(ctx, p, f.span)
 	if err != nil {
-		return cmp.Or(ctx.Err(), err)
+		return err
 	}
 	if err := f.record(r.Recording); err != nil {
 		return err

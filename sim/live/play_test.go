@@ -1,6 +1,7 @@
 package live
 
 import (
+	"context"
 	"testing"
 
 	"github.com/formthefog/formation/sim/scenario"
@@ -91,5 +92,22 @@ schedule:
 		"tier live: cannot pick: running"
 	if got := err.Error(); got != want {
 		t.Errorf("refused:\n%s\nwant:\n%s", got, want)
+	}
+}
+
+// A run that is to end before it has begun ends in order, and says so.
+func TestPlayIsCut(t *testing.T) {
+	p := planOf(t, `about: nobody waits for its end
+nodes: 6
+tiers: [live]
+schedule: [{at: 1s, do: heal}]
+until: 2000h
+expect: {settle: 5s}
+`, 6)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	r := Play(ctx, t, p)
+	if end := r.Recording.Lines[len(r.Recording.Lines)-1].End; !r.Cut || !end.Cut || len(r.Bad) > 0 {
+		t.Errorf("cut %v, recorded %+v, found %v", r.Cut, end, r.Bad)
 	}
 }
