@@ -35,9 +35,16 @@ const (
 // deletion is how long after the last step what was deleted has ended.
 const deletion = 30 * shutdown
 
+// graphEvery is how often connections are looked at, which costs as much as there are.
+const graphEvery = 5 * time.Second
+
 // watch looks at what is to be true meanwhile.
 func (r *run) watch() {
 	e := r.plan.Expect
+	if r.Now()-r.graph >= graphEvery {
+		r.graph = r.Now()
+		r.CheckConnected()
+	}
 	for _, owner := range r.contracts() {
 		for _, s := range owner {
 			if e.Stops > 0 && r.Now()-r.calm > e.Stops {

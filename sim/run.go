@@ -100,6 +100,7 @@ type run struct {
 	smaller []int               // one side of the last split; nil: there is none
 	peak    int                 // the most takeovers of one node in a minute that were told
 	calm    time.Duration       // since when nothing was done
+	graph   time.Duration       // when connections were last looked at
 	picked  int                 // the node that the step is about; -1: none by number
 }
 

@@ -132,6 +132,7 @@ func TestMutantsAreNoticed(t *testing.T) {
 		{des.SlowDetector, "node-dies", Deaths},
 		{des.HastyDetector, "loss-and-stalls", Alive},
 		{des.LossyFork, "node-dies", des.SameStatement},
+		{des.NeverReunites, "keep", des.Connected},
 		{des.RunsWithoutPack, "node-dies", des.PackBeforeRun},
 		{des.ForgetsParts, "flash-crowd-pack", des.FetchedOnce},
 		{des.RefusesUnknown, "upgrade-rolling", des.UnknownKept},

@@ -88,6 +88,9 @@ func (n *node) refill() {
 // dial tries to connect to a peer.
 func (n *node) dial(peer int32, tries int64) {
 	s := n.sim
+	if s.cfg.Mutant == NeverReunites && s.Seen["heal"] > 0 {
+		return
+	}
 	if peer == anybody {
 		n.find(tries)
 		return
@@ -129,6 +132,7 @@ func (n *node) find(tries int64) {
 func (s *Sim) rewired() {
 	s.net.ver++
 	if !s.net.split() {
+		s.whole = s.now
 		return
 	}
 	var apart []pair

@@ -23,6 +23,7 @@ const (
 	ViewsEqual    Invariant = "views-equal"               // who holds the same sees the same
 	UnknownKept   Invariant = "unknown-kept"              // what a later version says more is held by all
 	PackBeforeRun Invariant = "pack-before-run"           // nothing boots from a pack that never came to its node
+	Connected     Invariant = "connected-graph"           // while nothing is split, those who are up are one graph
 	FetchedOnce   Invariant = "fetched-once"              // of a pack no byte is fetched twice
 	AckedKept     Invariant = "acknowledged-kept"         // nothing is lost that an owner was told is safe
 )

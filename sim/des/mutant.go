@@ -66,6 +66,8 @@ const (
 	RunsWithoutPack Mutant = "runs-without-pack"
 	// ForgetsParts: a fetch that loses a source begins anew.
 	ForgetsParts Mutant = "forgets-parts"
+	// NeverReunites: who was apart from others looks for nobody when that is over.
+	NeverReunites Mutant = "never-reunites"
 	// RefusesUnknown: a daemon of the earlier version does not take in what says more
 	// than it knows.
 	RefusesUnknown Mutant = "refuses-unknown"

@@ -105,7 +105,8 @@ type Sim struct {
 	fenced    []string // instances, by ID
 	watch     *watching
 	firsts    uint64
-	resting   bool // owners change nothing any more
+	resting   bool          // owners change nothing any more
+	whole     time.Duration // since when nothing is split
 	stopped   bool
 	fetches   fetches
 	weights   map[string]uint64 // of packs, in bytes, that somebody says
