@@ -305,22 +305,29 @@ func (s *Sim) Converged() bool {
 	return true
 }
 
+// oneOfEach is an honest node for every state that one holds.
+func (s *Sim) oneOfEach() (out []*node) {
+	seen := map[uint64]bool{}
+	for _, i := range s.Honest() {
+		if n := s.nodes[i]; !seen[n.h.id] {
+			seen[n.h.id] = true
+			out = append(out, n)
+		}
+	}
+	return out
+}
+
 // CheckEqualViews holds that the views of all honest nodes have equal bytes.
 func (s *Sim) CheckEqualViews() {
-	seen := map[uint64]bool{}
 	var want string
-	for _, i := range s.Honest() {
-		h := s.nodes[i].h
-		if seen[h.id] {
-			continue
-		}
-		seen[h.id] = true
-		got := Render(s.nodes[i].view().view)
+	of := s.oneOfEach()
+	for _, n := range of {
+		got := Render(n.view().view)
 		if want == "" {
 			want = got
 		}
 		if got != want {
-			s.broke(ViewsEqual, "views of n%d and n%d differ", s.Honest()[0], i)
+			s.broke(ViewsEqual, "views of %v and %v differ", of[0], n)
 			return
 		}
 	}
@@ -329,13 +336,7 @@ func (s *Sim) CheckEqualViews() {
 // CheckAcknowledged holds that nothing was lost that an owner was told is safe.
 // It is for when all nodes agree.
 func (s *Sim) CheckAcknowledged() {
-	seen := map[uint64]bool{}
-	for _, i := range s.Honest() {
-		n := s.nodes[i]
-		if seen[n.h.id] {
-			continue
-		}
-		seen[n.h.id] = true
+	for _, n := range s.oneOfEach() {
 		again := s.pool.anew(n.h.state.Held())
 		for _, v := range s.acked {
 			st := v.Statement()

@@ -186,13 +186,7 @@ func (s *Sim) CheckUnknown() {
 			lives[spec.ID] = true
 		}
 	}
-	seen := map[uint64]bool{}
-	for _, i := range s.Honest() {
-		n := s.nodes[i]
-		if seen[n.h.id] {
-			continue
-		}
-		seen[n.h.id] = true
+	for _, n := range s.oneOfEach() {
 		for _, of := range slices.SortedFunc(maps.Keys(s.versions.regs), registerOf.compare) {
 			id := s.versions.regs[of]
 			o := s.nodes[of.node]
