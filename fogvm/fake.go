@@ -99,8 +99,7 @@ func (f *Fake) Kill(id, reason string) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for _, vm := range f.vms {
-		if vm.vm.ID == id {
-			vm.end(reason)
+		if vm.vm.ID == id && vm.end(reason) {
 			return true
 		}
 	}
@@ -218,9 +217,10 @@ func (v *fakeVM) set(change func(*Status)) {
 	v.changed = make(chan struct{})
 }
 
-// end is idempotent; an empty reason means the end was asked for.
-func (v *fakeVM) end(reason string) {
+// end says whether this was the end; an empty reason means it was asked for.
+func (v *fakeVM) end(reason string) (ended bool) {
 	v.once.Do(func() {
+		ended = true
 		v.set(func(s *Status) {
 			s.Phase, s.Ready, s.Reason, s.PID, s.ShimPID, s.HeldUntil = Stopped, false, reason, 0, 0, 0
 			if reason != "" {
@@ -230,6 +230,7 @@ func (v *fakeVM) end(reason string) {
 		close(v.ended)
 		go v.onEnd()
 	})
+	return ended
 }
 
 func (v *fakeVM) watch(ctx context.Context) <-chan Status {

@@ -289,7 +289,7 @@ func (n *node) machineState() uint64 {
 		return 0
 	}
 	for id, v := range n.vms { // any order: the sum commutes
-		add(id, uint64(v.started), bit(v.run), bit(v.upAt <= n.sim.now), bit(v.goneAt != 0), bit(n.executes(v)))
+		add(id, uint64(v.started), bit(v.run), bit(v.upAt <= n.sim.now), bit(v.upAt == never), bit(v.goneAt != 0), bit(n.executes(v)))
 	}
 	for id, p := range n.packs { // any order: the sum commutes
 		add(id, p.state())
