@@ -119,7 +119,7 @@ func (s *Sim) viewOf(h *held) *worldView {
 	v := h.state.View()
 	w := &worldView{view: v, world: plan.WorldOf(v, stmt.Key{}, nil), alien: map[stmt.Key]bool{}, briefs: map[uint64]plan.World{}}
 	nodes := s.listingOf(v.Nodes())
-	w.world.Nodes, w.roster = nodes.of, nodes.roster
+	w.world.Nodes, w.world.Stamped, w.roster = nodes.of, true, nodes.roster
 	for _, c := range v.Unlisted() {
 		w.alien[c.Node] = true
 	}

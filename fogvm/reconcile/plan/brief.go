@@ -40,7 +40,7 @@ type concern struct {
 	claims    []crdt.Claim // when that was found
 	by, watch []stmt.Key
 	all       bool
-	stamp     Stamp // names the instance and its claims
+	stamp     Stamp // names the instance and its claims; zero unless World.Stamped
 }
 
 // Briefed returns w with its Brief, for many decisions. Its content must not change
@@ -60,9 +60,10 @@ func (w World) Briefed(before World) World {
 		n := &w.Nodes[i]
 		b.drains = b.drains || n.Draining && !w.dead(n.Key)
 	}
-	b.crowd(w, before)
+	likeNodes := before.brief != nil && alike(before.Nodes, w.Nodes)
+	b.crowd(w, before, likeNodes)
 	p := &planner{Input: Input{World: w}, used: b.used}
-	same := w.ranksLike(before, b)
+	same := likeNodes && w.ranksLike(before, b)
 	b.found = make([]concern, len(w.Instances))
 	for i := range w.Instances {
 		s, c := &w.Instances[i], &b.found[i]
@@ -74,9 +75,11 @@ func (w World) Briefed(before World) World {
 		} else {
 			*c = p.judge(i)
 		}
-		if known {
+		switch {
+		case !w.Stamped:
+		case known && before.Stamped:
 			c.stamp = old.stamp
-		} else {
+		default:
 			c.stamp = stampOf(s, w.Claims[s.ID])
 		}
 		for _, k := range c.by {
@@ -102,7 +105,9 @@ func (w World) Briefed(before World) World {
 	for _, ids := range b.strays { // any order: each by itself
 		slices.Sort(ids)
 	}
-	b.stamp(w, before)
+	if w.Stamped {
+		b.stamp(w, before, likeNodes && before.Stamped)
+	}
 	w.brief = b
 	return w
 }
@@ -137,16 +142,16 @@ func (p *planner) judge(i int) concern {
 	return out
 }
 
-// ranksLike says whether nodes rank for every instance in w as they did before, and
-// have room for the same.
+// ranksLike says whether nodes, which are alike, rank for every instance in w as they
+// did before, and have room for the same.
 func (w World) ranksLike(before World, b *Brief) bool {
-	return before.brief != nil && before.Members == w.Members && alike(before.Nodes, w.Nodes) &&
+	return before.Members == w.Members &&
 		maps.EqualFunc(before.Dead, w.Dead, func(a, b time.Duration) bool { return true }) &&
 		slices.Equal(before.brief.needs, b.needs) && maps.Equal(before.brief.full, b.full)
 }
 
-// crowd finds which nodes have no room for what.
-func (b *Brief) crowd(w, before World) {
+// crowd finds which nodes have no room for what. likeNodes: they are as before.
+func (b *Brief) crowd(w, before World, likeNodes bool) {
 	seen := map[crdt.Resources]bool{}
 	for i := range w.Instances {
 		if need := place.Need(w.Instances[i]); !seen[need] {
@@ -156,7 +161,7 @@ func (b *Brief) crowd(w, before World) {
 	}
 	slices.SortFunc(b.needs, compareResources)
 	b.full = map[stmt.Key]string{}
-	known := before.brief != nil && slices.Equal(before.brief.needs, b.needs) && alike(before.Nodes, w.Nodes)
+	known := likeNodes && slices.Equal(before.brief.needs, b.needs)
 	for k, used := range b.used { // any order: each by itself
 		if known && before.brief.used[k] == used {
 			if was, full := before.brief.full[k]; full {

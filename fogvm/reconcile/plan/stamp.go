@@ -16,7 +16,8 @@ import (
 // when nodes are dead and which voters are seen: where it is equal, and so is the rest
 // of the Input, Plan decides the same and Interest is the same. Another stamp says
 // nothing. Who keeps it from one decision to the next need not decide when something
-// changes that is no concern of the node.
+// changes that is no concern of the node. It is the first half of a SHA-256, so that
+// nobody who says something can make two contents have one.
 type Stamp [16]byte
 
 // stamps are those of a Brief that are the same for all nodes.
@@ -26,11 +27,11 @@ type stamps struct {
 	owner map[stmt.Key]Stamp // all that owners have who are bounded
 }
 
-// Stamp is that of in. It is not known without a Brief, nor while a node drains: then
-// its replicas wait for one another, wherever they are.
+// Stamp is that of in. It is not known without a Brief, unless the World is Stamped,
+// and while a node drains: then its replicas wait for one another, wherever they are.
 func (in *Input) Stamp() (s Stamp, known bool) {
 	b := in.World.brief
-	if b == nil || b.drains {
+	if b == nil || !in.World.Stamped || b.drains {
 		return s, false
 	}
 	t := tag(b.stamps.world[:])
@@ -83,9 +84,10 @@ func (b *Brief) concern(t *tag, w *World, i int) {
 	}
 }
 
-// stamp fills in the stamps, when all else is known. before is as in Briefed.
-func (b *Brief) stamp(w, before World) {
-	if before.brief != nil && alike(before.Nodes, w.Nodes) {
+// stamp fills in the stamps, when all else is known. likeNodes: that of the nodes is
+// as before.
+func (b *Brief) stamp(w, before World, likeNodes bool) {
+	if likeNodes {
 		b.stamps.nodes = before.brief.stamps.nodes
 	} else {
 		b.stamps.nodes = nodesStamp(w.Nodes)

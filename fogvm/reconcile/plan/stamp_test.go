@@ -36,7 +36,7 @@ func drift(t *rapid.T, w *World) {
 		w.Nodes = slices.Clone(w.Nodes)
 		change(&w.Nodes[rapid.IntRange(0, len(w.Nodes)-1).Draw(t, "changed")])
 	}
-	switch rapid.IntRange(0, 15).Draw(t, "change") {
+	switch rapid.IntRange(0, 16).Draw(t, "change") {
 	case 0:
 		edit(func(c *crdt.Claim) { c.Phase, c.Ready = crdt.ClaimLaunching, !c.Ready })
 	case 1:
@@ -69,6 +69,11 @@ func drift(t *rapid.T, w *World) {
 		renode(func(n *crdt.Node) { n.Draining = !n.Draining })
 	case 12:
 		renode(func(n *crdt.Node) { n.Total.Memory /= 2 })
+	case 16: // half of the swarm does, and so everybody ranks otherwise
+		w.Nodes = slices.Clone(w.Nodes)
+		for n := range w.Nodes[:len(w.Nodes)/2] {
+			w.Nodes[n].Total.CPUs, w.Nodes[n].Total.Memory = w.Nodes[n].Total.CPUs/2, w.Nodes[n].Total.Memory/2
+		}
 	case 13: // nothing that ranks it
 		renode(func(n *crdt.Node) {
 			n.Holds, n.Seq, n.Addrs = append(n.Holds, "p1"), n.Seq+1, []string{"/ip4/10.0.0.1"}
@@ -97,6 +102,7 @@ func TestOneStampOneDecision(t *testing.T) {
 			stamp Stamp
 		}
 		w := settledFleet(24, 10)
+		w.Stamped = true
 		for i := range w.Instances {
 			w.Instances[i].Owner = stmt.Key{byte(i % 2), 7}
 		}
@@ -141,6 +147,7 @@ func TestOneStampOneDecision(t *testing.T) {
 // What concerns few is no concern of the rest.
 func TestAStampIsOfWhatConcernsTheNode(t *testing.T) {
 	w := settledFleet(200, 50)
+	w.Stamped = true
 	before := w.Briefed(World{})
 	stamps := func(w World) map[stmt.Key]Stamp {
 		out := map[stmt.Key]Stamp{}

@@ -68,6 +68,9 @@ type World struct {
 	// itself among them.
 	Seen map[stmt.Key]bool
 
+	// Stamped: a Brief is made with what Input.Stamp is of, which costs something.
+	Stamped bool
+
 	used  map[stmt.Key]crdt.Resources // usage, when it is counted already
 	brief *Brief
 }
