@@ -17,8 +17,13 @@ import (
 // action does what a step says. A step that finds nobody to do it to does nothing.
 type action func(r *run, s scenario.Step, rng *rand.Rand)
 
-// OpenToAll has owners who name those that may run their instances name nobody.
-const OpenToAll des.Mutant = "open-to-all"
+// Mutants of what is done to a swarm.
+const (
+	// OpenToAll has owners who name those that may run their instances name nobody.
+	OpenToAll des.Mutant = "open-to-all"
+	// NothingDone has every step do nothing.
+	NothingDone des.Mutant = "nothing-done"
+)
 
 // peopleDo are the verbs that are no faults: what owners and operators do.
 var peopleDo = []string{"change", "delete", "extend", "scale", "ship"}

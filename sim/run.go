@@ -56,8 +56,15 @@ func Run(ctx context.Context, p *scenario.Plan, mutant des.Mutant) *Result {
 	return runUntil(ctx, p, mutant, "")
 }
 
-// runUntil is Run up to where an invariant breaks.
+// runUntil is Run up to where an invariant breaks: for SameHash, a run and another.
 func runUntil(ctx context.Context, p *scenario.Plan, mutant des.Mutant, broken des.Invariant) *Result {
+	if broken == SameHash {
+		r, again := Run(ctx, p, mutant), Run(ctx, p, mutant)
+		if !again.Cut {
+			r.Compare(again)
+		}
+		return r
+	}
 	o := newObserver()
 	cfg := des.Config{
 		Seed: p.Seed, Nodes: p.Nodes, Drift: p.Drift, Domains: p.Domains, Mutant: mutant, Watch: o,
@@ -133,7 +140,9 @@ func (r *run) whole() {
 			r.before = r.Placement()
 		}
 		r.picked = -1
-		actions[s.Do](r, s, chance.Stream(s.Draw))
+		if r.res.mutant != NothingDone {
+			actions[s.Do](r, s, chance.Stream(s.Draw))
+		}
 		r.observer.step(s, r.picked)
 		r.calm = r.Now()
 	}

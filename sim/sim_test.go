@@ -1,8 +1,13 @@
 package sim
 
 import (
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"go/types"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -97,47 +102,58 @@ func TestSeedsThatBroke(t *testing.T) {
 	}
 }
 
+// mutation is what a mutant breaks, in a scenario that expects it.
+type mutation struct {
+	mutant   des.Mutant
+	scenario string
+	breaks   des.Invariant
+}
+
+var mutants = []mutation{
+	{des.NoMargin, "fence", des.FencedOnce},
+	{des.VotesForgotten, "fence", des.FencedOnce},
+	{des.TakeoverAtOnce, "fence", des.FencedOnce},
+	{des.NoKeeper, "fence", des.FencedOnce},
+	{des.NoVoters, "stop-minority", SideStops},
+	{des.SurplusStays, "keep", Settles},
+	{des.SurplusStays, "deleted-then-replayed", DeletedGone},
+	{OpenToAll, "byzantine", OperatorsOnly},
+	{des.NoResync, "laptop-sleep", des.Resynced},
+	{des.NoResync, "laptop-sleep", Slept},
+	{des.SignaturesUnchecked, "byzantine", des.Refused},
+	{des.WakesAtOnce, "node-dies", des.PlanPure},
+	{des.OverPromises, "repair-storm", des.PromisesFit},
+	{des.TwoReplicas, "node-dies", des.OneReplica},
+	{des.NeverYields, "keep", des.OneKeeper},
+	{des.TakesNothing, "keep", SideServes},
+	{des.TakesNothing, "node-dies", Settles},
+	{des.DrainsAtOnce, "drain-third", Always},
+	{des.NoPatience, "restart", Takeovers},
+	{des.NoPatience, "restart", Moves},
+	{des.NoBudget, "half-out-of-sight", Budget},
+	{des.RefusesClaims, "node-dies", des.Believed},
+	{des.StaleViews, "node-dies", des.ViewsEqual},
+	{des.AckBeforeSync, "ship-and-kill", des.AckedKept},
+	{des.SlowDetector, "node-dies", Deaths},
+	{des.HastyDetector, "loss-and-stalls", Alive},
+	{des.LossyFork, "node-dies", des.SameStatement},
+	{des.NeverReunites, "keep", des.Connected},
+	{des.RunsWithoutPack, "node-dies", des.PackBeforeRun},
+	{des.ForgetsParts, "flash-crowd-pack", des.FetchedOnce},
+	{des.RefusesUnknown, "upgrade-rolling", des.UnknownKept},
+	{des.StripsUnknown, "upgrade-rolling", des.UnknownKept},
+	{des.AsksNobody, "keep", Agrees},
+	{des.HearsLate, "wan-19-regions", Delivery},
+	{des.TellsTwice, "wan-19-regions", Sends},
+	{des.OwnDice, "node-dies", SameHash},
+	{des.IntoThePast, "node-dies", des.Engine},
+	{NothingDone, "keep", Sometimes},
+}
+
 // What is broken by a mutant is noticed by the invariant that is there for it,
 // within a hundred seeds, and shrinks to a few faults.
 func TestMutantsAreNoticed(t *testing.T) {
-	for _, c := range []struct {
-		mutant   des.Mutant
-		scenario string
-		breaks   des.Invariant
-	}{
-		{des.NoMargin, "fence", des.FencedOnce},
-		{des.VotesForgotten, "fence", des.FencedOnce},
-		{des.TakeoverAtOnce, "fence", des.FencedOnce},
-		{des.NoKeeper, "fence", des.FencedOnce},
-		{des.NoVoters, "stop-minority", SideStops},
-		{des.SurplusStays, "keep", Settles},
-		{des.SurplusStays, "deleted-then-replayed", DeletedGone},
-		{OpenToAll, "byzantine", OperatorsOnly},
-		{des.NoResync, "laptop-sleep", des.Resynced},
-		{des.NoResync, "laptop-sleep", Slept},
-		{des.SignaturesUnchecked, "byzantine", des.Refused},
-		{des.WakesAtOnce, "node-dies", des.PlanPure},
-		{des.OverPromises, "repair-storm", des.PromisesFit},
-		{des.TwoReplicas, "node-dies", des.OneReplica},
-		{des.NeverYields, "keep", des.OneKeeper},
-		{des.TakesNothing, "keep", SideServes},
-		{des.TakesNothing, "node-dies", Settles},
-		{des.DrainsAtOnce, "drain-third", Always},
-		{des.NoPatience, "restart", Takeovers},
-		{des.NoPatience, "restart", Moves},
-		{des.NoBudget, "half-out-of-sight", Budget},
-		{des.RefusesClaims, "node-dies", des.Believed},
-		{des.StaleViews, "node-dies", des.ViewsEqual},
-		{des.AckBeforeSync, "ship-and-kill", des.AckedKept},
-		{des.SlowDetector, "node-dies", Deaths},
-		{des.HastyDetector, "loss-and-stalls", Alive},
-		{des.LossyFork, "node-dies", des.SameStatement},
-		{des.NeverReunites, "keep", des.Connected},
-		{des.RunsWithoutPack, "node-dies", des.PackBeforeRun},
-		{des.ForgetsParts, "flash-crowd-pack", des.FetchedOnce},
-		{des.RefusesUnknown, "upgrade-rolling", des.UnknownKept},
-		{des.StripsUnknown, "upgrade-rolling", des.UnknownKept},
-	} {
+	for _, c := range mutants {
 		t.Run(string(c.mutant)+"/"+string(c.breaks), func(t *testing.T) {
 			s, err := Find(c.scenario)
 			if err != nil {
@@ -158,6 +174,31 @@ func TestMutantsAreNoticed(t *testing.T) {
 			}
 			t.Errorf("no seed below %d breaks %s by %d steps or fewer", mutantSeeds, c.breaks, few)
 		})
+	}
+}
+
+// A check that no mutant fails is none: there is one for each.
+func TestEveryInvariantHasAMutant(t *testing.T) {
+	named := 0
+	for _, file := range []string{"expect.go", "des/invariant.go"} {
+		f, err := parser.ParseFile(token.NewFileSet(), file, nil, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ast.Inspect(f, func(n ast.Node) bool {
+			v, ok := n.(*ast.ValueSpec)
+			if !ok || len(v.Values) != 1 || !strings.HasSuffix(types.ExprString(v.Type), "Invariant") {
+				return true
+			}
+			named++
+			if word := v.Values[0].(*ast.BasicLit).Value; !slices.ContainsFunc(mutants, func(m mutation) bool { return strconv.Quote(string(m.breaks)) == word }) {
+				t.Errorf("%s: no mutant breaks %s", file, word)
+			}
+			return true
+		})
+	}
+	if named < 30 {
+		t.Errorf("only %d invariants were found", named)
 	}
 }
 

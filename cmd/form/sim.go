@@ -291,7 +291,7 @@ func (a *app) runSim(ctx context.Context, p *scenario.Plan, f *simFlags, shrink 
 		return cmp.Or(err, ctx.Err())
 	}
 	replay := r.Replay()
-	if shrink && !r.Broke(sim.SameHash) && ctx.Err() == nil {
+	if shrink && ctx.Err() == nil {
 		replay = a.shrinkSim(ctx, p, r.Bad[0].Of, replay)
 	}
 	if f.span > 0 {

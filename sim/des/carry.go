@@ -43,6 +43,9 @@ func (c carrier) At(at time.Duration, p gossip.Packet) {
 		e.kind, e.life = evBeat, c.nodes[p.To].life
 	case gossip.Payload:
 		e.kind = p.Msgs[0].Load.(spoken).event()
+		if c.cfg.Mutant == HearsLate {
+			e.at += 100 * time.Millisecond
+		}
 	default:
 		e.kind = evControl
 	}

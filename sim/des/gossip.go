@@ -23,7 +23,12 @@ type damaged struct {
 func (*batch) class() Class { return Gossip }
 func (*batch) event() kind  { return evGossip }
 
-func (n *node) publish(b batch) { n.speak(&b, b.size) }
+func (n *node) publish(b batch) {
+	n.speak(&b, b.size)
+	if n.sim.cfg.Mutant == TellsTwice {
+		n.speak(&b, b.size)
+	}
+}
 
 // hear takes statements in, and passes on what was news.
 func (b *batch) hear(n *node, from int32) bool {
@@ -42,7 +47,7 @@ func (b *batch) hear(n *node, from int32) bool {
 	} else if n.sim.nodes[from].liar {
 		n.sim.Seen["a replayed statement was nothing new"]++
 	}
-	return len(out.news) > 0
+	return len(out.news) > 0 || n.sim.cfg.Mutant == TellsTwice
 }
 
 // gossip receives a message of statements.
@@ -87,6 +92,9 @@ func (n *node) synchronise(peer int32) {
 			return
 		}
 		peer = s.mesh.Peer(n.i, n.rng.IntN(most))
+	}
+	if s.cfg.Mutant == AsksNobody && n.ready {
+		return
 	}
 	p := s.nodes[peer]
 	if !p.up || p.asleep(s.now) || !s.net.reaches(n.i, peer) || !s.net.reaches(peer, n.i) {

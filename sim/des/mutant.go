@@ -3,6 +3,7 @@ package des
 import (
 	"errors"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/formthefog/formation/crdt"
@@ -74,7 +75,20 @@ const (
 	// StripsUnknown: an owner's tool of the earlier version leaves out what it does not
 	// know when it changes an instance.
 	StripsUnknown Mutant = "strips-unknown"
+	// AsksNobody: a node that has begun does not ask others for what it missed.
+	AsksNobody Mutant = "asks-nobody"
+	// HearsLate: a node takes a tenth of a second to take in what it hears.
+	HearsLate Mutant = "hears-late"
+	// TellsTwice: a node tells each of its statements twice, and all pass it on as often.
+	TellsTwice Mutant = "tells-twice"
+	// OwnDice: draws go on from one run to the next.
+	OwnDice Mutant = "own-dice"
+	// IntoThePast: something is to happen before now.
+	IntoThePast Mutant = "into-the-past"
 )
+
+// thrown counts the draws of OwnDice, of all runs.
+var thrown atomic.Uint64
 
 // broken is what a node decides when the mutant is one of decisions.
 func (n *node) broken(in plan.Input, out plan.Output) plan.Output {

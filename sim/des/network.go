@@ -61,6 +61,8 @@ type network struct {
 	behind map[int32]bool   // a NAT
 	relays func(int32) bool // who can be one
 	ver    uint64           // raised when who reaches whom changes
+
+	ownDice bool // OwnDice
 }
 
 func newNetwork(cfg NetConfig, seed uint64) *network {
@@ -90,6 +92,9 @@ func (n *network) meets(a, b int32) bool { return n.reaches(a, b) && n.reaches(b
 
 // roll is the next draw of a link.
 func (n *network) roll(from, to int32) uint64 {
+	if n.ownDice {
+		return chance.Draw(n.seed, useLink, thrown.Add(1))
+	}
 	return chance.Draw(n.seed, useLink, uint64(from), uint64(to), uint64(n.sent[from].next(to)))
 }
 

@@ -100,6 +100,9 @@ func (n *node) asleep(now time.Duration) bool { return n.sleeps && n.paused > no
 
 // after has something happen to n in this life.
 func (n *node) after(d time.Duration, k kind, a, b int64, load any) {
+	if n.sim.cfg.Mutant == IntoThePast && k == evSync {
+		d = -time.Nanosecond
+	}
 	n.sim.push(event{at: n.sim.now + d, node: n.i, kind: k, life: n.life, a: a, b: b, load: load})
 }
 

@@ -129,6 +129,7 @@ func New(cfg Config) *Sim {
 		cfg: cfg, index: map[stmt.Key]int32{}, members: map[stmt.ID]stmt.Key{}, trace: newTrace(), Seen: map[string]int{},
 		net: newNetwork(cfg.Net, cfg.Seed), watch: newWatching(cfg.Watch),
 	}
+	s.net.ownDice = cfg.Mutant == OwnDice
 	s.rootKey = s.key("root", 0)
 	s.root = stmt.KeyOf(s.rootKey)
 	s.network = stmt.NewNetworkID("sim", s.root)
