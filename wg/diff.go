@@ -95,6 +95,10 @@ func diff(want []Peer, have map[Key]programmed, seen map[Key]Status, now time.Ti
 		will.addresses = slices.Compact(will.addresses)
 		if !known {
 			will.since = now
+		} else if at, looked := seen[p.Key]; p.Fixed {
+			if looked {
+				old.endpoint = at.Endpoint
+			}
 		} else if p.Endpoint != old.endpoint && seen[p.Key].alive(now) && p.Endpoint != seen[p.Key].Endpoint {
 			// Its packets say better where it is than anybody's hint.
 			will.endpoint = old.endpoint

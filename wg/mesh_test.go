@@ -199,6 +199,37 @@ AQAAAA [10.179.83.245 b20e:d10f:2056:e2f8:ec01] at 192.0.2.1:2
 `)
 }
 
+// What has one place whatever its packets say has it again, alive or not, with the
+// next look at the device.
+func TestWhatIsFixedIsPutBack(t *testing.T) {
+	tell(t, func(s *story) {
+		p, roams := peer(s.space, 1), peer(s.space, 2)
+		p.Endpoint, p.Fixed, roams.Endpoint = at(1), true, at(1)
+		s.set(p, roams)
+		for range 4 {
+			s.dev.Shake(p.Key, time.Now(), at(7))
+			s.dev.Shake(roams.Key, time.Now(), at(7))
+			s.wait(auditEvery / 4)
+		}
+	}, `
+touched [AQAAAA AgAAAA]
+AQAAAA [10.179.83.245 b20e:d10f:2056:e2f8:ec01] at 192.0.2.1:1
+AgAAAA [10.183.224.133 89b5:33c1:3721:2c7a:4fbb] at 192.0.2.1:1
+touched []
+AQAAAA [10.179.83.245 b20e:d10f:2056:e2f8:ec01] at 192.0.2.1:7
+AgAAAA [10.183.224.133 89b5:33c1:3721:2c7a:4fbb] at 192.0.2.1:7
+touched []
+AQAAAA [10.179.83.245 b20e:d10f:2056:e2f8:ec01] at 192.0.2.1:7
+AgAAAA [10.183.224.133 89b5:33c1:3721:2c7a:4fbb] at 192.0.2.1:7
+touched []
+AQAAAA [10.179.83.245 b20e:d10f:2056:e2f8:ec01] at 192.0.2.1:7
+AgAAAA [10.183.224.133 89b5:33c1:3721:2c7a:4fbb] at 192.0.2.1:7
+touched [AQAAAA]
+AQAAAA [10.179.83.245 b20e:d10f:2056:e2f8:ec01] at 192.0.2.1:1
+AgAAAA [10.183.224.133 89b5:33c1:3721:2c7a:4fbb] at 192.0.2.1:7
+`)
+}
+
 func TestDeviceThatFailsIsTriedAgain(t *testing.T) {
 	tell(t, func(s *story) {
 		s.set(peer(s.space, 1))

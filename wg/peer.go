@@ -19,6 +19,9 @@ type Peer struct {
 	Addresses []netip.Addr   // from which it talks, and at which it is reached
 	Endpoint  netip.AddrPort // where it is; the zero value: it will come by itself
 	Keepalive time.Duration  // how often to send something, in whole seconds; 0: never
+	// Fixed: Endpoint is right wherever packets of the peer come from. A device that
+	// has another one, as it goes by packets, gets it again within five minutes.
+	Fixed bool
 }
 
 // maxKeepalive and maxAddresses bound a peer; the first is the protocol's.

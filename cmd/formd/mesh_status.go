@@ -62,10 +62,14 @@ func (m *mesh) status() api.Mesh {
 			at := s.Handshake.UTC()
 			w.Handshake = &at
 		}
-		if path, ok := paths[s.Endpoint]; ok {
+		at := s.Endpoint
+		if p.Host != "" {
+			at = carrier.Address(p.Host) // wherever its last packet came from
+		}
+		if path, ok := paths[at]; ok {
 			h := meshHost(path)
 			w.Path, w.Endpoint, w.Latency = h.Path, h.Endpoint, h.Latency
-		} else if s.Endpoint.IsValid() && !carrier.IsHost(s.Endpoint) {
+		} else if p.Host == "" && s.Endpoint.IsValid() && !carrier.IsHost(s.Endpoint) {
 			w.Path, w.Endpoint = api.PathDirect, s.Endpoint.String()
 		}
 		out.Peers = append(out.Peers, w)

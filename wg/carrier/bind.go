@@ -120,7 +120,7 @@ func (b *Bind) SetMark(mark uint32) error { return b.c.cfg.Socket.udp.SetMark(ma
 
 // Send implements conn.Bind.
 func (b *Bind) Send(bufs [][]byte, to conn.Endpoint) error {
-	e := to.(*endpoint)
+	e := b.c.known(to.(*endpoint))
 	for _, p := range bufs {
 		b.c.table.Out(p, own, e.to)
 	}

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"slices"
 	"sync"
@@ -149,10 +150,20 @@ func (c *Carrier) Stations(device [32]byte, stations map[string]Station) {
 // Send sends a datagram of the named station to a host or an address of the
 // network. What cannot be sent is lost.
 func (c *Carrier) Send(station string, b []byte, to netip.AddrPort) {
-	if station == own || !c.table.Out(b, station, to) {
+	e := c.known(&endpoint{to: to})
+	if station == own || !c.table.Out(b, station, e.to) {
 		return
 	}
-	c.send([][]byte{b}, &endpoint{to: to})
+	c.send([][]byte{b}, e)
+}
+
+// known is the host of an address of the network that is known to be one's: who heard
+// a host before it had proved the address sends there, and is to reach it by any path.
+func (c *Carrier) known(to *endpoint) *endpoint {
+	if h, ok := (*c.sources.Load())[to.to]; ok {
+		return &endpoint{to: h}
+	}
+	return to
 }
 
 // send sends datagrams that may be sent.
@@ -281,16 +292,23 @@ func (c *Carrier) addresses() whereabouts {
 	return whereabouts{out, own}
 }
 
-// remap publishes from where the datagrams of hosts come.
+// remap publishes from where the datagrams of hosts come. Who has proved an address
+// has it, whoever else was seen there: what comes over UDP can say that it is from
+// anywhere.
 func (c *Carrier) remap() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	sources := map[netip.AddrPort]netip.AddrPort{}
-	for at, h := range c.hosts {
-		for _, a := range h.proven() {
+	sources, proved := map[netip.AddrPort]netip.AddrPort{}, map[netip.AddrPort]netip.AddrPort{}
+	for at, h := range c.hosts { // any order: an address of two hosts is theirs by chance
+		p, seen := h.sources()
+		for _, a := range p {
+			proved[a] = at
+		}
+		for _, a := range seen {
 			sources[a] = at
 		}
 	}
+	maps.Copy(sources, proved)
 	c.sources.Store(&sources)
 }
 

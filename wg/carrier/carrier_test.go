@@ -460,3 +460,46 @@ func TestStrangersLeaveRoom(t *testing.T) {
 		t.Error("the wanted host has no place, or another has one")
 	}
 }
+
+// An address is a host's that proved it, else one's whose probes come from there. Who
+// only says that it is somewhere gets nothing of what goes there.
+func TestWhoseAddress(t *testing.T) {
+	w := newWorld(t)
+	c := w.add(0, false).carrier
+	at := func(port uint16) netip.AddrPort { return netip.AddrPortFrom(netip.MustParseAddr("192.0.2.1"), port) }
+	begin := func(id peer.ID, candidates ...*candidate) netip.AddrPort {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		h := c.begin(id, Address(id))
+		h.sess.candidates = candidates
+		return Address(id)
+	}
+	x := begin("x", &candidate{at: at(1), ok: true}, &candidate{at: at(2)}, &candidate{at: at(3), named: true}, &candidate{at: at(4), named: true})
+	y := begin("y", &candidate{at: at(1)}, &candidate{at: at(4), ok: true, named: true})
+	c.remap()
+	for port, want := range map[uint16]netip.AddrPort{1: x, 2: x, 3: at(3), 4: y, 5: at(5)} {
+		if got := c.known(&endpoint{to: at(port)}).to; got != want {
+			t.Errorf("what is sent to %s goes to %s, not %s", at(port), got, want)
+		}
+	}
+}
+
+// Devices that go by bare addresses of hosts reach them by a stream all the same where
+// UDP has ended.
+func TestBareAddressIsTheHost(t *testing.T) {
+	w := newWorld(t)
+	a, b := w.add(0, true), w.add(1, true)
+	w.knowEachOther()
+	a.echo(b, 16)
+	w.until("both send straight", func() bool { return a.straight(b) && b.straight(a) })
+	for v, o := range map[*node]*node{a: b, b: a} {
+		if err := v.device.Configure([]wgtypes.PeerConfig{{PublicKey: o.public, Endpoint: net.UDPAddrFromAddrPort(o.tells[0])}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, v := range w.nodes { // no probe arrives, nor anything else by UDP
+		v.socket.handler.Store(&handler{probe: func([]byte, netip.AddrPort) {}, datagram: func(_ []byte, from netip.AddrPort) (netip.AddrPort, bool) { return from, false }})
+	}
+	w.until("none sends straight", func() bool { return !a.straight(b) && !b.straight(a) })
+	a.echo(b, 1<<10)
+}

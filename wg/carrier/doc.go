@@ -5,7 +5,9 @@
 // A host is known by its peer ID, and gets an address of its own that is no
 // address of any network ([Address]). Whoever sends to it sends to the host, by
 // whatever path; whatever comes from the host by whatever path comes from it. So
-// WireGuard sees one endpoint that never moves.
+// WireGuard sees one endpoint that never moves, but for what comes straight from where
+// the host says that it is and has not proved it yet: that comes from there, and what
+// is sent there goes to the host once it has.
 //
 // Guarantees:
 //   - A straight path is used only while the host has proved within the last

@@ -112,10 +112,10 @@ func (h *host) receive(now time.Duration, b []byte, from netip.AddrPort) ([]byte
 	return echo, seen, ok
 }
 
-func (h *host) proven() []netip.AddrPort {
+func (h *host) sources() (proved, seen []netip.AddrPort) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return h.sess.proven()
+	return h.sess.sources()
 }
 
 // tick returns the probes that are due.

@@ -239,13 +239,16 @@ func (s *session) route(now time.Duration) route {
 	return route{stream: true}
 }
 
-// proven lists the addresses from which the host's datagrams may come.
-func (s *session) proven() []netip.AddrPort {
-	var out []netip.AddrPort
+// sources are the addresses from which the host's datagrams may come: where it has
+// proved to be, and where its probes seem to be from.
+func (s *session) sources() (proved, seen []netip.AddrPort) {
 	for _, c := range s.candidates {
-		if c.ok || !c.named {
-			out = append(out, c.at)
+		switch {
+		case c.ok:
+			proved = append(proved, c.at)
+		case !c.named:
+			seen = append(seen, c.at)
 		}
 	}
-	return out
+	return proved, seen
 }

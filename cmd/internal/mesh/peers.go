@@ -42,7 +42,7 @@ func Wanted(peers []Peer) []wg.Peer {
 		}
 		if p.Host != "" {
 			// Wherever the host is, and without a keepalive: the carrier keeps holes.
-			out[i].Endpoint = carrier.Address(p.Host)
+			out[i].Endpoint, out[i].Fixed = carrier.Address(p.Host), true
 		}
 	}
 	return out

@@ -49,7 +49,8 @@ func addresses(space wg.Space, pin Pin, own crdt.Claim, parties []policy.Party, 
 func peersOf(parties []policy.Party, addresses [][]netip.Addr, where map[wg.Key]netip.AddrPort) []wg.Peer {
 	out := make([]wg.Peer, len(parties))
 	for i, p := range parties {
-		out[i] = wg.Peer{Key: wg.Key(p.Key), Addresses: addresses[i], Endpoint: where[wg.Key(p.Key)]}
+		at := where[wg.Key(p.Key)]
+		out[i] = wg.Peer{Key: wg.Key(p.Key), Addresses: addresses[i], Endpoint: at, Fixed: at.IsValid()}
 	}
 	return out
 }
