@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"context"
 	"go/ast"
 	"go/parser"
 	"go/token"
@@ -174,6 +175,33 @@ func TestMutantsAreNoticed(t *testing.T) {
 			}
 			t.Errorf("no seed below %d breaks %s by %d steps or fewer", mutantSeeds, c.breaks, few)
 		})
+	}
+}
+
+// soon ends once it has been asked so many times whether it has.
+type soon struct {
+	context.Context
+	left int
+}
+
+func (c *soon) Err() error {
+	if c.left--; c.left < 0 {
+		return context.Canceled
+	}
+	return nil
+}
+
+// A run may be cut at any moment, in its beginning too, and says what there was.
+func TestRunsAreCutAnywhere(t *testing.T) {
+	s, err := Find("fence")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for asked := range 100 {
+		r := Run(&soon{t.Context(), asked}, expand(t, s, 0, 1), "")
+		if end := r.Recording.Lines[len(r.Recording.Lines)-1].End; !r.Cut || !end.Cut || len(r.Bad) > 0 {
+			t.Errorf("cut when asked for the %dth time: %v, recorded %+v, found %v", asked+1, r.Cut, end, r.Bad)
+		}
 	}
 }
 

@@ -68,7 +68,8 @@ func PackName(n int) string {
 }
 
 // Boot starts every node with the same state: all are members and have published
-// their registers, and w runs. Of errors in making it Bad tells.
+// their registers, and w runs. Of errors in making it Bad tells. In a run that is cut
+// meanwhile none or some of the nodes are up.
 func (s *Sim) Boot(w Workload) {
 	add := func(raw []byte, err error) {
 		if err == nil {
@@ -86,6 +87,9 @@ func (s *Sim) Boot(w Workload) {
 	}
 	add(stmt.SignMember(s.rootKey, s.network, stmt.MemberBody{Role: stmt.RoleOwner, AnyOwner: true}, nil, 1, 1))
 	for i := range w.Instances {
+		if s.Stopped() {
+			return
+		}
 		o := s.owner(i / perOwner)
 		_, raws, err := o.author.Create(s.spec(w, i))
 		o.raws = append(o.raws, raws...)
@@ -101,6 +105,9 @@ func (s *Sim) Boot(w Workload) {
 	h := s.pool.hold(s.genesis)
 	h.users = 0
 	for _, n := range s.nodes {
+		if s.Stopped() {
+			return
+		}
 		n.disk.votes.memory = &lease.Memory{Boot: n.bootID()} // it has been there for long
 		if n.absent {
 			continue
@@ -146,6 +153,9 @@ func (s *Sim) populate() {
 		free[i] = s.cfg.Node
 	}
 	for _, spec := range view.Instances() {
+		if s.Stopped() {
+			break
+		}
 		slot, r := 0, place.Need(spec)
 		for at := range field.Order(spec, anyNode) {
 			if slot >= active(spec) {
@@ -163,6 +173,9 @@ func (s *Sim) populate() {
 	for _, n := range s.nodes {
 		if n.absent {
 			continue
+		}
+		if s.Stopped() {
+			break
 		}
 		n.regs = crdt.NewRegisters(n.priv, s.network, 0)
 		node, err := n.regs.Node(h.state, n.register())
