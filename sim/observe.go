@@ -1,12 +1,12 @@
 package sim
 
 import (
+	"slices"
 	"strconv"
 	"time"
 
 	"github.com/formthefog/formation/sim/des"
 	"github.com/formthefog/formation/sim/record"
-	"github.com/formthefog/formation/sim/regions"
 	"github.com/formthefog/formation/sim/scenario"
 )
 
@@ -124,14 +124,9 @@ func (o *observer) recording() *record.Recording {
 		Steps: res.Steps, Replay: res.Replay(), Classes: classes(),
 	}
 	if r.plan.Network.Regions {
-		where := map[string]int{}
-		for i := range regions.Count {
-			g := regions.Of(i)
-			where[g.Name] = i
-			h.Regions = append(h.Regions, record.Region{Name: g.Name, Lat: g.Lat, Lon: g.Lon})
-		}
+		h.Regions = record.World()
 		for i := range res.Nodes {
-			h.At = append(h.At, where[r.Region(i)])
+			h.At = append(h.At, slices.IndexFunc(h.Regions, func(g record.Region) bool { return g.Name == r.Region(i) }))
 		}
 	}
 	for _, s := range r.Spreading() {

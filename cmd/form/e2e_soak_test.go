@@ -50,20 +50,20 @@ func recorded(t *testing.T, file string) (*record.Recording, map[string]int) {
 	return rec, n
 }
 
-// soakRun is form sim run soak --tier proc, as a user has it.
-type soakRun struct {
+// procRun is form sim run SCENARIO --tier proc, as a user has it.
+type procRun struct {
 	*exec.Cmd
 	out   strings.Builder
 	talk  []string
 	lines chan string
 }
 
-func startSoak(t *testing.T, args ...string) *soakRun {
+func startProc(t *testing.T, scenario string, args ...string) *procRun {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 	t.Cleanup(cancel)
-	r := &soakRun{lines: make(chan string)}
-	r.Cmd = exec.CommandContext(ctx, filepath.Join(required(t, "FORMATION_BIN"), "form"), append([]string{"sim", "run", "soak", "--tier", "proc", "--seed", "1"}, args...)...)
+	r := &procRun{lines: make(chan string)}
+	r.Cmd = exec.CommandContext(ctx, filepath.Join(required(t, "FORMATION_BIN"), "form"), append([]string{"sim", "run", scenario, "--tier", "proc", "--seed", "1"}, args...)...)
 	r.Cancel = func() error { return r.Process.Signal(syscall.SIGINT) } // so that it leaves nothing
 	r.Stdout = &r.out
 	talk, err := r.StderrPipe()
@@ -77,7 +77,7 @@ func startSoak(t *testing.T, args ...string) *soakRun {
 	return r
 }
 
-func (r *soakRun) listen(talk io.Reader) {
+func (r *procRun) listen(talk io.Reader) {
 	defer close(r.lines)
 	for sc := bufio.NewScanner(talk); sc.Scan(); {
 		r.lines <- sc.Text()
@@ -85,7 +85,7 @@ func (r *soakRun) listen(talk io.Reader) {
 }
 
 // until waits for a line that holds word.
-func (r *soakRun) until(t *testing.T, word string) {
+func (r *procRun) until(t *testing.T, word string) {
 	t.Helper()
 	for line := range r.lines {
 		r.talk = append(r.talk, line)
@@ -97,7 +97,7 @@ func (r *soakRun) until(t *testing.T, word string) {
 }
 
 // end waits until it has ended, and returns how.
-func (r *soakRun) end() error {
+func (r *procRun) end() error {
 	for line := range r.lines {
 		r.talk = append(r.talk, line)
 	}
@@ -112,7 +112,7 @@ func TestE2ESoak(t *testing.T) {
 		t.Skip("network namespaces and mounts need root")
 	}
 	before := hostState(t)
-	killed := startSoak(t)
+	killed := startProc(t, "soak")
 	killed.until(t, "daemons run and know each other")
 	if err := killed.Process.Kill(); err != nil {
 		t.Fatal(err)
@@ -124,7 +124,7 @@ func TestE2ESoak(t *testing.T) {
 
 	dir := t.TempDir()
 	cut := filepath.Join(dir, "cut.jsonl")
-	interrupted := startSoak(t, "--jsonl", cut)
+	interrupted := startProc(t, "soak", "--jsonl", cut)
 	interrupted.until(t, "which was killed")
 	interrupted.until(t, "daemons run and know each other")
 	if err := interrupted.Process.Signal(os.Interrupt); err != nil {
@@ -142,7 +142,7 @@ func TestE2ESoak(t *testing.T) {
 	}
 
 	lines, page := filepath.Join(dir, "run.jsonl"), filepath.Join(dir, "run.html")
-	whole := startSoak(t, "--for", "60s", "--json", "--jsonl", lines, "--html", page)
+	whole := startProc(t, "soak", "--for", "60s", "--json", "--jsonl", lines, "--html", page)
 	err := whole.end()
 	var res proc.Result
 	if jerr := json.Unmarshal([]byte(whole.out.String()), &res); err != nil || jerr != nil {
@@ -160,6 +160,29 @@ func TestE2ESoak(t *testing.T) {
 	}
 	if drawn, err := os.ReadFile(page); err != nil || !bytes.Contains(drawn, []byte("Tier proc does not see events one by one, ")) {
 		t.Errorf("its page: %v", err)
+	}
+	if after := hostState(t); after != before {
+		t.Errorf("in the end there is\n%s\nand there was\n%s", after, before)
+	}
+}
+
+// Real daemons around the world, as far as their packets can tell, over lines that lose,
+// repeat and damage: they agree in the end, and the page has them on the map.
+func TestE2EFarApart(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("network namespaces and mounts need root")
+	}
+	before := hostState(t)
+	lines := filepath.Join(t.TempDir(), "run.jsonl")
+	r := startProc(t, "far-apart", "--json", "--jsonl", lines)
+	err := r.end()
+	var res proc.Result
+	if jerr := json.Unmarshal([]byte(r.out.String()), &res); err != nil || jerr != nil {
+		t.Fatalf("%v, %v:\n%s\n%s", err, jerr, r.out.String(), strings.Join(r.talk, "\n"))
+	}
+	t.Logf("%v\n\t%s", res.Real, strings.Join(res.Notes, "\n\t"))
+	if rec, _ := recorded(t, lines); len(rec.At) != res.Nodes || len(rec.Regions) != 19 {
+		t.Errorf("places: %v of %d", rec.At, len(rec.Regions))
 	}
 	if after := hostState(t); after != before {
 		t.Errorf("in the end there is\n%s\nand there was\n%s", after, before)

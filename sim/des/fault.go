@@ -90,7 +90,12 @@ func (s *Sim) LoseVotes(i int) {
 }
 
 // Slow has a node take so much longer for every message; zero ends that.
-func (s *Sim) Slow(i int, extra time.Duration) { s.net.extra[i] = extra }
+func (s *Sim) Slow(i int, extra time.Duration) {
+	s.net.extra[i] = extra
+	if extra > 0 {
+		s.Seen["slow"]++
+	}
+}
 
 // Loss changes how many messages are lost.
 func (s *Sim) Loss(p float64) { s.net.Loss = p }

@@ -51,8 +51,11 @@ func (s *Swarm) Clogged() (out []int) {
 	return out
 }
 
-// Slow has a node take so much longer for every packet that it receives.
+// Slow has a node take so much longer for every packet that it receives; zero ends
+// that.
 func (s *Swarm) Slow(i int, by time.Duration) {
-	s.Seen["slow"]++
+	if by > 0 {
+		s.Seen["slow"]++
+	}
 	s.net.change(func() { s.net.slow[i] = by })
 }

@@ -137,11 +137,8 @@ func (r *run) recording() *record.Recording {
 		Replay: fmt.Sprintf("form sim run %s --tier %s --nodes %d --seed %d", res.Scenario, Tier, res.Nodes, res.Seed), Classes: classes, Unknown: unknown,
 	}
 	if r.plan.Network.Regions {
-		for i := range regions.Count {
-			g := regions.Of(i)
-			h.Regions = append(h.Regions, record.Region{Name: g.Name, Lat: g.Lat, Lon: g.Lon})
-		}
-		h.At = places(r.plan.Nodes, r.plan.Seed)
+		h.Regions = record.World()
+		h.At = regions.Places(r.plan.Nodes, r.plan.Seed)
 	}
 	for _, c := range r.spread {
 		r.rec.Add(record.Line{At: r.micros(), Statement: &c.Statement})

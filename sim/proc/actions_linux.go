@@ -53,10 +53,16 @@ var actions = map[string]action{
 	"partition": partition,
 	"scale":     scale,
 	"ship":      ship,
-	"stall":     atNode(stop("stall", (*node).stop)),
-	"start":     atNode(func(r *run, n *node, _ scenario.Step, _ *rand.Rand) error { return r.start(n) }),
-	"suspend":   atNode(stop("suspend", (*node).freeze)),
-	"undrain":   draining(false),
+	"slow": atNode(func(r *run, n *node, s scenario.Step, _ *rand.Rand) error {
+		r.seen["slow"]++
+		r.h.wire.slow(n.i, s.By)
+		r.after(s.For, func(context.Context) error { r.h.wire.slow(n.i, 0); return nil })
+		return nil
+	}),
+	"stall":   atNode(stop("stall", (*node).stop)),
+	"start":   atNode(func(r *run, n *node, _ scenario.Step, _ *rand.Rand) error { return r.start(n) }),
+	"suspend": atNode(stop("suspend", (*node).freeze)),
+	"undrain": draining(false),
 }
 
 func atNode(do func(r *run, n *node, s scenario.Step, rng *rand.Rand) error) action {

@@ -16,9 +16,6 @@ import (
 	"github.com/formthefog/formation/sim/scenario"
 )
 
-// useVoters is a word of chance, beside those of a plan.
-const useVoters = 0x7076
-
 func chanceOf(p *scenario.Plan) *rand.Rand { return chance.Stream(p.Seed, useVoters) }
 
 // judge ends all faults, if the scenario has them end, and holds the swarm to what
@@ -79,6 +76,9 @@ func (r *run) quiet(ctx context.Context) error {
 	for _, n := range r.nodes {
 		if n.gone {
 			continue
+		}
+		if r.h.wire != nil {
+			r.h.wire.slow(n.i, 0)
 		}
 		if err := errors.Join(n.empty(), r.wake(n), r.start(n)); err != nil {
 			return err

@@ -217,7 +217,7 @@ func TestLeftoversAreFound(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	if err := h.make(t.Context(), 2, diskSize); err != nil {
+	if err := h.make(t.Context(), 2, diskSize, nil); err != nil {
 		t.Fatal(err)
 	}
 	r := looking(2)

@@ -5,7 +5,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -28,8 +30,9 @@ const (
 // host is what one run has on this machine. All of it has the run's name, or is
 // below its folder.
 type host struct {
-	id  string // formsim-BOOT-PID-START: the process that owns it, and no other ever
-	dir string
+	id   string // formsim-BOOT-PID-START: the process that owns it, and no other ever
+	dir  string
+	wire *wire // between its nodes; nil: a bridge of the kernel's is
 }
 
 var ours = regexp.MustCompile(`^formsim-([0-9a-f]{8})-(\d+)-(\d+)`)
@@ -132,36 +135,21 @@ func (h *host) path(parts ...string) string {
 	return filepath.Join(append([]string{h.dir}, parts...)...)
 }
 
-// make makes a switch, and so many nodes on it, each with a file system of its own of
-// so many bytes at most.
-func (h *host) make(ctx context.Context, nodes int, size int64) error {
+// make makes so many nodes, each with a file system of its own of so many bytes at
+// most, and what is between them: a bridge, or with lines a wire.
+func (h *host) make(ctx context.Context, nodes int, size int64, l *lines) error {
 	if err := os.MkdirAll(base, 0o700); err != nil {
 		return err
 	}
 	if err := os.Mkdir(h.dir, 0o700); err != nil {
 		return err
 	}
-	in := func(ns string, args ...string) []string { return append([]string{"ip", "-n", ns}, args...) }
-	sw := h.ns(-1)
-	todo := [][]string{
-		{"ip", "netns", "add", sw},
-		in(sw, "link", "add", "switch", "type", "bridge"),
-		in(sw, "link", "set", "switch", "up"),
+	connect := h.bridge
+	if l != nil {
+		connect = func(ctx context.Context, nodes int) error { return h.wired(ctx, nodes, l) }
 	}
-	for n := range nodes {
-		ns, port := h.ns(n), fmt.Sprint("port", n)
-		todo = append(todo,
-			[]string{"ip", "netns", "add", ns},
-			in(ns, "link", "set", "lo", "up"),
-			in(sw, "link", "add", port, "type", "veth", "peer", "name", "eth0", "netns", ns),
-			in(sw, "link", "set", port, "master", "switch", "up"),
-			in(ns, "address", "add", address(n).String()+"/24", "dev", "eth0"),
-			in(ns, "link", "set", "eth0", "up"))
-	}
-	for _, args := range todo {
-		if err := command(ctx, "", args...); err != nil {
-			return err
-		}
+	if err := connect(ctx, nodes); err != nil {
+		return err
 	}
 	for n := range nodes {
 		at := h.disk(n)
@@ -175,6 +163,66 @@ func (h *host) make(ctx context.Context, nodes int, size int64) error {
 	return nil
 }
 
+func in(ns string, args ...string) []string { return append([]string{"ip", "-n", ns}, args...) }
+
+// add makes the network namespace of a node, whose interface attach makes.
+func (h *host) add(ctx context.Context, n int, attach func(ns string) error) error {
+	ns := h.ns(n)
+	if err := commands(ctx, []string{"ip", "netns", "add", ns}, in(ns, "link", "set", "lo", "up")); err != nil {
+		return err
+	}
+	if err := attach(ns); err != nil {
+		return err
+	}
+	return commands(ctx, in(ns, "address", "add", address(n).String()+"/24", "dev", "eth0"), in(ns, "link", "set", "eth0", "up"))
+}
+
+// bridge makes nodes on a switch of the kernel's.
+func (h *host) bridge(ctx context.Context, nodes int) error {
+	sw := h.ns(-1)
+	if err := commands(ctx,
+		[]string{"ip", "netns", "add", sw},
+		in(sw, "link", "add", "switch", "type", "bridge"),
+		in(sw, "link", "set", "switch", "up"),
+	); err != nil {
+		return err
+	}
+	for n := range nodes {
+		port := fmt.Sprint("port", n)
+		if err := h.add(ctx, n, func(ns string) error {
+			return commands(ctx,
+				in(sw, "link", "add", port, "type", "veth", "peer", "name", "eth0", "netns", ns),
+				in(sw, "link", "set", port, "master", "switch", "up"))
+		}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// wired makes nodes on a wire of ours.
+func (h *host) wired(ctx context.Context, nodes int, l *lines) error {
+	var ends []io.ReadWriteCloser
+	for n := range nodes {
+		if err := h.add(ctx, n, func(ns string) error {
+			tap, err := openTap(ns)
+			if err != nil {
+				return err
+			}
+			ends = append(ends, tap)
+			at := hardware(n)
+			return command(ctx, "", in(ns, "link", "set", "eth0", "address", net.HardwareAddr(at[:]).String())...)
+		}); err != nil {
+			for _, e := range ends {
+				err = errors.Join(err, e.Close())
+			}
+			return err
+		}
+	}
+	h.wire = newWire(l, ends)
+	return nil
+}
+
 // Sizes of a node's file system, in bytes: memory of the machine once it is used.
 const (
 	diskSize   = 32 << 20
@@ -183,6 +231,15 @@ const (
 
 // disk is the folder of a node's own file system.
 func (h *host) disk(n int) string { return h.path(fmt.Sprint("node", n), "disk") }
+
+func commands(ctx context.Context, all ...[]string) error {
+	for _, args := range all {
+		if err := command(ctx, "", args...); err != nil {
+			return err
+		}
+	}
+	return nil
+}
 
 func command(ctx context.Context, stdin string, args ...string) error {
 	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
@@ -318,6 +375,12 @@ const killLimit = 10 * time.Second
 func (h *host) remove(ctx context.Context) error {
 	if err := h.killAll(); err != nil {
 		return err
+	}
+	if h.wire != nil {
+		if err := h.wire.close(); err != nil {
+			return err
+		}
+		h.wire = nil
 	}
 	mounts, err := h.mounts()
 	if err != nil {

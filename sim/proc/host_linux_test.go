@@ -7,9 +7,13 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
+
+	"github.com/formthefog/formation/sim/regions"
 )
 
 // rooted skips what needs root, and what else the tier needs.
@@ -70,7 +74,7 @@ func TestWhatAKilledRunLeavesIsRemoved(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	if err := h.make(t.Context(), 2, diskSize); err != nil {
+	if err := h.make(t.Context(), 2, diskSize, nil); err != nil {
 		t.Fatal(err)
 	}
 	asleep(t, h)                                                    // somewhere on the machine
@@ -124,9 +128,16 @@ func TestAbandoned(t *testing.T) {
 	}
 }
 
-// Nodes reach each other; a wall keeps out whom it says, and no other.
+// Nodes reach each other, over the kernel's bridge and over a wire; a wall keeps out
+// whom it says, and no other.
 func TestNodesAreApart(t *testing.T) {
 	rooted(t)
+	for name, l := range map[string]*lines{"bridge": nil, "wire": {at: []int{0, 17, 0}, duplicate: 0.1, damage: 0.01}} {
+		t.Run(name, func(t *testing.T) { apart(t, l) })
+	}
+}
+
+func apart(t *testing.T, l *lines) {
 	h, err := named(os.Getpid())
 	if err != nil {
 		t.Fatal(err)
@@ -137,11 +148,17 @@ func TestNodesAreApart(t *testing.T) {
 		}
 		h.mustLeave(t)
 	})
-	if err := h.make(t.Context(), 3, diskSize); err != nil {
+	if err := h.make(t.Context(), 3, diskSize, l); err != nil {
 		t.Fatal(err)
 	}
-	reaches := func(from, to int) bool {
-		return exec.Command("ip", "netns", "exec", h.ns(from), "ping", "-n", "-c", "1", "-W", "1", address(to).String()).Run() == nil
+	ping := func(from, to int, more ...string) (string, error) {
+		args := slices.Concat([]string{"netns", "exec", h.ns(from), "ping", "-n", "-W", "1"}, more, []string{address(to).String()})
+		out, err := exec.Command("ip", args...).Output()
+		return string(out), err
+	}
+	reaches := func(from, to int) bool { // one in a hundred is damaged
+		_, err := ping(from, to, "-c", "3", "-i", "0.2")
+		return err == nil
 	}
 	has := func(n int, w wall) {
 		t.Helper()
@@ -151,6 +168,20 @@ func TestNodesAreApart(t *testing.T) {
 	}
 	if !reaches(0, 1) || !reaches(1, 2) || !reaches(2, 2) {
 		t.Fatal("they do not reach each other")
+	}
+	if l != nil {
+		out, err := ping(0, 1, "-c", "60", "-i", "0.05")
+		at := strings.LastIndex(out, "rtt min/avg/max/mdev = ")
+		if err != nil || at < 0 {
+			t.Fatalf("%v: %s", err, out)
+		}
+		least, err := time.ParseDuration(strings.Split(strings.Fields(out[at:])[3], "/")[0] + "ms")
+		if want := regions.RoundTrip(0, 17); err != nil || least < want {
+			t.Errorf("an answer took %v (%v), and takes %v at least", least, err, want)
+		}
+		if !strings.Contains(out, "DUP!") {
+			t.Errorf("none came twice:\n%s", out)
+		}
 	}
 	has(1, wall{from: []netip.Addr{address(0)}})
 	if reaches(0, 1) || !reaches(2, 1) {

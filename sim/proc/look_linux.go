@@ -331,8 +331,12 @@ func (r *run) finish() {
 	for _, b := range res.Bad {
 		r.look.Add(record.Line{At: record.In(b.At), Broken: &record.Broken{Of: string(b.Of), What: b.What}})
 	}
-	res.Recording = r.look.End(record.Header{
+	h := record.Header{
 		Scenario: res.Scenario, About: r.Plan.About, Tier: res.Tier, Seed: strconv.FormatUint(res.Seed, 10), Nodes: res.Nodes, Steps: res.Steps,
 		Replay: res.Replay(), Classes: classes, Unknown: unknown,
-	}, at, record.End{Cut: res.Cut, Metrics: res.Metrics})
+	}
+	if l := linesOf(r.Plan); l != nil && l.at != nil {
+		h.Regions, h.At = record.World(), l.at
+	}
+	res.Recording = r.look.End(h, at, record.End{Cut: res.Cut, Metrics: res.Metrics})
 }

@@ -83,6 +83,12 @@ const (
 	ListedAsSigned des.Invariant = "listed-as-signed"
 )
 
+// Words of chance, beside those of a plan.
+const (
+	useVoters = 0x7076 + iota
+	useWire
+)
+
 // ErrUnable: this machine, or this user, cannot run the tier.
 var ErrUnable = errors.New("real daemons need Linux, root, ip and nft, and real machines QEMU as well")
 

@@ -42,7 +42,6 @@ sometimes: [crash]
 	for _, c := range []struct{ from, to, want string }{
 		{"nodes: 7", "nodes: 17", "17 nodes (at most 16)"},
 		{"[proc]", "[des, live]", "a scenario that is for des, live alone"},
-		{"tiers: [proc]", "network: {damage: 0.1, duplicate: 0.1, regions: true}", "network.regions; network.duplicate; network.damage"},
 		{"tiers: [proc]", "drift: 5\nliars: 0.2\nnewcomers: 0.2", "drift; liars; newcomers"},
 		{"do: crash, node: up, kind: daemon", "do: clog, node: up", "cannot do: clog"},
 		{"kind: daemon", "kind: machine", "crash of a machine"},

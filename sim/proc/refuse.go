@@ -10,7 +10,7 @@ import (
 )
 
 // words that a scenario's "sometimes" can have here: what this tier counts.
-var words = []string{"a machine outlived its daemon", "a write failed", "crash", "cut", "disk full", "heal", "kill", "partition", "restart", "stall", "suspend"}
+var words = []string{"a machine outlived its daemon", "a write failed", "crash", "cut", "disk full", "heal", "kill", "partition", "restart", "slow", "stall", "suspend"}
 
 // Refuse says what of a plan a tier of this package cannot do or look at, each by its
 // name; nil: it can do all of it.
@@ -27,9 +27,6 @@ func Refuse(p *scenario.Plan, tier string) error {
 		n := machines(p)
 		no(n > MaxMachines, "%d machines (at most %d)", n, MaxMachines)
 	}
-	no(p.Network.Regions, "network.regions")
-	no(p.Network.Duplicate > 0, "network.duplicate")
-	no(p.Network.Damage > 0, "network.damage")
 	no(p.Drift != 0, "drift")
 	no(p.Domains != 0, "domains")
 	no(p.Scenario.Liars > 0, "liars")
@@ -81,5 +78,5 @@ func machines(p *scenario.Plan) int {
 // verbs that this tier carries out, by name.
 var verbs = []string{
 	"bounce", "change", "crash", "cut", "delete", "disk-full", "drain", "heal", "isolate", "kill", "loss", "partition",
-	"scale", "ship", "stall", "start", "suspend", "undrain",
+	"scale", "ship", "slow", "stall", "start", "suspend", "undrain",
 }

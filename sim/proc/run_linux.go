@@ -142,7 +142,7 @@ func (r *run) begin(ctx context.Context) error {
 	if r.Base != "" {
 		size = diskSizeVM
 	}
-	if err := r.h.make(ctx, r.Plan.Nodes, size); err != nil {
+	if err := r.h.make(ctx, r.Plan.Nodes, size, linesOf(r.Plan)); err != nil {
 		return err
 	}
 	if err := r.prepare(ctx); err != nil {

@@ -3,6 +3,8 @@ package record
 import (
 	"strings"
 	"unicode/utf8"
+
+	"github.com/formthefog/formation/sim/regions"
 )
 
 // Version is that of the format.
@@ -51,6 +53,16 @@ type Region struct {
 	Name string  `json:"name"`
 	Lat  float64 `json:"lat"` // degrees
 	Lon  float64 `json:"lon"`
+}
+
+// World is all of [regions], by number.
+func World() []Region {
+	out := make([]Region, regions.Count)
+	for i := range out {
+		g := regions.Of(i)
+		out[i] = Region{Name: g.Name, Lat: g.Lat, Lon: g.Lon}
+	}
+	return out
 }
 
 // Line is one thing that happened: exactly one of its pointers is set.

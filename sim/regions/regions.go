@@ -8,6 +8,7 @@ package regions
 
 import (
 	"math"
+	"math/rand/v2"
 	"time"
 )
 
@@ -76,6 +77,17 @@ func Pick(u float64) int {
 		}
 	}
 	return Count - 1
+}
+
+// Places are the regions of so many nodes, by number: machines of the fleet, drawn by
+// a seed.
+func Places(nodes int, seed uint64) []int {
+	rng := rand.New(rand.NewPCG(seed, 0x77616e))
+	at := make([]int, nodes)
+	for i := range at {
+		at[i] = Pick(rng.Float64())
+	}
+	return at
 }
 
 func roundTrip(i, j int) time.Duration {
