@@ -1,7 +1,6 @@
 package proc
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"net"
@@ -208,18 +207,7 @@ func (r *run) found(t *testing.T, name string, want ...des.Invariant) {
 // have; and so is what is left once all is taken away.
 func TestLeftoversAreFound(t *testing.T) {
 	rooted(t)
-	h, err := named(os.Getpid())
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := h.remove(context.WithoutCancel(t.Context())); err != nil {
-			t.Error(err)
-		}
-	})
-	if err := h.make(t.Context(), 2, diskSize, nil); err != nil {
-		t.Fatal(err)
-	}
+	h := made(t, os.Getpid(), 2, nil)
 	r := looking(2)
 	r.h, r.Note, r.res, r.seen = h, func(string, ...any) {}, &Result{}, map[string]int{}
 	for _, n := range r.nodes {

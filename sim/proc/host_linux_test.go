@@ -42,6 +42,25 @@ func asleep(t *testing.T, of *host, before ...string) *exec.Cmd {
 	return cmd
 }
 
+// made is what a process's run has on this machine, until the test ends.
+func made(t *testing.T, pid, nodes int, l *lines) *host {
+	t.Helper()
+	h, err := named(pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := h.remove(context.WithoutCancel(t.Context())); err != nil {
+			t.Error(err)
+		}
+		h.mustLeave(t)
+	})
+	if err := h.make(t.Context(), nodes, diskSize, l); err != nil {
+		t.Fatal(err)
+	}
+	return h
+}
+
 func (h *host) mustLeave(t *testing.T, want ...string) {
 	t.Helper()
 	left, err := h.left()
@@ -65,18 +84,7 @@ func (h *host) mustLeave(t *testing.T, want ...string) {
 func TestWhatAKilledRunLeavesIsRemoved(t *testing.T) {
 	rooted(t)
 	owner := asleep(t, nil)
-	h, err := named(owner.Process.Pid)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := h.remove(context.WithoutCancel(t.Context())); err != nil {
-			t.Error(err)
-		}
-	})
-	if err := h.make(t.Context(), 2, diskSize, nil); err != nil {
-		t.Fatal(err)
-	}
+	h := made(t, owner.Process.Pid, 2, nil)
 	asleep(t, h)                                                    // somewhere on the machine
 	asleep(t, h, "ip", "netns", "exec", h.ns(1))                    // on a node
 	asleep(t, h, "sh", "-c", "cd "+h.disk(0)+"; exec \"$@\"", "sh") // whose folder is in use
@@ -138,19 +146,7 @@ func TestNodesAreApart(t *testing.T) {
 }
 
 func apart(t *testing.T, l *lines) {
-	h, err := named(os.Getpid())
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := h.remove(context.WithoutCancel(t.Context())); err != nil {
-			t.Error(err)
-		}
-		h.mustLeave(t)
-	})
-	if err := h.make(t.Context(), 3, diskSize, l); err != nil {
-		t.Fatal(err)
-	}
+	h := made(t, os.Getpid(), 3, l)
 	ping := func(from, to int, more ...string) (string, error) {
 		args := slices.Concat([]string{"netns", "exec", h.ns(from), "ping", "-n", "-W", "1"}, more, []string{address(to).String()})
 		out, err := exec.Command("ip", args...).Output()
