@@ -47,6 +47,7 @@ var again = []string{"byzantine", "chaos", "node-dies"}
 func TestScenarios(t *testing.T) {
 	for _, s := range Library() {
 		t.Run(s.Name, func(t *testing.T) {
+			t.Parallel()
 			for seed := range seeds() {
 				p := expand(t, s, 0, seed)
 				r := Run(t.Context(), p, "")
@@ -156,6 +157,7 @@ var mutants = []mutation{
 func TestMutantsAreNoticed(t *testing.T) {
 	for _, c := range mutants {
 		t.Run(string(c.mutant)+"/"+string(c.breaks), func(t *testing.T) {
+			t.Parallel()
 			s, err := Find(c.scenario)
 			if err != nil {
 				t.Fatal(err)

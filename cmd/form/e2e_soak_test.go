@@ -174,7 +174,7 @@ func TestE2EFarApart(t *testing.T) {
 	}
 	before := hostState(t)
 	lines := filepath.Join(t.TempDir(), "run.jsonl")
-	r := startProc(t, "far-apart", "--json", "--jsonl", lines)
+	r := startProc(t, "far-apart", "--for", "15s", "--json", "--jsonl", lines)
 	err := r.end()
 	var res proc.Result
 	if jerr := json.Unmarshal([]byte(r.out.String()), &res); err != nil || jerr != nil {

@@ -150,10 +150,10 @@ type Step struct {
 	Draw uint64 `json:"draw"`
 }
 
-// String is the step on one line.
+// String is the step on one line, for people: times are to the millisecond.
 func (s Step) String() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%d at %v: %s", s.N, s.At, s.Do)
+	fmt.Fprintf(&b, "%d at %v: %s", s.N, s.At.Round(time.Millisecond), s.Do)
 	add := func(name string, v any, given bool) {
 		if given {
 			fmt.Fprintf(&b, " %s=%v", name, v)
@@ -161,8 +161,8 @@ func (s Step) String() string {
 	}
 	add("node", s.Node, s.Node != "")
 	add("kind", s.Kind, s.Kind != "")
-	add("for", s.For, s.For != 0)
-	add("by", s.By, s.By != 0)
+	add("for", s.For.Round(time.Millisecond), s.For != 0)
+	add("by", s.By.Round(time.Millisecond), s.By != 0)
 	add("share", s.Share, s.Share != 0)
 	add("name", s.Name, s.Name != "")
 	add("owner", s.Owner, s.Owner != 0)
