@@ -48,9 +48,7 @@ sometimes: [crash]
 
 // What real daemons do wrong is found, for what it is and where.
 func TestE2EMutantsAreFound(t *testing.T) {
-	if os.Getuid() != 0 {
-		t.Skip("network namespaces and mounts need root")
-	}
+	rooted(t)
 	script := filepath.Join(t.TempDir(), "mutant")
 	if err := os.WriteFile(script, []byte(mutant), 0o700); err != nil {
 		t.Fatal(err)

@@ -108,9 +108,7 @@ func (r *procRun) end() error {
 // runs that end before their time: one is killed, and one is interrupted. No run
 // leaves anything behind but the killed one, and what that has left the next removes.
 func TestE2ESoak(t *testing.T) {
-	if os.Getuid() != 0 {
-		t.Skip("network namespaces and mounts need root")
-	}
+	rooted(t)
 	before := hostState(t)
 	killed := startProc(t, "soak")
 	killed.until(t, "daemons run and know each other")
@@ -169,9 +167,7 @@ func TestE2ESoak(t *testing.T) {
 // Real daemons around the world, as far as their packets can tell, over lines that lose,
 // repeat and damage: they agree in the end, and the page has them on the map.
 func TestE2EFarApart(t *testing.T) {
-	if os.Getuid() != 0 {
-		t.Skip("network namespaces and mounts need root")
-	}
+	rooted(t)
 	before := hostState(t)
 	lines := filepath.Join(t.TempDir(), "run.jsonl")
 	r := startProc(t, "far-apart", "--for", "15s", "--json", "--jsonl", lines)
@@ -186,6 +182,14 @@ func TestE2EFarApart(t *testing.T) {
 	}
 	if after := hostState(t); after != before {
 		t.Errorf("in the end there is\n%s\nand there was\n%s", after, before)
+	}
+}
+
+// rooted skips what makes network namespaces and mounts; CI is root.
+func rooted(t *testing.T) {
+	t.Helper()
+	if os.Getuid() != 0 {
+		t.Skip("network namespaces and mounts need root")
 	}
 }
 

@@ -16,6 +16,7 @@ import (
 
 	"github.com/formthefog/formation/crdt/stmt"
 	"github.com/formthefog/formation/sim/record"
+	"github.com/formthefog/formation/sim/regions"
 )
 
 // lookEvery lies between two looks at the swarm, and askEvery between two times that
@@ -335,8 +336,8 @@ func (r *run) finish() {
 		Scenario: res.Scenario, About: r.Plan.About, Tier: res.Tier, Seed: strconv.FormatUint(res.Seed, 10), Nodes: res.Nodes, Steps: res.Steps,
 		Replay: res.Replay(), Classes: classes, Unknown: unknown,
 	}
-	if l := linesOf(r.Plan); l != nil && l.at != nil {
-		h.Regions, h.At = record.World(), l.at
+	if r.Plan.Network.Regions {
+		h.Regions, h.At = record.World(), regions.Places(r.Plan.Nodes, r.Plan.Seed)
 	}
 	res.Recording = r.look.End(h, at, record.End{Cut: res.Cut, Metrics: res.Metrics})
 }

@@ -33,30 +33,22 @@ func openTap(ns string) (tap *os.File, err error) {
 	return tap, err
 }
 
-// within runs f on a thread that is in a network namespace.
+// within runs f on a thread that is in a network namespace. The thread ends with it, so
+// that it is nobody else's.
 func within(ns string, f func() error) error {
-	runtime.LockOSThread()
-	home, err := os.Open("/proc/thread-self/ns/net")
-	if err != nil {
-		runtime.UnlockOSThread()
-		return err
-	}
-	defer func() { _ = home.Close() }() // only a name
 	there, err := os.Open(filepath.Join(namespaces, ns))
 	if err != nil {
-		runtime.UnlockOSThread()
 		return err
 	}
 	defer func() { _ = there.Close() }() // only a name
-	if err := unix.Setns(int(there.Fd()), unix.CLONE_NEWNET); err != nil {
-		runtime.UnlockOSThread()
-		return fmt.Errorf("enter the network namespace %s: %w", ns, err)
-	}
-	err = f()
-	if back := unix.Setns(int(home.Fd()), unix.CLONE_NEWNET); back != nil {
-		// The thread stays locked, so that it ends with its goroutine and is nobody else's.
-		return errors.Join(err, fmt.Errorf("leave the network namespace %s: %w", ns, back))
-	}
-	runtime.UnlockOSThread()
-	return err
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread() // for good
+		if err := unix.Setns(int(there.Fd()), unix.CLONE_NEWNET); err != nil {
+			done <- fmt.Errorf("enter the network namespace %s: %w", ns, err)
+			return
+		}
+		done <- f()
+	}()
+	return <-done
 }

@@ -2,7 +2,6 @@ package proc
 
 import (
 	"bytes"
-	"container/heap"
 	"encoding/binary"
 	"errors"
 	"io"
@@ -10,6 +9,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/formthefog/formation/sim/chance"
@@ -47,11 +47,11 @@ func (l *lines) delay(from, to int) time.Duration {
 	return regions.RoundTrip(l.at[from], l.at[to]) / 2
 }
 
-// Bounds of a wire: the longest frame, and how many are on their way to one node;
-// more are lost, as by any line that is full.
+// Bounds of a wire: the longest frame, and how many are on their way from one node to
+// another; more are lost, as by any line that is full.
 const (
 	maxFrame   = 2048
-	maxFrames  = 4096
+	maxFrames  = 1024
 	linkHeader = 14 // of an Ethernet frame: to, from and type
 	typeIPv4   = 0x0800
 )
@@ -59,26 +59,28 @@ const (
 // hardware is the address of node n's interface.
 func hardware(n int) [6]byte { return [6]byte{0x02, 0, 0, 0, 0, byte(n)} }
 
-// wire is a switch in this process whose frames take time, and get lost no more than
-// lines say. Frames of one node for another come in the order they were sent.
+// wire is a switch in this process, on which frames fare as its lines say. Those of one
+// node for another come in the order they were sent.
 type wire struct {
 	*lines
 	ends  []io.ReadWriteCloser // of nodes, by number; each read and write is a frame
-	lanes []*lane
+	extra []atomic.Int64       // nanoseconds that what comes to each takes longer
 	done  sync.WaitGroup
 	ended chan struct{}
+}
+
+// onWay is a frame that is due at a time.
+type onWay struct {
+	due   time.Time
+	frame []byte
 }
 
 // newWire carries frames between ends until close. An end that fails is nobody's any
 // more.
 func newWire(l *lines, ends []io.ReadWriteCloser) *wire {
-	w := &wire{lines: l, ends: ends, ended: make(chan struct{})}
-	for range ends {
-		w.lanes = append(w.lanes, &lane{wake: make(chan struct{}, 1)})
-	}
+	w := &wire{lines: l, ends: ends, extra: make([]atomic.Int64, len(ends)), ended: make(chan struct{})}
 	for i := range ends {
 		w.done.Go(func() { w.listen(i) })
-		w.done.Go(func() { w.deliver(i) })
 	}
 	return w
 }
@@ -97,22 +99,16 @@ func (w *wire) close() error {
 }
 
 // slow has what comes to a node take so much longer from now on.
-func (w *wire) slow(n int, by time.Duration) {
-	l := w.lanes[n]
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.slow = by
-}
+func (w *wire) slow(n int, by time.Duration) { w.extra[n].Store(int64(by)) }
 
 // listen takes frames from a node.
 func (w *wire) listen(from int) {
-	b := make([]byte, maxFrame)
-	links := make([]*rand.Rand, len(w.ends))
+	links := make([]*link, len(w.ends))
 	for to := range links {
-		links[to] = chance.Stream(w.seed, useWire, uint64(from), uint64(to))
+		links[to] = &link{wire: w, from: from, to: to, rng: chance.Stream(w.seed, useWire, uint64(from), uint64(to)), way: make(chan onWay, maxFrames-1)} // deliver has one more
+		w.done.Go(links[to].deliver)
 	}
-	last := make([]time.Time, len(w.ends))
-	for {
+	for b := make([]byte, maxFrame); ; {
 		n, err := w.ends[from].Read(b)
 		if err != nil {
 			return
@@ -120,118 +116,68 @@ func (w *wire) listen(from int) {
 		if n < linkHeader {
 			continue
 		}
-		for to := range w.ends {
+		for to, l := range links {
 			self := hardware(to)
 			if many := b[0]&1 != 0; to != from && (many || bytes.Equal(b[:6], self[:])) {
-				last[to] = w.carry(from, to, b[:n], links[to], last[to])
+				l.carry(b[:n])
 			}
 		}
 	}
 }
 
-// carry puts a copy of a frame on its way, and says when it is there: not before the
-// last.
-func (w *wire) carry(from, to int, frame []byte, rng *rand.Rand, last time.Time) time.Time {
-	least, l := w.delay(from, to), w.lanes[to]
+// link is the way from one node to another.
+type link struct {
+	*wire
+	from, to int
+	rng      *rand.Rand
+	last     time.Time // when the frame before is there
+	way      chan onWay
+}
+
+// carry puts a copy of a frame on its way, or two.
+func (l *link) carry(frame []byte) {
 	copies := 1
-	if rng.Float64() < w.duplicate {
+	if l.rng.Float64() < l.duplicate {
 		copies = 2
 	}
+	least := l.delay(l.from, l.to)
 	for range copies {
 		f := bytes.Clone(frame)
-		if rng.Float64() < w.damage && binary.BigEndian.Uint16(f[linkHeader-2:]) == typeIPv4 { // what has no checksum is not damaged
-			bit := rng.IntN(8 * (len(f) - linkHeader))
+		if l.rng.Float64() < l.damage && binary.BigEndian.Uint16(f[linkHeader-2:]) == typeIPv4 && len(f) > linkHeader { // what has no checksum is not damaged
+			bit := l.rng.IntN(8 * (len(f) - linkHeader))
 			f[linkHeader+bit/8] ^= 1 << (bit % 8)
 		}
-		l.mu.Lock()
-		due := time.Now().Add(least + time.Duration(rng.Float64()*regions.Jitter*float64(least)) + l.slow)
-		if due.Before(last) {
-			due = last
+		jitter := time.Duration(l.rng.Float64() * regions.Jitter * float64(least))
+		if due := time.Now().Add(least + jitter + time.Duration(l.extra[l.to].Load())); due.After(l.last) {
+			l.last = due
 		}
-		last = due
-		if len(l.queue) < maxFrames {
-			l.seq++
-			heap.Push(&l.queue, onWay{due, l.seq, f})
-		}
-		l.mu.Unlock()
 		select {
-		case l.wake <- struct{}{}:
+		case l.way <- onWay{l.last, f}:
 		default:
 		}
 	}
-	return last
 }
 
-// deliver gives a node what is due.
-func (w *wire) deliver(to int) {
-	l := w.lanes[to]
-	timer := time.NewTimer(time.Hour)
+// deliver gives the node what is due.
+func (l *link) deliver() {
+	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
-		frame, wait := l.next(time.Now())
-		if frame != nil {
-			// A node whose interface is down, or whose queue is full, loses it.
-			if _, err := w.ends[to].Write(frame); errors.Is(err, os.ErrClosed) {
-				return
-			}
-			continue
-		}
-		timer.Reset(wait)
+		var next onWay
 		select {
-		case <-w.ended:
+		case <-l.ended:
 			return
-		case <-l.wake:
+		case next = <-l.way:
+		}
+		timer.Reset(time.Until(next.due))
+		select {
+		case <-l.ended:
+			return
 		case <-timer.C:
 		}
+		// A node whose interface is down, or whose queue is full, loses it.
+		if _, err := l.ends[l.to].Write(next.frame); errors.Is(err, os.ErrClosed) {
+			return
+		}
 	}
-}
-
-// lane is what is on its way to a node.
-type lane struct {
-	wake chan struct{} // capacity 1
-
-	mu    sync.Mutex
-	queue frames
-	seq   uint64
-	slow  time.Duration
-}
-
-// next is a frame that is due; nil: in so long there may be one.
-func (l *lane) next(now time.Time) ([]byte, time.Duration) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if len(l.queue) == 0 {
-		return nil, time.Hour
-	}
-	if d := l.queue[0].due.Sub(now); d > 0 {
-		return nil, d
-	}
-	return heap.Pop(&l.queue).(onWay).frame, 0
-}
-
-// onWay is a frame that is due at a time; those of one time in their order.
-type onWay struct {
-	due   time.Time
-	seq   uint64
-	frame []byte
-}
-
-// frames is a heap by when they are due.
-type frames []onWay
-
-func (q frames) Len() int { return len(q) }
-func (q frames) Less(i, j int) bool {
-	if !q[i].due.Equal(q[j].due) {
-		return q[i].due.Before(q[j].due)
-	}
-	return q[i].seq < q[j].seq
-}
-func (q frames) Swap(i, j int) { q[i], q[j] = q[j], q[i] }
-func (q *frames) Push(x any)   { *q = append(*q, x.(onWay)) }
-func (q *frames) Pop() any {
-	old := *q
-	p := old[len(old)-1]
-	old[len(old)-1] = onWay{}
-	*q = old[:len(old)-1]
-	return p
 }
